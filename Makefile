@@ -1,0 +1,66 @@
+# `make demo` and `make test` need nothing but Python 3.11-3.13 with venv; the rest they fetch with pip.
+#   PYTHON=python3.12   the interpreter to build the environment from (default: the first that fits)
+#   VENV=.venv          where the environment lives
+#   JOBS=2              parallel workers for the quick tests
+
+VENV ?= .venv
+JOBS ?= 2
+BIN   = $(VENV)/bin
+PIP   = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+FITS  = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+            $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help demo lab test lint clean
+
+help:
+	@echo "make demo   environment, then the first notebook on the embedded model: a WAV and a page to listen to"
+	@echo "make lab    environment, then JupyterLab on the notebooks"
+	@echo "make test   environment, then every check: formatting, lint, types, all tests"
+	@echo "make clean  remove .venv, outputs and caches"
+
+# Stamps: a second call finds them newer than pyproject.toml and constraints.txt and does nothing.
+$(VENV)/.lab: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
+	  echo "No Python 3.11-3.13 with venv found. Install one (on Debian: apt-get install python3-venv)"; \
+	  echo "or name it: make demo PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[lab]'
+	@touch $@
+
+# tinysoundfont asks for PyAudio, which plays through a sound card, needs a compiler, and is not used here.
+$(VENV)/.test: $(VENV)/.lab
+	$(PIP) -e '.[lab,train,test,stems]'
+	$(PIP) --no-deps tinysoundfont
+	@touch $@
+
+# The page holds its pictures and sounds itself; nothing in it is fetched from elsewhere.
+demo: $(VENV)/.lab
+	@mkdir -p outputs
+	$(BIN)/python -m nbconvert --log-level=WARN --execute notebooks/01_demo.ipynb --to html --embed-images \
+	  --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= --HTMLExporter.jquery_url= \
+	  --HTMLExporter.widget_renderer_url= --output-dir=outputs --output=01_demo.html
+	@test -s outputs/demo.wav
+	@echo
+	@echo "Made by the embedded model just now:"
+	@echo "  listen    outputs/demo.wav"
+	@echo "  read      outputs/01_demo.html   (the whole notebook with players: open it in a browser)"
+	@echo "  your own  make lab               (opens JupyterLab on notebooks/01_demo.ipynb)"
+	@echo "  or        $(BIN)/python -m mgkit generate \"a calm piano with soft strings\" -o outputs/mine.wav"
+
+lab: $(VENV)/.lab
+	$(BIN)/python -m jupyterlab notebooks/01_demo.ipynb
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Quick tests side by side, one thread each; slow ones (true model sizes, notebooks) one by one on all cores.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -m slow --durations=10
+
+clean:
+	rm -rf .venv outputs build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,18 @@
+"""mgkit: MusicGen to learn from, teach with and study. Start at `mgkit.MusicGen`."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+__all__ = ["MusicGen", "audio", "show"]
+
+
+def __getattr__(name: str) -> object:
+    """Load `MusicGen` and the modules when first asked for, so that `import mgkit` costs nothing."""
+    if name == "MusicGen":
+        return import_module("mgkit.musicgen").MusicGen
+    try:
+        return import_module(f"mgkit.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"mgkit.{name}":
+            raise
+        raise AttributeError(f"module 'mgkit' has no attribute {name!r}") from None

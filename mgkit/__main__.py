@@ -1,0 +1,133 @@
+"""`python -m mgkit`: generate, replay, fetch and train from the command line."""
+
+import argparse
+import sys
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+from . import __version__
+
+TRAIN = {  # python -m mgkit train WHAT: the module that does it
+    "data": "mgkit.train.band",
+    "codec": "mgkit.train.codec",
+    "lm": "mgkit.train.lm",
+    "measure": "mgkit.train.measure",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; a mistake of the user's is one line on stderr and a status of 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:  # has its own options
+        command = lambda: import_module(TRAIN[argv[1]]).main(argv[2:])  # noqa: E731
+    else:
+        arguments = _parser().parse_args(argv)
+        command = lambda: arguments.command(arguments)  # noqa: E731
+    try:
+        return command() or 0
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"mgkit: {error}", file=sys.stderr)
+        return 2
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from . import MusicGen, audio
+    from .generate import Settings
+
+    chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
+    if audio.FORMATS.get(arguments.out.suffix.lower()) is None:  # before the minutes of work, not after
+        raise ValueError(f"{arguments.out.name!r} must end in {', '.join(audio.FORMATS)}")
+    if not arguments.out.parent.is_dir():
+        raise ValueError(f"there is no folder {str(arguments.out.parent)!r} to write to")
+    model = MusicGen.get_pretrained(arguments.model, arguments.device)
+    if chosen["duration"] is None:
+        chosen["duration"] = model.duration
+    model.set_generation_params(**chosen)
+    common = {"progress": True, "seed": arguments.seed, "negative": arguments.negative}
+    texts = [arguments.prompt]
+    if arguments.melody and arguments.prompt_audio:
+        raise ValueError("--melody and --prompt-audio are two ways to start; give one of them")
+    if arguments.melody:
+        separate = import_module("mgkit.melody").demucs() if arguments.separate else None
+        wave = model.generate_with_chroma(texts, *audio.read(arguments.melody), separate=separate, **common)
+    elif arguments.prompt_audio:
+        wave = model.generate_continuation(*audio.read(arguments.prompt_audio), texts, **common)
+    else:
+        wave = model.generate(texts, **common)
+    if wave.shape[-1] == 0:
+        raise ValueError("stopped before anything was made")
+    path = audio.write(arguments.out, wave[0], model.sample_rate, arguments.strategy, model.manifests[0])
+    print(f"{path}: {wave.shape[-1] / model.sample_rate:g} s, seed {model.manifests[0]['seed']}")
+
+
+def _replay(arguments: argparse.Namespace) -> None:
+    from . import MusicGen, audio
+
+    manifest = audio.read_manifest(arguments.file)
+    model = MusicGen.get_pretrained(arguments.model or manifest["model"], arguments.device)
+    wave, tokens = model.replay(manifest, progress=True)
+    print(f"the same {tokens.shape[-1]} frames of tokens came out")
+    if arguments.out:
+        print(audio.write(arguments.out, wave[0], model.sample_rate, manifest=model.manifests[0]))
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from . import weights
+
+    if arguments.name == "nano":
+        raise ValueError("nano ships with mgkit; there is nothing to fetch")
+    folder = weights.download(weights.PRESETS.get(arguments.name, arguments.name), arguments.dest)
+    print(f"{folder}: licence of the weights: {weights.CC_BY_NC if 'facebook/' in str(arguments.name) + weights.PRESETS.get(arguments.name, '') else 'see its README.md'}")
+    print(f"load it with  MusicGen.get_pretrained({str(folder)!r})")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .generate import Settings
+    from .weights import NAMES
+
+    parser = argparse.ArgumentParser("python -m mgkit", description="MusicGen to learn from, teach with and study.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    form = argparse.ArgumentDefaultsHelpFormatter
+    make = commands.add_parser("generate", help="music from a sentence", formatter_class=form)
+    make.set_defaults(command=_generate)
+    make.add_argument("prompt", help="what to play, such as 'calm piano'; empty for no description")
+    make.add_argument("-o", "--out", type=Path, default=Path("out.wav"), help="file to write: .wav, .flac, .ogg or .mp3")
+    make.add_argument("--model", default="nano", help=f"{', '.join(NAMES)}, a hub id or a folder")
+    make.add_argument("--device", help="cuda, mps or cpu; left out, the best there is")
+    make.add_argument("--melody", type=Path, help="audio file whose melody to follow")
+    make.add_argument("--separate", action="store_true", help="take drums and bass out of the melody first (HDemucs)")
+    make.add_argument("--prompt-audio", type=Path, help="audio file to go on from")
+    make.add_argument("--negative", help="what to keep away from")
+    make.add_argument("--seed", type=int, help="the same seed makes the same music; left out, a random one")
+    make.add_argument("--strategy", default="loudness", help="level of the file: loudness, peak, rms or clip")
+    for field in fields(Settings):
+        option, help = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+        if field.type in ("bool", bool):
+            make.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default, help=help)
+        else:
+            kind = int if field.type in ("int", int) else float
+            default = None if field.name == "duration" else field.default  # the model's own: at most a window
+            make.add_argument(option, type=kind, default=default, help=help)
+
+    again = commands.add_parser("replay", help="make a file's tokens again from what it says of itself")
+    again.set_defaults(command=_replay)
+    again.add_argument("file", type=Path)
+    again.add_argument("-o", "--out", type=Path, help="file to write")
+    again.add_argument("--model", help="where the weights are now, if not under the name that the file says")
+    again.add_argument("--device")
+
+    fetch = commands.add_parser("fetch", help="download a model into a folder, to share or to carry")
+    fetch.set_defaults(command=_fetch)
+    fetch.add_argument("name", help="a name such as small or melody, or a hub id")
+    fetch.add_argument("--dest", type=Path, help="folder; left out, the hub's cache")
+
+    train = commands.add_parser("train", help=f"make the model that ships: {', '.join(TRAIN)}; each has --help")
+    train.add_argument("what", choices=TRAIN)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Audio files and arrays: read, write, resample, channels, loudness. The only module that touches audio files.
+
+Letters: C channels, N samples. A wave is a float32 tensor [C, N], full scale at 1.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import librosa
+import numpy as np
+import pyloudnorm
+import soundfile
+import torch
+from torch import Tensor
+
+Strategy = Literal["loudness", "peak", "rms", "clip"]
+
+LOUDNESS = -14.0  # LUFS
+PEAK = -1.0  # dB below full scale
+RMS = -18.0  # dB below full scale
+QUIET = 2e-3  # RMS under which a wave counts as silence, whose loudness is left alone
+BLOCK = 0.4  # seconds; ITU-R BS.1770 measures loudness in blocks of this length
+
+FORMATS = {  # file ending: what soundfile calls the format and its encoding
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+def read(path: str | os.PathLike) -> tuple[Tensor, int]:
+    """Wave [C, N] and its rate from a WAV, FLAC, OGG or MP3 file (any that soundfile reads).
+
+    Errors: FileNotFoundError; ValueError for a file that is not audio or holds no samples.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        data, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {error}") from None
+    if len(data) == 0:
+        raise ValueError(f"{str(path)!r} holds no samples")
+    return torch.from_numpy(np.ascontiguousarray(data.T)), rate
+
+
+def write(
+    path: str | os.PathLike,
+    wave: Tensor,
+    rate: int,
+    strategy: Strategy = "loudness",
+    manifest: dict | None = None,
+) -> Path:
+    """Writes `wave` [C, N] in the format of the path's ending, 16-bit or compressed, and returns the path.
+
+    `strategy` sets the level (see `normalize`). The `manifest` of the run travels in the file's comment, the
+    licence of the weights in its licence tag. The file appears whole or not at all: a full disk leaves an earlier
+    file of that name as it was. Errors: ValueError for another ending, OSError where nothing can be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path.name!r} ends in {path.suffix!r}; a file that can be written ends in {', '.join(FORMATS)}")
+    form, encoding = FORMATS[path.suffix.lower()]
+    data = normalize(check(wave), rate, strategy).clamp(-1, 1).cpu().numpy().T
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(descriptor)
+    try:
+        with soundfile.SoundFile(draft, "w", rate, data.shape[1], encoding, format=form) as file:
+            file.software = "mgkit"
+            if manifest:
+                file.comment = json.dumps(manifest)
+                file.license = manifest["licence"]
+            file.write(data)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except soundfile.LibsndfileError as error:
+        raise OSError(f"{path} could not be written: {error}") from None
+    finally:
+        Path(draft).unlink(missing_ok=True)
+    return path
+
+
+def read_manifest(path: str | os.PathLike) -> dict:
+    """What the run was that made the file. Errors: ValueError where the file does not say."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            manifest = json.loads(file.comment)
+    except (soundfile.LibsndfileError, json.JSONDecodeError):
+        manifest = None
+    if not isinstance(manifest, dict) or "mgkit" not in manifest:
+        raise ValueError(f"{str(path)!r} does not say how it was made: it was not written by mgkit, or was converted since")
+    return manifest
+
+
+def check(wave: Tensor, what: str = "the wave") -> Tensor:
+    """`wave` [C, N] as float32; arrays and a mono wave [N] are taken too.
+
+    Errors: ValueError for whole numbers, other shapes, more than two channels, no samples, NaN or infinity.
+    """
+    wave = torch.as_tensor(wave)
+    if not wave.is_floating_point():
+        raise ValueError(f"{what} has {wave.dtype} samples; scale them to floats from -1 to 1 (int16: divide by 32768)")
+    if wave.dim() == 1:
+        wave = wave[None]
+    if wave.dim() != 2 or wave.shape[0] not in (1, 2):
+        raise ValueError(f"{what} has shape {list(wave.shape)}; it must be [1 or 2 channels, samples]")
+    if wave.shape[-1] == 0:
+        raise ValueError(f"{what} holds no samples")
+    if not wave.isfinite().all():
+        raise ValueError(f"{what} holds NaN or infinity; look at how it was recorded or computed")
+    return wave.float()
+
+
+def resample(wave: Tensor, rate: int, to: int) -> Tensor:
+    """`wave` [C, N] at rate `to`: exactly ceil(N * to / rate) samples. Errors: ValueError for a rate of 0 or less."""
+    for value in (rate, to):
+        if not value > 0:
+            raise ValueError(f"the sample rate is {value}; it must be over 0, such as 44100")
+    if rate == to:
+        return wave
+    data = librosa.resample(wave.cpu().numpy(), orig_sr=rate, target_sr=to, res_type="soxr_hq", fix=True)
+    return torch.from_numpy(data).to(wave.device)
+
+
+def to_channels(wave: Tensor, channels: int) -> Tensor:
+    """`wave` [C, N] with 1 channel (the mean) or 2 (copies of mono)."""
+    if wave.shape[0] == channels:
+        return wave
+    return wave.mean(dim=0, keepdim=True) if channels == 1 else wave.expand(channels, -1)
+
+
+def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tensor:
+    """`wave` [C, N] at a set level, within full scale; strategies and levels are those of audiocraft.
+
+    loudness: to -14 LUFS (ITU-R BS.1770), then clipped; silence is left alone, and what is too short to have a
+    loudness (under 0.4 s) takes `peak`. peak: the loudest sample to -1 dB. rms: to -18 dB, then clipped. clip: as it
+    is, clipped at -1 dB. Errors: ValueError for another strategy.
+    """
+    if strategy == "loudness" and wave.shape[-1] >= BLOCK * rate:
+        if wave.pow(2).mean().sqrt() < QUIET:
+            return wave
+        gain = LOUDNESS - pyloudnorm.Meter(rate).integrated_loudness(wave.cpu().numpy().T)
+    elif strategy in ("peak", "loudness"):
+        gain = PEAK - _decibels(wave.abs().max())
+    elif strategy == "rms":
+        gain = RMS - _decibels(wave.mean(dim=0).pow(2).mean().sqrt())
+    elif strategy == "clip":
+        top = 10 ** (PEAK / 20)
+        return wave.clamp(-top, top)
+    else:
+        raise ValueError(f"the strategy is {strategy!r}; it must be loudness, peak, rms or clip")
+    return (wave * 10 ** (gain / 20)).clamp(-1, 1)
+
+
+def _decibels(level: Tensor) -> float:
+    return 20 * float(level.clamp(min=1e-8).log10())

@@ -1,0 +1,514 @@
+"""`MusicGen`, the one door for users: text, melody and audio to music.
+
+Letters: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
+
+    descriptions, melody, prompt -> Job -> condition -> frames -> tokens [B, K, T] -> codec -> wave [B, C, N]
+
+Names and defaults are those of audiocraft's `MusicGen`, so that code written for it runs after changing the import.
+What the reference never had is keyword-only.
+"""
+
+import base64
+import hashlib
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import __version__, audio, melody, weights
+from .condition import Condition
+from .generate import Settings, Stop, Window, frames, windows
+
+OnStep = Callable[[int, int], None]
+"""Called after each step with the steps done and the steps of the whole piece."""
+
+Texts = Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, complete: what is asked for each sample, and the windows in which it is made."""
+
+    texts: list[str]
+    negative: list[str]
+    melody: dict[int, Tensor]  # pitch classes [B, F] for the window that starts at the frame; empty without a melody
+    prompt: Tensor  # [B, K, T], T = 0 without a prompt
+    seeds: list[int]
+    settings: Settings
+    plan: list[Window]
+
+    @property
+    def total(self) -> int:
+        """Frames of the result, the prompt included."""
+        return self.plan[-1].end
+
+
+class MusicGen:
+    """A MusicGen model and the settings that it generates with."""
+
+    def __init__(self, model: weights.Model):
+        self.model = model
+        self.codec, self.lm, self.conditioner = model.codec, model.lm, model.conditioner
+        self.name, self.licence, self.max_duration = model.name, model.licence, model.window
+        self.settings = Settings(duration=min(15.0, model.window))
+        self.manifests: list[dict] = []
+        self._on_step: OnStep | None = None
+
+    @staticmethod
+    def get_pretrained(
+        name: str = "nano", device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> "MusicGen":
+        """The model `name`: nano (ships with mgkit), small, medium, melody, large, melody-large, stereo-…, a hub id or a folder.
+
+        `device` is the best there is (cuda, mps, cpu) unless named; `dtype` is that of the language model, float16 on a
+        GPU and float32 elsewhere. Says in one line what the licence of the weights is, unless it is mgkit's own.
+        Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where the weights are not to be had.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = torch.device(device)
+        if dtype is None:
+            dtype = torch.float32 if device.type == "cpu" else torch.float16
+        model = weights.load(name, device, dtype)
+        if model.licence != weights.MIT:
+            print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
+        return MusicGen(model)
+
+    def save_pretrained(self, folder: str, dtype: torch.dtype | None = None) -> None:
+        """Writes the model in the Hugging Face layout; `transformers` and `get_pretrained(folder)` load it."""
+        weights.save(self.model, folder, dtype)
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples in a second of the result."""
+        return self.codec.config.sample_rate
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames of tokens in a second."""
+        return self.codec.config.frame_rate
+
+    @property
+    def audio_channels(self) -> int:
+        """1, or 2 for the stereo models."""
+        return self.lm.config.channels
+
+    @property
+    def duration(self) -> float:
+        """Seconds that are generated, an audio prompt included."""
+        return self.settings.duration
+
+    # --- how to generate ----------------------------------------------------------------------------------------
+
+    def set_generation_params(
+        self,
+        use_sampling: bool = True,
+        top_k: int = 250,
+        top_p: float = 0.0,
+        temperature: float = 1.0,
+        duration: float = 30.0,
+        cfg_coef: float = 3.0,
+        cfg_coef_beta: float | None = None,
+        two_step_cfg: bool = False,
+        extend_stride: float | None = None,
+    ) -> None:
+        """Sets how to generate from now on; what is left out takes its default. `Settings` says what each does."""
+        self.settings = Settings(
+            use_sampling, top_k, top_p, temperature, duration, cfg_coef, cfg_coef_beta, two_step_cfg, extend_stride
+        )
+
+    def set_custom_progress_callback(self, progress_callback: OnStep | None) -> None:
+        """Calls `progress_callback(done, total)` after every step of every run, unless the run has its own."""
+        self._on_step = progress_callback
+
+    # --- four ways to make music --------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        descriptions: Texts,
+        progress: bool = False,
+        return_tokens: bool = False,
+        *,
+        seed: int | Sequence[int] | None = None,
+        negative: str | Texts | None = None,
+        on_step: OnStep | None = None,
+        stop: Stop | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Music [B, C, N] for each of the B descriptions, float32 at `sample_rate`; with `return_tokens` the tokens too.
+
+        `progress` shows a bar. `seed` is one number (sample i takes seed + i) or one for each sample; the same seed,
+        prompt and settings give the same sample, whatever else is in the batch. `negative` says what to keep away
+        from. Setting `stop`, or Ctrl-C, ends early and returns what was made. `manifests` then holds, for each sample,
+        what made it. Errors: ValueError in one sentence for what cannot be generated from.
+        """
+        return self._run(self._job(descriptions, seed, negative), progress, return_tokens, on_step, stop)
+
+    def generate_unconditional(
+        self,
+        num_samples: int,
+        progress: bool = False,
+        return_tokens: bool = False,
+        *,
+        seed: int | Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+        stop: Stop | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Music [B, C, N] for no description, `num_samples` times; see `generate`."""
+        return self._run(self._job([None] * num_samples, seed), progress, return_tokens, on_step, stop)
+
+    def generate_with_chroma(
+        self,
+        descriptions: Texts,
+        melody_wavs: Tensor | Sequence[Tensor | None],
+        melody_sample_rate: int,
+        progress: bool = False,
+        return_tokens: bool = False,
+        *,
+        seed: int | Sequence[int] | None = None,
+        negative: str | Texts | None = None,
+        on_step: OnStep | None = None,
+        stop: Stop | None = None,
+        separate: melody.Separate | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Music [B, C, N] for the descriptions that follows the melodies; see `generate`.
+
+        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. `separate` takes drums and bass
+        out of them first (`mgkit.melody.demucs()`, as the reference always does). Errors: ValueError for a model that
+        takes no melody, or a silent one.
+        """
+        job = self._job(descriptions, seed, negative, melody=(melody_wavs, melody_sample_rate), separate=separate)
+        return self._run(job, progress, return_tokens, on_step, stop)
+
+    def generate_continuation(
+        self,
+        prompt: Tensor,
+        prompt_sample_rate: int,
+        descriptions: Texts | None = None,
+        progress: bool = False,
+        return_tokens: bool = False,
+        *,
+        seed: int | Sequence[int] | None = None,
+        negative: str | Texts | None = None,
+        on_step: OnStep | None = None,
+        stop: Stop | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Music [B, C, N] that begins with `prompt` [C, N] or [B, C, N] and goes on up to `duration`; see `generate`."""
+        if descriptions is None:
+            descriptions = [None] * (len(prompt) if torch.as_tensor(prompt).dim() == 3 else 1)
+        job = self._job(descriptions, seed, negative, prompt=(prompt, prompt_sample_rate))
+        return self._run(job, progress, return_tokens, on_step, stop)
+
+    def stream(
+        self,
+        descriptions: Texts,
+        *,
+        chunk_seconds: float = 1.0,
+        melody_wavs: Tensor | Sequence[Tensor | None] | None = None,
+        melody_sample_rate: int = 0,
+        prompt: Tensor | None = None,
+        prompt_sample_rate: int = 0,
+        seed: int | Sequence[int] | None = None,
+        negative: str | Texts | None = None,
+        on_step: OnStep | None = None,
+        stop: Stop | None = None,
+    ) -> Iterator[Tensor]:
+        """Yields the music [B, C, n] while it is made, about `chunk_seconds` at a time; joined, it is the whole.
+
+        Takes what the four ways above take together, and begins with the prompt where there is one.
+        """
+        job = self._job(
+            descriptions,
+            seed,
+            negative,
+            melody=None if melody_wavs is None else (melody_wavs, melody_sample_rate),
+            prompt=None if prompt is None else (prompt, prompt_sample_rate),
+        )
+        return self._stream(job, max(1, round(chunk_seconds * self.frame_rate)), on_step or self._on_step, stop)
+
+    def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
+        """Wave [1, C, N] and tokens [1, K, T] of the run that `manifest` (of `audio.read_manifest`) tells of, made again.
+
+        Errors: ValueError where the weights are others than those that made it, or the tokens come out different.
+        """
+        if manifest["weights"] != self._fingerprint():
+            raise ValueError(f"the file was made with other weights than those of {self.name!r} here, so it cannot be replayed")
+        books, settings = self.lm.config.codebooks, Settings(**manifest["settings"])
+        prompt = _unpack(manifest["prompt"]).view(1, books, -1)
+        grids = {int(start): _unpack(grid)[None] for start, grid in manifest["melody"].items()}
+        plan = self._plan(settings, prompt.shape[-1])
+        job = Job([manifest["text"]], [manifest["negative"]], grids, prompt, [manifest["seed"]], settings, plan)
+        tokens = self._tokens(job, progress, None, None)[..., : manifest["frames"]]
+        if _digest(tokens[0]) != manifest["tokens"]:
+            raise ValueError(
+                f"the tokens came out different: the file was made on {manifest['machine']}, this is {self._machine()}; "
+                "another processor or version rounds differently"
+            )
+        return self.generate_audio(tokens), tokens
+
+    @torch.no_grad()
+    def generate_audio(self, tokens: Tensor) -> Tensor:
+        """Wave [B, C, T * hop] of `tokens` [B, K, T]."""
+        return self.codec.decode(tokens.to(self.lm.device), self.audio_channels)
+
+    # --- from a request to a job --------------------------------------------------------------------------------
+
+    def _job(
+        self,
+        descriptions: Texts,
+        seed: int | Sequence[int] | None,
+        negative: str | Texts | None = None,
+        melody: tuple[Tensor | Sequence[Tensor | None], int] | None = None,
+        prompt: tuple[Tensor, int] | None = None,
+        separate: melody.Separate | None = None,
+    ) -> Job:
+        texts = _texts(descriptions)
+        batch = len(texts)
+        against = [""] * batch if negative is None else _texts([negative] * batch if isinstance(negative, str) else negative)
+        if len(against) != batch:
+            raise ValueError(f"there are {batch} descriptions and {len(against)} negative ones; give one, or one for each")
+        if self.settings.cfg_coef_beta is not None and melody is None:
+            raise ValueError("cfg_coef_beta weighs the text against a melody, and there is none: leave it out, or give a melody")
+        codes = self._prompt(batch, prompt)
+        plan = self._plan(self.settings, codes.shape[-1])
+        grids = {} if melody is None else self._melody(batch, *melody, plan, separate)
+        return Job(texts, against, grids, codes, _seeds(seed, batch), self.settings, plan)
+
+    def _plan(self, settings: Settings, prompt: int) -> list[Window]:
+        """The windows that bring a piece from `prompt` frames to its duration."""
+        window, total = round(self.max_duration * self.frame_rate), max(1, round(settings.duration * self.frame_rate))
+        stride = round((settings.extend_stride or 0.6 * self.max_duration) * self.frame_rate)
+        if prompt >= total:
+            raise ValueError(
+                f"the audio prompt lasts {prompt / self.frame_rate:g} s, and the duration, which includes it, is "
+                f"{settings.duration:g} s: ask for a longer duration or give a shorter prompt"
+            )
+        if total > window and not 0 < stride < window:
+            raise ValueError(
+                f"extend_stride is {settings.extend_stride:g} s, as long as a window of this model ({self.max_duration:g} s) "
+                f"or longer; leave it out for {0.6 * self.max_duration:g} s"
+            )
+        return windows(total, prompt, window, stride)
+
+    @torch.no_grad()
+    def _prompt(self, batch: int, given: tuple[Tensor, int] | None) -> Tensor:
+        """Codes [B, K, T] of the audio prompt."""
+        if given is None:
+            return torch.zeros(batch, self.lm.config.codebooks, 0, dtype=torch.long, device=self.lm.device)
+        waves = _waves(given[0], batch, "the audio prompt")
+        waves = [audio.resample(audio.to_channels(wave, self.audio_channels), given[1], self.sample_rate) for wave in waves]
+        if len({wave.shape[-1] for wave in waves}) > 1:
+            raise ValueError("the audio prompts of a batch must be of one length; cut them, or continue them one by one")
+        return self.codec.encode(torch.stack(waves).to(self.lm.device))
+
+    def _melody(
+        self,
+        batch: int,
+        given: Tensor | Sequence[Tensor | None],
+        rate: int,
+        plan: list[Window],
+        separate: melody.Separate | None,
+    ) -> dict[int, Tensor]:
+        """Pitch classes [B, F] that each window is given."""
+        length = self.conditioner.melody_frames
+        if length is None:
+            raise ValueError(f"the model {self.name!r} takes no melody; nano, melody, melody-large and stereo-melody do")
+        grids = {window.start: torch.zeros(batch, length, dtype=torch.long) for window in plan}
+        for i, wave in enumerate(_waves(given, batch, "the melody")):
+            if wave is None:
+                continue
+            wave = audio.resample(separate(wave, rate) if separate else wave, rate, self.sample_rate)
+            if wave.abs().max() == 0:
+                raise ValueError("the melody is silent: check the recording, or leave the melody out")
+            for start, grid in grids.items():
+                heard = wave
+                if plan[-1].end > round(self.max_duration * self.frame_rate):  # a loop, turned to where the window starts
+                    samples = round(self.max_duration * self.sample_rate)
+                    heard = melody.rotate(wave, start * self.codec.config.hop, samples)
+                grid[i] = melody.classes(heard, self.sample_rate, length)
+        return grids
+
+    # --- from a job to tokens and sound -------------------------------------------------------------------------
+
+    def _run(
+        self, job: Job, progress: bool, return_tokens: bool, on_step: OnStep | None, stop: Stop | None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        tokens = self._tokens(job, progress, on_step or self._on_step, stop)
+        wave = self.generate_audio(tokens)
+        return (wave, tokens) if return_tokens else wave
+
+    def _tokens(self, job: Job, progress: bool, on_step: OnStep | None, stop: Stop | None) -> Tensor:
+        """Tokens [B, K, T]; fewer than asked for where `stop` or Ctrl-C ended the run."""
+        made = [job.prompt]
+        bar = _bar(on_step) if progress else None
+        try:
+            made.extend(frame[..., None] for frame in self._frames(job, bar or on_step, stop))
+        except KeyboardInterrupt:
+            seconds = (job.prompt.shape[-1] + len(made) - 1) / self.frame_rate
+            print(f"stopped after {seconds:g} of {job.total / self.frame_rate:g} s; what was made is kept", file=sys.stderr)
+        tokens = torch.cat(made, dim=-1)
+        self.manifests = self._manifests(job, tokens)
+        return tokens
+
+    def _stream(self, job: Job, chunk: int, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
+        made = [job.prompt]
+
+        def chunks() -> Iterator[Tensor]:
+            if job.prompt.shape[-1]:
+                yield job.prompt
+            for frame in self._frames(job, on_step, stop):
+                made.append(frame[..., None])
+                if (len(made) - 1) % chunk == 0:
+                    yield torch.cat(made[-chunk:], dim=-1)
+            if (len(made) - 1) % chunk:
+                yield torch.cat(made[-((len(made) - 1) % chunk) :], dim=-1)
+
+        with torch.no_grad():
+            waves = self.codec.decode_stream(chunks(), self.audio_channels)
+        try:
+            while True:
+                with torch.no_grad():  # not around the yield: it would leak into the caller's code
+                    wave = next(waves, None)
+                if wave is None:
+                    break
+                yield wave
+        finally:
+            self.manifests = self._manifests(job, torch.cat(made, dim=-1))
+
+    def _frames(self, job: Job, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
+        """The new frames [B, K] of the job."""
+        generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
+        return frames(self.lm, self._told(job), job.prompt, job.plan, job.settings, generators, on_step, stop)
+
+    @torch.no_grad()
+    def _told(self, job: Job) -> Callable[[int], list[Condition]]:
+        """What the model is told in the window at a frame: one stream, or those that guidance compares."""
+        settings, against = job.settings, any(job.negative)
+        texts = self.conditioner.describe(job.texts)
+        nothing = self.conditioner.null(texts)
+        null = self.conditioner(self.conditioner.describe(job.negative)) if against else nothing
+        unguided = settings.cfg_coef == 1 and settings.cfg_coef_beta is None
+        aimless = not any(job.texts) and not job.melody and not against
+
+        def told(start: int) -> list[Condition]:
+            grid = job.melody.get(start)
+            condition = self.conditioner(texts, grid)
+            if unguided or aimless:  # the null stream would not change a number
+                return [condition]
+            if settings.cfg_coef_beta is None:
+                return [condition, null]
+            return [condition, self.conditioner([torch.zeros_like(text) for text in texts], grid), null]
+
+        return told
+
+    # --- what a run was -----------------------------------------------------------------------------------------
+
+    def _manifests(self, job: Job, tokens: Tensor) -> list[dict]:
+        """For each sample what made it, in plain values: enough to make it again alone."""
+        common = {
+            "mgkit": __version__,
+            "model": self.name,
+            "weights": self._fingerprint(),
+            "licence": self.licence,
+            "machine": self._machine(),
+            "settings": asdict(job.settings),
+            "frames": tokens.shape[-1],
+        }
+        return [
+            {
+                **common,
+                "text": text,
+                "negative": job.negative[i],
+                "seed": job.seeds[i],
+                "melody": {start: _pack(grid[i]) for start, grid in job.melody.items()},
+                "prompt": _pack(job.prompt[i]),
+                "tokens": _digest(tokens[i]),
+            }
+            for i, text in enumerate(job.texts)
+        ]
+
+    def _fingerprint(self) -> str:
+        """Tells weights apart: a digest of a few of them."""
+        parts = (self.lm.norm.weight, self.lm.heads[0].weight[:64], self.codec.encoder[0].weight)
+        return hashlib.sha256(b"".join(part.float().cpu().numpy().tobytes() for part in parts)).hexdigest()[:16]
+
+    def _machine(self) -> str:
+        """What the same numbers depend on besides the manifest."""
+        kind = torch.cuda.get_device_name() if self.lm.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        return f"torch {torch.__version__}, transformers {version('transformers')}, {self.lm.device.type} {kind}, {self.lm.dtype}"
+
+
+def _texts(descriptions: Texts) -> list[str]:
+    """The descriptions as strings, None as an empty one. Errors: ValueError for another type or none at all."""
+    if isinstance(descriptions, str):
+        raise ValueError(f"descriptions is one string; give a list, such as [{descriptions[:40]!r}]")
+    for text in descriptions:
+        if not (text is None or isinstance(text, str)):
+            raise ValueError(f"a description is {text!r}, a {type(text).__name__}; it must be a string")
+    if not len(descriptions):
+        raise ValueError("there is no description; give a list of at least one, such as ['calm piano']")
+    return [text or "" for text in descriptions]
+
+
+def _seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
+    """One seed for each sample; without any, drawn from torch's global generator."""
+    if seed is None:
+        return torch.randint(2**31, (batch,)).tolist()
+    if isinstance(seed, int):
+        return [seed + i for i in range(batch)]
+    if len(seed) != batch:
+        raise ValueError(f"there are {len(seed)} seeds for {batch} samples; give one number, or one for each sample")
+    return [int(value) for value in seed]
+
+
+def _waves(given: Tensor | Sequence[Tensor | None], batch: int, what: str) -> list[Tensor | None]:
+    """One wave [C, N] for each sample; a single one serves all."""
+    if not isinstance(given, list | tuple):
+        given = torch.as_tensor(given)
+        given = list(given) if given.dim() == 3 else [given]
+    waves = [None if wave is None else audio.check(wave, what) for wave in given]
+    if len(waves) == 1:
+        waves *= batch
+    if len(waves) != batch:
+        raise ValueError(f"there are {len(waves)} waves of {what[4:]} for {batch} samples; give one, or one for each sample")
+    return waves
+
+
+def _bar(also: OnStep | None) -> OnStep:
+    """A callback that draws a progress bar with the time left, and calls `also`."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(unit=" steps")
+
+    def on_step(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+        if also:
+            also(done, total)
+
+    return on_step
+
+
+def _pack(values: Tensor) -> str:
+    """Small whole numbers as text, for a manifest."""
+    return base64.b64encode(zlib.compress(_bytes(values))).decode()
+
+
+def _unpack(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int64))
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(_bytes(values)).hexdigest()[:32]
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().numpy().astype("<i2").tobytes()

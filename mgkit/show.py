@@ -1,0 +1,375 @@
+"""Pictures and players that need no kernel: they work in a saved page and in a notebook nobody has trusted yet.
+
+Letters: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames.
+
+    player, players                   waves to listen to, at their own level
+    waveform, mel, chroma             waves to look at
+    tokens, pattern, overview         what the model writes: codes, delayed codes, the whole way to a wave
+    page                              any of these in one HTML file that fetches nothing
+
+Pictures are matplotlib figures made without pyplot, so they may be drawn in any thread and are never shown twice.
+"""
+
+import base64
+import html
+import io
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from torch import Tensor
+
+from . import audio
+from .delay import delay, delays
+from .melody import HOP, PITCH_CLASSES
+
+GIVEN, NEW = "#8a8f98", "#2a7fbf"  # before and after a seam; both readable on white and on black
+FLOOR = 80.0  # dB below the loudest, where a mel picture turns black
+
+
+class Picture(Figure):
+    """A matplotlib figure that a notebook shows as PNG, whatever its backend is."""
+
+    def _repr_png_(self) -> bytes:
+        return _png(self)
+
+
+@dataclass(frozen=True)
+class Player:
+    """A piece of HTML with its sound inside; a notebook shows it as it is."""
+
+    html: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+# --- players ---------------------------------------------------------------------------------------------------
+
+
+def player(
+    wave: Tensor | np.ndarray,
+    rate: int,
+    title: str = "",
+    seam: float | None = None,
+    level: float | None = None,
+) -> Player:
+    """Player of one wave [C, N] (or [N]) in [-1, 1] at `rate` Hz: every sample, at its own level.
+
+    The sound is 16-bit FLAC: half the size of WAV, no sample more or less, and in every browser since 2017.
+    `seam` in seconds is where a given prompt ends and new music starts; the small picture marks it. `level` is
+    the amplitude that fills the picture's height (default: the wave's own peak). Samples beyond 1 clip, and
+    the caption says so. `title` may be any text; it is escaped.
+
+    Errors: those of `audio.check`: ValueError for another shape, no samples, NaN or infinity.
+    """
+    samples = _samples(wave)
+    peak = float(np.abs(samples).max())
+    facts = [f"{samples.shape[1] / rate:.2f} s"]
+    if len(samples) == 2:
+        facts.append("stereo")
+    facts.append(f"peak {20 * np.log10(peak):.1f} dBFS" if peak > 0 else "silent")
+    if peak > 1:
+        facts.append("clipped")
+    if seam is not None:
+        facts.append(f"new after {seam:.2f} s")
+    name = html.escape(title)
+    thumbnail = _uri(_thumbnail(samples, rate, seam, level or peak or 1), "image/png")
+    return Player(
+        '<figure style="display: inline-block; width: 400px; margin: 0px 16px 12px 0px; vertical-align: top">'
+        f"<figcaption><b>{name}</b><br><small>{' · '.join(facts)}</small></figcaption>"
+        f'<img alt="waveform of {name or "the sound"}" width="400" height="48" src="{thumbnail}">'
+        f'<audio controls style="width: 400px" src="{_uri(_flac(samples, rate), "audio/flac")}"></audio></figure>'
+    )
+
+
+def players(items: Iterable[tuple[str, Tensor | np.ndarray]], rate: int, seam: float | None = None) -> Player:
+    """Players of several (title, wave [C, N]) side by side, their pictures on one level scale.
+
+    Nothing is normalised: what looks and sounds louder here is louder. Errors: as `player`.
+    """
+    pairs = [(title, _samples(wave)) for title, wave in items]
+    level = max((float(np.abs(samples).max()) for _, samples in pairs), default=0.0)
+    each = [player(samples, rate, title, seam, level).html for title, samples in pairs]
+    return Player(f"<div>{''.join(each)}</div>")
+
+
+# --- pictures of sound -----------------------------------------------------------------------------------------
+
+
+def waveform(wave: Tensor | np.ndarray, rate: int, title: str = "", seam: float | None = None) -> Picture:
+    """Picture of wave [C, N] over seconds, one row a channel, full scale is ±1; a dashed line marks `seam`.
+
+    Errors: as `player`.
+    """
+    samples = _samples(wave)
+    figure = _figure(1.0 + 0.9 * len(samples), title)
+    rows = figure.subplots(len(samples), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, channel in zip(rows, samples, strict=True):
+        _draw_wave(axes, channel, rate, seam)
+    rows[-1].set_xlabel("seconds")
+    return figure
+
+
+def mel(items: Sequence[tuple[str, Tensor | np.ndarray]], rate: int, seam: float | None = None) -> Picture:
+    """Mel spectrograms of (title, wave [C, N]), one row each, channels averaged, all on one dB scale.
+
+    0 dB is the loudest spot of all of them; 80 dB below it is black. Errors: as `player`, and ValueError for
+    no items.
+    """
+    from librosa.filters import mel as mel_filters
+
+    if not items:
+        raise ValueError("mel needs at least one (title, wave); got none")
+    n_fft, hop, window = 2048, 512, torch.hann_window(2048)
+    bands = torch.from_numpy(mel_filters(sr=rate, n_fft=n_fft, n_mels=96))
+    powers = []
+    for _, wave in items:
+        mono = torch.from_numpy(_samples(wave)).mean(dim=0)
+        spectrum = torch.stft(mono, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
+        powers.append(bands @ spectrum.abs().pow(2))
+    top = max(float(power.max()) for power in powers) or 1.0
+    figure = _figure(0.6 + 1.5 * len(items))
+    rows = figure.subplots(len(items), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, _), power in zip(rows, items, powers, strict=True):
+        decibels = 10 * torch.log10(power.clamp(min=1e-12) / top)
+        edges = (0, power.shape[1] * hop / rate, 0, len(bands))
+        image = axes.imshow(decibels.numpy(), origin="lower", aspect="auto", cmap="magma", extent=edges)
+        image.set_clim(-FLOOR, 0)
+        _title(axes, title)
+        marks = [hertz for hertz in (250, 1000, 4000) if hertz < rate / 2]
+        peaks = [int(bands[:, round(hertz * n_fft / rate)].argmax()) for hertz in marks]
+        axes.set_yticks(peaks, [f"{hertz} Hz" for hertz in marks])
+        if seam is not None:
+            axes.axvline(seam, color="white", linestyle="--", linewidth=1)
+    rows[-1].set_xlabel("seconds")
+    figure.colorbar(image, ax=list(rows), label="dB", aspect=15 * len(items), pad=0.01)
+    return figure
+
+
+def chroma(items: Sequence[tuple[str, Tensor]], rate: int) -> Picture:
+    """Pictures of chroma [12, F] with titles, such as a given melody's above the made music's, one row each.
+
+    `rate` in Hz is that of the waves the chroma is of; F frames stand mgkit.melody.HOP samples apart. A dot marks
+    each frame's loudest class: it is all that the model is told. Errors: ValueError for another shape or no items.
+    """
+    if not items:
+        raise ValueError("chroma needs at least one (title, chroma [12, F]); got none")
+    figure = _figure(0.4 + 1.9 * len(items))
+    rows = figure.subplots(len(items), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, energy) in zip(rows, items, strict=True):
+        if energy.ndim != 2 or len(energy) != 12:
+            raise ValueError(f"expected chroma [12, F], got {list(energy.shape)}: see mgkit.melody.chroma")
+        seconds = np.arange(energy.shape[1]) * HOP / rate
+        edges = (seconds[0] - HOP / rate / 2, seconds[-1] + HOP / rate / 2, -0.5, 11.5)
+        axes.imshow(energy.numpy(), origin="lower", aspect="auto", cmap="Blues", extent=edges)
+        axes.plot(seconds, energy.argmax(dim=0).numpy(), ".", color="#c2410c", markersize=4)
+        axes.set_yticks(range(12), PITCH_CLASSES, fontsize=7)
+        _title(axes, title)
+    rows[-1].set_xlabel("seconds")
+    return figure
+
+
+# --- pictures of tokens ----------------------------------------------------------------------------------------
+
+
+def tokens(codes: Tensor, title: str = "", size: int = 2048) -> Picture:
+    """Picture of codes [K, T], one row a codebook; each of the `size` token values has its colour.
+
+    Errors: ValueError for another shape.
+    """
+    codes = _grid(codes)
+    figure = _figure(0.9 + 0.22 * len(codes), title)
+    axes = figure.subplots()
+    _draw_cells(axes, codes, size, "turbo")
+    axes.set_xlabel("frames")
+    return figure
+
+
+def pattern(codes: Tensor, frames: int = 10, channels: int = 1) -> Picture:
+    """Picture of the first `frames` of codes [K, T], and of the same delayed [K, S], as the transformer writes them.
+
+    A colour is a frame, so the delay is what happens to the colours; grey is the special token. Errors: ValueError
+    for another shape.
+    """
+    codes = _grid(codes)[:, :frames]
+    figure = _figure(1.2 + 0.45 * len(codes))
+    above, below = figure.subplots(2, 1, sharex=True)
+    _draw_frames(above, below, codes, channels)
+    return figure
+
+
+def overview(prompt: str, codes: Tensor, wave: Tensor | np.ndarray, rate: int, channels: int = 1) -> Picture:
+    """Picture of the whole way from a sentence to `wave` [C, N] through its own codes [K, T], of which 10 are drawn.
+
+    Errors: ValueError for other shapes.
+    """
+    codes, samples = _grid(codes)[:, :10], _samples(wave)
+    figure = Picture(figsize=(9, 4.6), layout="constrained")
+    part = figure.subplot_mosaic("tt;sf;ww", height_ratios=(0.6, 1, 1))
+    said = f"“{textwrap.fill(textwrap.shorten(prompt, 160, placeholder=' …'), 80)}”"
+    box = {"boxstyle": "round,pad=0.5", "facecolor": "#eef4fa", "edgecolor": NEW}
+    part["t"].text(0.5, 0.4, said, ha="center", va="center", fontsize=12, bbox=box, parse_math=False)
+    part["t"].axis("off")
+    _draw_frames(part["f"], part["s"], codes, channels)
+    part["f"].set_yticks([])
+    _draw_wave(part["w"], samples.mean(axis=0), rate, None)
+    part["w"].set_xlabel("seconds")
+    _title(part["t"], "1. a sentence, which T5 turns into vectors")
+    _title(part["s"], f"2. a transformer writes {len(codes)} tokens a step")
+    _title(part["f"], "3. the delay undone: a column is a frame")
+    _title(part["w"], f"4. EnCodec's decoder turns frames into sound, {rate} samples a second")
+    return figure
+
+
+# --- a page ----------------------------------------------------------------------------------------------------
+
+STYLE = """:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 920px; margin: 2em auto; padding: 0 1em }
+figure { max-width: 100% } img, audio { max-width: 100% } img.picture { display: block; margin: 1em 0; background: #fff }"""
+
+
+def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title: str) -> Path:
+    """Path of the HTML file written at `path`: texts as paragraphs, players and figures, everything inside it.
+
+    It fetches nothing, so it opens offline and can be mailed. Texts and `title` are escaped. An earlier file is
+    replaced only once the new one is whole; folders are made. Errors: TypeError for an item of another kind;
+    OSError where the disk is full or read-only, with the earlier file as it was.
+    """
+    path = Path(path)
+    body = []
+    for item in items:
+        if isinstance(item, str):
+            body.append(f"<p>{html.escape(item)}</p>")
+        elif isinstance(item, Player):
+            body.append(item.html)
+        elif isinstance(item, Figure):
+            body.append(f'<img class="picture" alt="picture" src="{_uri(_png(item), "image/png")}">')
+        else:
+            raise TypeError(f"expected a text, a player or a figure, got {type(item).__name__}")
+    name = html.escape(title)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
+    text = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><h1>{name}</h1>\n'
+    text += "\n".join(body) + "\n</body></html>\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+# --- the small parts -------------------------------------------------------------------------------------------
+
+
+def _samples(wave: Tensor | np.ndarray) -> np.ndarray:
+    """Checked samples [C, N] float32."""
+    return audio.check(torch.as_tensor(wave)).detach().cpu().numpy()
+
+
+def _grid(codes: Tensor) -> Tensor:
+    """Checked codes [K, T]."""
+    if codes.ndim != 2 or 0 in codes.shape:
+        raise ValueError(f"expected one sample's codes [K, T], got {list(codes.shape)}: pick one, codes[0]")
+    return codes.detach().cpu()
+
+
+def _flac(samples: np.ndarray, rate: int) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.T, int(rate), format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _envelope(channel: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest sample of each of `columns` equal stretches of `channel` [N]."""
+    edges = np.linspace(0, len(channel), columns + 1).astype(int)
+    parts = [channel[a : max(a + 1, b)] for a, b in zip(edges, edges[1:])]
+    return np.array([part.min() for part in parts]), np.array([part.max() for part in parts])
+
+
+def _thumbnail(samples: np.ndarray, rate: int, seam: float | None, level: float) -> bytes:
+    """PNG of the envelope of `samples` [C, N], transparent, 800 by 96 pixels; `level` fills its height."""
+    width, height = 800, 96
+    low, high = _envelope(samples.mean(axis=0), width)
+    amplitude = np.linspace(level, -level, height)[:, None]
+    inside = (amplitude <= high + level / height) & (amplitude >= low - level / height)
+    cut = 0 if seam is None else round(width * seam * rate / samples.shape[1])
+    pixels = np.zeros((height, width, 4))
+    pixels[..., :3] = np.where(np.arange(width)[:, None] < cut, to_rgb(GIVEN), to_rgb(NEW))
+    pixels[..., 3] = inside
+    if 0 < cut < width:
+        pixels[:, cut - 1 : cut + 1] = (*to_rgb(NEW), 1)
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="png")
+    return buffer.getvalue()
+
+
+def _figure(height: float, title: str = "") -> Picture:
+    figure = Picture(figsize=(9, height), layout="constrained")
+    if title:
+        figure.suptitle(textwrap.shorten(title, 110, placeholder=" …"), fontsize=10, parse_math=False)
+    return figure
+
+
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(textwrap.shorten(title, 110, placeholder=" …"), fontsize=9, loc="left", parse_math=False)
+
+
+def _draw_wave(axes: Axes, channel: np.ndarray, rate: int, seam: float | None) -> None:
+    columns = 1000
+    low, high = _envelope(channel, columns)
+    seconds = (np.arange(columns) + 0.5) / columns * len(channel) / rate
+    cut = 0 if seam is None else int(np.searchsorted(seconds, seam))
+    for part, color in ((slice(0, cut + 1), GIVEN), (slice(cut, None), NEW)):
+        axes.fill_between(seconds[part], low[part], high[part], color=color, linewidth=0.5)
+    if seam is not None:
+        axes.axvline(seam, color="black", linestyle="--", linewidth=1)
+    axes.set_ylim(-1.02, 1.02)
+    axes.set_xlim(0, len(channel) / rate)
+
+
+def _draw_cells(axes: Axes, grid: Tensor, size: int, colors: str) -> None:
+    """Values 0 .. size - 1 of a grid [K, T] as coloured cells; -1 is grey."""
+    palette = colormaps[colors].with_extremes(under="#d9dce1")
+    axes.imshow(
+        grid.numpy(), aspect="auto", interpolation="nearest", cmap=palette, vmin=0, vmax=max(1, size - 1)
+    )
+    axes.set_yticks(range(len(grid)), [f"codebook {k}" for k in range(len(grid))], fontsize=8)
+
+
+def _draw_frames(above: Axes, below: Axes, codes: Tensor, channels: int) -> None:
+    """Codes [K, T] above and their delayed steps [K, S] below, coloured by the frame that they belong to."""
+    shifts, count = delays(len(codes), channels), codes.shape[1]
+    frames = torch.arange(count).expand(codes.shape)
+    for axes, grid, colors, title in (
+        (above, codes, frames, "frames: a column is what the codec turns into sound at once"),
+        (below, delay(codes[None], shifts, -1)[0], delay(frames[None], shifts, -1)[0],
+         "steps: a column is what the transformer writes at once"),
+    ):  # fmt: skip
+        _draw_cells(axes, colors, count, "Wistia")
+        _title(axes, title)
+        for (k, i), token in np.ndenumerate(grid.numpy()):
+            axes.text(i, k, "–" if token < 0 else token, ha="center", va="center", fontsize=6.5)
+        axes.set_xticks(range(grid.shape[1]))

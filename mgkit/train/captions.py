@@ -1,0 +1,191 @@
+"""What is held out of training, and captions of a piece: templates times synonyms, partial and shuffled.
+
+Everything that the model must not see while it learns is declared at the top of this file, once.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mgkit.train.band import Piece
+
+# What is held out: training seeds count from 0. Validation pieces and captions follow the rules of training;
+# only test seeds may draw what stands here.
+FIRST_VALID_SEED, FIRST_TEST_SEED = 10_000_000, 20_000_000
+HELD_OUT_TUNES = ("scarborough fair", "minuet in g", "oh susanna")
+HELD_OUT_PAIRS = (("rock", "violin"), ("latin", "flute"), ("jazz", "accordion"), ("classical", "choir"),
+                  ("electronic", "music box"), ("folk", "trumpet"), ("march", "clarinet"), ("lullaby", "guitar"))
+HELD_OUT_SYNONYMS = frozenset((
+    "pianoforte", "musical box", "vibes", "wooden bars", "organ pipes", "bandoneon", "spanish guitar", "shredding",
+    "string solo", "violoncello", "horn solo", "piccolo", "chalumeau", "singers", "raga", "analog lead",
+    "concert hall", "countryside", "grunge", "bebop", "cradle song", "edm", "samba", "regiment", "ethereal", "island",
+    "jolly", "serene", "uplifting", "melancholic", "enigmatic", "anxious", "unhurried", "medium pace", "rapid",
+    "skeletal", "even", "lush", "percussion section", "beatless", "three four", "four four"))
+MEASURING_FONT = "musescore"  # the second soundfont: for measuring only, never for training audio
+
+# The last synonym of each value is the held-out one.
+WORDS = {
+    "lead": {
+        "piano": ("piano", "grand piano", "piano solo", "acoustic piano", "solo piano", "pianoforte"),
+        "music box": ("music box", "music box melody", "tinkling music box", "wind-up music box", "toy chimes",
+                      "musical box"),
+        "vibraphone": ("vibraphone", "vibraphone solo", "mellow vibraphone", "vibraphone mallets", "vibes"),
+        "marimba": ("marimba", "marimba solo", "marimba mallets", "wooden marimba", "wooden bars"),
+        "organ": ("organ", "church organ", "pipe organ", "solo organ", "organ pipes"),
+        "accordion": ("accordion", "accordion solo", "squeezebox", "bandoneon"),
+        "guitar": ("nylon guitar", "acoustic guitar", "classical guitar", "guitar picking", "nylon string guitar",
+                   "spanish guitar"),
+        "electric guitar": ("electric guitar", "distorted guitar", "overdriven guitar", "electric guitar solo",
+                            "shredding"),
+        "violin": ("violin", "violin solo", "fiddle", "solo violin", "singing violin", "string solo"),
+        "cello": ("cello", "cello solo", "solo cello", "deep cello", "resonant cello", "violoncello"),
+        "trumpet": ("trumpet", "trumpet solo", "bright trumpet", "brass lead", "horn solo"),
+        "flute": ("flute", "flute solo", "airy flute", "wooden flute", "piccolo"),
+        "clarinet": ("clarinet", "clarinet solo", "reed clarinet", "chalumeau"),
+        "choir": ("choir", "choir voices", "vocal choir", "choral voices", "voices singing aah", "singers"),
+        "sitar": ("sitar", "indian sitar", "sitar solo", "plucked sitar", "raga"),
+        "synth": ("synth lead", "synthesizer", "saw synth", "synth melody", "synth line", "analog lead"),
+    },
+    "style": {
+        "classical": ("classical", "chamber", "classical music", "orchestral", "conservatory", "concert hall"),
+        "folk": ("folk", "acoustic folk", "traditional", "folk song", "campfire", "countryside"),
+        "rock": ("rock", "rock band", "rocking", "classic rock", "driving rock", "grunge"),
+        "jazz": ("jazz", "swing", "jazzy", "swinging jazz", "jazz club", "bebop"),
+        "lullaby": ("lullaby", "bedtime", "nursery", "soft lullaby", "sleepytime", "cradle song"),
+        "electronic": ("electronic", "electro", "techno", "dance", "club", "house", "edm"),
+        "latin": ("latin", "bossa nova", "bossa", "latin american", "tropical latin", "samba"),
+        "march": ("march", "marching", "military march", "parade", "marching band", "regiment"),
+        "ambient": ("ambient", "atmospheric", "new age", "spacious ambient", "meditative", "ethereal"),
+        "reggae": ("reggae", "dub", "jamaican", "reggae groove", "roots reggae", "island"),
+    },
+    "mood": {
+        "happy": ("happy", "cheerful", "joyful", "sunny", "playful", "upbeat", "jolly"),
+        "calm": ("calm", "peaceful", "relaxing", "gentle", "soothing", "tender", "serene"),
+        "hopeful": ("hopeful", "warm", "optimistic", "friendly", "heartfelt", "uplifting"),
+        "sad": ("sad", "mournful", "sorrowful", "gloomy", "wistful", "melancholy", "melancholic"),
+        "mysterious": ("mysterious", "dark", "brooding", "moody", "shadowy", "enigmatic"),
+        "tense": ("tense", "dramatic", "urgent", "intense", "restless", "stormy", "anxious"),
+    },
+    "tempo": {
+        "slow": ("slow", "slowly", "slow tempo", "leisurely", "adagio", "unhurried"),
+        "moderate": ("moderate", "mid-tempo", "medium tempo", "moderate tempo", "andante", "medium pace"),
+        "fast": ("fast", "quick", "fast tempo", "lively", "brisk", "allegro", "rapid"),
+    },
+    "density": {
+        "sparse": ("sparse", "minimal", "simple", "sparse arrangement", "bare", "stripped-down", "skeletal"),
+        "medium": ("balanced", "balanced arrangement", "medium density", "even"),
+        "dense": ("dense", "busy", "rich", "full", "crowded", "lush"),
+    },
+    "drums": {
+        True: ("with drums", "drums", "drum kit", "with a drum beat", "with drum kit", "percussion section"),
+        False: ("no drums", "without drums", "drumless", "no percussion", "without percussion", "beatless"),
+    },
+    "meter": {
+        3: ("3/4", "waltz time", "in three", "3/4 time", "three four"),
+        4: ("4/4", "4/4 time", "in four", "common time", "four four"),
+    },
+    "mode": {
+        "major": ("major key", "in a major key", "in major", "major"),
+        "minor": ("minor key", "in a minor key", "in minor", "minor"),
+    },
+}
+KEYS = (("c",), ("c sharp", "d flat", "c#", "db"), ("d",), ("e flat", "d sharp", "eb"), ("e",), ("f",),
+        ("f sharp", "g flat", "f#"), ("g",), ("a flat", "g sharp", "ab"), ("a",), ("b flat", "a sharp", "bb"), ("b",))
+
+# A slot stands for one synonym; {bpm} for "120 bpm" and its like, {key} for "d minor", {kit} for the drums as a clause.
+SENTENCES = (
+    "a {tempo} {style} piece for {lead} in {key}, {kit}",
+    "{mood} {style} with {lead}, {kit}, {bpm}",
+    "a {mood} {style} track with {lead} at {bpm}",
+    "{lead} plays a {mood} melody in {key}, {kit}",
+    "a {style} tune led by {lead}, {tempo}, {bpm}",
+    "{tempo} {mood} {style} in {key} with {lead}",
+    "{style} in {key} at {bpm}, {kit}",
+    "a {mood} piece, {lead} in front, {kit}",
+    "{lead} over {density} {style} backing, {kit}",
+    "{density} {style} music with {lead}, {bpm}, {key}",
+    "this is {mood} {style} music in {key}, {tempo}, {kit}",
+    "a {density}, {mood} {style} piece, {lead} melody, {bpm}",
+    "{style} {lead}",
+    "{mood} {lead}",
+    "{lead}, {kit}",
+    "a {mood} {style} song",
+    "{lead} melody in {key}",
+    "{tempo} {lead} in {key}",
+    "{style} with {lead} and {mood} mood",
+    "play {mood} {style} on {lead} at {bpm}",
+    "{mood} music for {lead}, {meter}, {tempo}",
+    "a {tempo} {style} piece in {meter} with {lead}",
+    "{style}, {meter}, {key}, {lead}",
+    "an instrumental: {lead}, {style}, {mood}, {kit}",
+    "{mood} and {tempo}, {style} with {lead}, {kit}",
+    "{lead} solo with {density} accompaniment in {key}",
+    "{style} at {bpm} with {lead} in {key}, {kit}",
+    "background music, {mood}, {style}, {lead}, {bpm}",
+    "a {style} arrangement, {mode}, {lead}, {kit}",
+    "{mood} {style}, {mode}, {bpm}",
+    "{lead} and accompaniment, {key}, {bpm}",
+    "{tempo} {style}, {kit}",
+    "a recording of {lead} playing {mood} {style}, {tempo}",
+    "{key}, {bpm}: {style} with {lead}, {kit}",
+)
+TAGS = ("style", "lead", "mood", "tempo", "bpm", "key", "kit", "density", "meter", "mode")
+TUNE_FORMS = ("the tune of {tune}", "{tune}", "melody of {tune}", "playing {tune}")
+
+
+def tempo_word(tempo: int) -> str:
+    """'slow' below 84 beats a minute, 'fast' from 116, 'moderate' between."""
+    return "slow" if tempo < 84 else "moderate" if tempo < 116 else "fast"
+
+
+def synonyms(attribute: str, value: str | int | bool, held_out: bool = False) -> tuple[str, ...]:
+    """The words for a value that training may use; with `held_out` those that it may not.
+
+    >>> synonyms("lead", "marimba", held_out=True)
+    ('wooden bars',)
+    """
+    return tuple(word for word in WORDS[attribute][value] if (word in HELD_OUT_SYNONYMS) == held_out)
+
+
+def captions(piece: Piece, seed: int, n: int, *, held_out: bool = False) -> list[str]:
+    """n captions of a piece, each true of it and each naming some of its attributes; the same for the same seed.
+
+    With `held_out` every value that has a held-out synonym is named by it: for measuring, never for training.
+    """
+    rng = random.Random(seed * 7919 + 17)
+    return [_caption(piece, rng, held_out) for _ in range(n)]
+
+
+def _caption(piece: Piece, rng: random.Random, held_out: bool) -> str:
+    def word(attribute: str, value: str | int | bool) -> str:
+        words = synonyms(attribute, value, held_out) or synonyms(attribute, value)
+        plain = 0.4 if not held_out else 0.0  # the first word is the value's plain name: it comes most often
+        return words[0] if rng.random() < plain else rng.choice(words)
+
+    near = 5 * round(piece.tempo / 5)
+    numbers = [f"{piece.tempo} bpm"] * 4 + [f"tempo {piece.tempo}", f"{piece.tempo} beats per minute",
+                                            f"around {near} bpm", f"{near} bpm"]
+    key = rng.choice(KEYS[piece.key])
+    slots = {
+        "style": word("style", piece.style), "lead": word("lead", piece.lead), "mood": word("mood", piece.mood),
+        "tempo": word("tempo", tempo_word(piece.tempo)), "density": word("density", piece.density),
+        "kit": word("drums", piece.drums), "meter": word("meter", piece.meter), "mode": word("mode", piece.mode),
+        "bpm": rng.choice(numbers), "key": f"{key[0].upper() + key[1:] if rng.random() < 0.5 else key} {piece.mode}",
+    }
+    if rng.random() < 0.5:
+        weights = [4 if tag in ("lead", "style", "bpm", "kit") else 2 for tag in TAGS]
+        count = rng.choices((2, 3, 4, 5, 6, 8), (1, 3, 4, 4, 2, 1))[0]
+        chosen = sorted(TAGS, key=lambda tag: -rng.random() ** (1 / weights[TAGS.index(tag)]))[:count]
+        rng.shuffle(chosen)
+        text = ", ".join(slots[tag] for tag in chosen)
+    else:
+        text = rng.choice(SENTENCES).format(**slots)
+    if piece.tune is not None and rng.random() < 0.4:
+        text += ", " + rng.choice(TUNE_FORMS).format(tune=piece.tune)
+    text = re.sub(r"\ba (?=[aeiou])", "an ", text)
+    if rng.random() < 0.15:
+        text = text[0].upper() + text[1:]
+    return text + "." if rng.random() < 0.1 else text

@@ -1,0 +1,280 @@
+"""Teaching the codec (EnCodec, arXiv:2210.13438, without its discriminator): what goes in should come out.
+
+Letters: B batch, K codebooks, T frames, N samples, D latent width, V codebook size.
+
+    wave -> encoder -> latents -> nearest codewords -> decoder -> wave'     loss: distance(wave, wave')
+                          `------- straight through -------^
+
+Gradients pass the codewords as if they were not there. The codewords themselves follow the latents that chose
+them: a moving average, started by k-means on a real batch; those that nobody chooses are put elsewhere.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgkit.codec import Codec, CodecConfig, Quantizer
+
+from .run import Average, Clips, Row, train, waves, write_whole
+
+WINDOWS = (256, 512, 1024, 2048, 4096)  # samples, of the spectra that are compared
+FLOOR_DB = -80.0  # below this a band counts as silent; a full-scale sine is 0 dB
+
+
+@dataclass(frozen=True)
+class CodecRun:
+    """Everything that decides a run; `steps` or `minutes` is its budget."""
+
+    data: str
+    valid: str
+    codec: CodecConfig = field(default_factory=lambda: CodecConfig(filters=16, dim=64, codebook_size=1024))
+    steps: int | None = None
+    minutes: float | None = 40.0
+    batch: int = 8
+    frames: int = 50  # length of a crop
+    lr: float = 1e-3
+    books_from: int = 300  # steps without quantization, before k-means finds the first codewords
+    fewer_books: float = 0.15  # how often only the first few codebooks are used
+    bf16: bool = True
+    seed: int = 0
+
+
+# -- distances -----------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def _mel_filters(rate: int, window: int) -> Tensor:
+    from librosa.filters import mel
+
+    filters = torch.from_numpy(mel(sr=rate, n_fft=window, n_mels=min(160, window // 16), norm=None)).float()
+    return filters / filters.sum(dim=1, keepdim=True).clamp(min=1e-8)
+
+
+def mel_spectrum(wave: Tensor, rate: int, window: int) -> Tensor:
+    """Magnitudes [..., mels, frames] of `wave` [..., N] in mel bands; about 1 for a full-scale sine."""
+    hann = torch.hann_window(window)
+    flat = wave.reshape(-1, wave.shape[-1])
+    spectrum = torch.stft(flat, window, window // 4, window=hann, return_complex=True).abs() * (2 / hann.sum())
+    return (_mel_filters(rate, window) @ spectrum).unflatten(0, wave.shape[:-1])
+
+
+def mel_distances(a: Tensor, b: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+    """How far the waves [..., N] are apart: mean |difference| in dB, and mean |difference| of magnitudes over mean
+    magnitude; both means over the spectra of all WINDOWS."""
+    decibel, linear = [], []
+    for window in WINDOWS:
+        x, y = (mel_spectrum(wave, rate, window) for wave in (a, b))
+        logs = [20 * m.clamp(min=10 ** (FLOOR_DB / 20)).log10() for m in (x, y)]
+        decibel.append((logs[0] - logs[1]).abs().mean())
+        linear.append((x - y).abs().mean() / x.mean().clamp(min=1e-6))
+    return torch.stack(decibel).mean(), torch.stack(linear).mean()
+
+
+def si_sdr(reference: Tensor, wave: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio [...] in dB of `wave` [..., N] (arXiv:1811.02508)."""
+    scale = (wave * reference).sum(-1, keepdim=True) / reference.pow(2).sum(-1, keepdim=True).clamp(min=1e-8)
+    target = scale * reference
+    return 10 * (target.pow(2).sum(-1) / (wave - target).pow(2).sum(-1).clamp(min=1e-8)).clamp(min=1e-8).log10()
+
+
+# -- codebooks -----------------------------------------------------------------------------------------------------
+
+
+class Books:
+    """The codewords of a `Quantizer` while they learn: how often each is chosen, and the sum of what chose it."""
+
+    DECAY = 0.99
+    DEAD = 0.05  # of the mean use: a codeword chosen more rarely is moved
+
+    def __init__(self, quantizer: Quantizer):
+        self.books = [book.requires_grad_(False) for book in quantizer.codebooks]
+        self.counts = [torch.zeros(len(book)) for book in self.books]
+        self.sums = [torch.zeros_like(book) for book in self.books]
+
+    @torch.no_grad()
+    def start(self, latents: Tensor, rng: np.random.Generator) -> None:
+        """K-means of `latents` [M, D] for the first codebook, of what it leaves over for the second, and so on."""
+        left = latents.clone()
+        for k, book in enumerate(self.books):
+            pick = rng.choice(len(left), len(book), replace=len(left) < len(book))
+            book.copy_(left[pick])
+            for _ in range(10):
+                codes = nearest(left, book)
+                counts, sums = _gather(left, codes, len(book))
+                book.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), book))
+            self.counts[k], self.sums[k] = torch.ones(len(book)), book.clone()
+            left -= F.embedding(nearest(left, book), book)
+
+    def __call__(self, latents: Tensor, keep: int, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        """Quantized latents [B, D, T] with straight-through gradients, and how far the latents are from their words.
+
+        With `rng` the first `keep` codebooks learn from this batch.
+        """
+        flat = latents.transpose(1, 2).reshape(-1, latents.shape[1])
+        left, commit = flat, flat.new_zeros(())
+        for k, book in enumerate(self.books[:keep]):
+            codes = nearest(left.detach(), book)
+            word = F.embedding(codes, book).clone()
+            if rng is not None:
+                self._follow(k, left.detach(), codes, rng)
+            commit = commit + F.mse_loss(left, word)
+            left = left - word
+        quantized = flat + (flat - left - flat).detach()
+        return quantized.view(latents.shape[0], -1, latents.shape[1]).transpose(1, 2), commit
+
+    @torch.no_grad()
+    def _follow(self, k: int, latents: Tensor, codes: Tensor, rng: np.random.Generator) -> None:
+        book, usual = self.books[k], len(latents) / len(self.books[k])
+        counts, sums = _gather(latents, codes, len(book))
+        self.counts[k].lerp_(counts, 1 - self.DECAY)
+        self.sums[k].lerp_(sums, 1 - self.DECAY)
+        dead = (self.counts[k] < self.DEAD * usual).nonzero()[:, 0]
+        if len(dead):
+            self.counts[k][dead] = usual
+            self.sums[k][dead] = latents[rng.integers(0, len(latents), len(dead))] * usual
+        book.copy_(self.sums[k] / self.counts[k][:, None].clamp(min=1e-8))
+
+    def perplexity(self) -> list[float]:
+        """How many codewords of each codebook are in even use, so to say; V at most."""
+        shares = [counts / counts.sum().clamp(min=1e-8) for counts in self.counts]
+        return [float(torch.exp(-(p * p.clamp(min=1e-10).log()).sum())) for p in shares]
+
+
+def nearest(latents: Tensor, book: Tensor) -> Tensor:
+    """Index [M] of the codeword of `book` [V, D] nearest to each of `latents` [M, D]."""
+    return (2 * latents @ book.t() - book.pow(2).sum(dim=1)).argmax(dim=1)
+
+
+def _gather(latents: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """How many latents chose each codeword [V], and their sums [V, D]."""
+    sums = latents.new_zeros(size, latents.shape[1]).index_add_(0, codes, latents)
+    return torch.bincount(codes, minlength=size).to(latents), sums
+
+
+# -- the learner ---------------------------------------------------------------------------------------------------
+
+
+class CodecLearner:
+    """A codec, its codebooks and its optimizer. `mix` and `melody` are int16 [clips, N], on disk or in memory."""
+
+    def __init__(self, run: CodecRun, data: Any, valid: Any):
+        torch.manual_seed(run.seed)
+        self.run, self.data = run, data
+        self.codec = Codec(run.codec)
+        self.books = Books(self.codec.quantizer)
+        self.learned = [p for p in self.codec.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.learned, run.lr, betas=(0.8, 0.99), weight_decay=1e-3)
+        self.average = Average(self.codec, 0.99)
+        self.valid = self.crops(np.random.default_rng(1), valid, 32)
+
+    def crops(self, rng: np.random.Generator, clips: Any, count: int) -> Tensor:
+        """Waves [count, 1, N]: cut anywhere, at levels from -14 to +2 dB; one in ten is a melody alone."""
+        samples = self.run.frames * self.run.codec.hop
+        rows = []
+        for _ in range(count):
+            source = clips.melody if rng.random() < 0.1 else clips.mix
+            clip, start = rng.integers(len(source)), rng.integers(source.shape[1] - samples + 1)
+            gain = 10 ** (rng.uniform(-14, 2) / 20) * rng.choice((-1, 1))
+            rows.append((waves(source[clip, start : start + samples]) * float(gain)).clamp(-1, 1))
+        return torch.stack(rows)[:, None]
+
+    def step(self, step: int, lr: float) -> Row:
+        """One batch; see `run.Learner`."""
+        run, rng = self.run, np.random.default_rng((self.run.seed, step))
+        if step == run.books_from:
+            with torch.no_grad(), self._precision():
+                found = self.codec.encoder(self.crops(rng, self.data, 3 * run.codec.codebook_size // run.frames + 1))
+            self.books.start(found.float().transpose(1, 2).flatten(0, 1), rng)
+        wave = self.crops(rng, self.data, run.batch)
+        keep = rng.integers(1, run.codec.codebooks + 1) if rng.random() < run.fewer_books else run.codec.codebooks
+        with self._precision():
+            latents = self.codec.encoder(wave)
+        latents = latents.float()
+        words, commit = self.books(latents, keep, rng) if step >= run.books_from else (latents, latents.new_zeros(()))
+        with self._precision():
+            heard = self.codec.decoder(words)
+        heard = heard.float()
+        decibel, linear = mel_distances(wave, heard, run.codec.sample_rate)
+        shape = (wave - heard).abs().mean() / wave.abs().mean().clamp(min=1e-3)
+        # commitment relative to the size of the latents, so that they cannot win by shrinking
+        commit = commit / latents.detach().pow(2).mean().clamp(min=1e-6)
+        loss = decibel / 10 + linear + 2 * shape + 0.5 * commit
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.learned, 3.0)
+        self.optimizer.step()
+        self.average.update(self.codec, step)
+        losses = {"loss": loss, "mel_db": decibel, "linear": linear, "shape": shape, "commit": commit, "norm": norm}
+        row = {name: float(value.detach()) for name, value in losses.items()}
+        return row | {f"book{k}": p for k, p in enumerate(self.books.perplexity())}
+
+    @torch.no_grad()
+    def measure(self) -> Row:
+        """Mel distance and SI-SDR of fixed crops of the valid clips, through all the codec and the averaged weights."""
+        with self.average.used(self.codec):
+            heard = self.codec.decode(self.codec.encode(self.valid))
+        decibel, _ = mel_distances(self.valid, heard, self.run.codec.sample_rate)
+        return {"valid_mel_db": float(decibel), "valid_si_sdr": float(si_sdr(self.valid, heard).mean())}
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.run.bf16)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `run.Learner`."""
+        return {"codec": self.codec.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average.weights,
+                "counts": self.books.counts, "sums": self.books.sums}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `run.Learner`."""
+        self.codec.load_state_dict(state["codec"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.weights = state["average"]
+        self.books.counts, self.books.sums = state["counts"], state["sums"]
+
+    def save(self, out: Path) -> None:
+        """`out`/codec.pt: the configuration and the averaged weights."""
+        result = {"config": asdict(self.run.codec), "weights": self.average.weights}
+        write_whole(out / "codec.pt", lambda path: torch.save(result, path))
+
+
+def load(path: str | Path) -> Codec:
+    """The codec that a run left in its folder (or file), in float32, ready for use."""
+    path = Path(path)
+    path = path / "codec.pt" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train a codec first (python -m mgkit train codec)")
+    result = torch.load(path, weights_only=True)
+    codec = Codec(CodecConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in result["config"].items()}))
+    codec.load_state_dict(result["weights"])
+    return codec.eval()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m mgkit train codec`."""
+    parser = argparse.ArgumentParser(prog="python -m mgkit train codec", description="Teaches the codec.")
+    parser.add_argument("--data", default="runs/band", help="rendered clips to learn from")
+    parser.add_argument("--valid", default="runs/valid", help="rendered clips to measure on")
+    parser.add_argument("--out", default="runs/codec", help="folder of the run; goes on where it stopped")
+    parser.add_argument("--minutes", type=float, default=40.0, help="budget in minutes of the clock")
+    parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
+    parser.add_argument("--filters", type=int, default=16, help="width of the codec")
+    parser.add_argument("--batch", type=int, default=8, help="crops of one second in a batch")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    shape = CodecConfig(filters=args.filters, dim=64, codebook_size=1024)
+    run = CodecRun(args.data, args.valid, shape, args.steps, None if args.steps else args.minutes, args.batch, seed=args.seed)
+    learner = CodecLearner(run, *(Clips(folder, shape.sample_rate) for folder in (args.data, args.valid)))
+    print(train(run, args.out, learner, lr=run.lr, measure_every=200))
+
+
+if __name__ == "__main__":
+    main()

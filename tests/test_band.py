@@ -1,0 +1,203 @@
+"""The band keeps its word: pieces are what their attributes and captions say, and what is held out stays out."""
+
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mgkit.train import band
+from mgkit.train.band import STYLES, compose, find_soundfont, render, write_dataset
+from mgkit.train.captions import (
+    FIRST_TEST_SEED,
+    FIRST_VALID_SEED,
+    HELD_OUT_PAIRS,
+    HELD_OUT_SYNONYMS,
+    HELD_OUT_TUNES,
+    KEYS,
+    WORDS,
+    captions,
+    synonyms,
+    tempo_word,
+)
+from mgkit.train.tunes import TUNES, bars, parse
+
+SEEDS = [*range(450), *range(FIRST_VALID_SEED, FIRST_VALID_SEED + 50)]
+
+
+@pytest.fixture(scope="module")
+def soundfont():
+    pytest.importorskip("tinysoundfont", reason="rendering needs tinysoundfont (pip install --no-deps tinysoundfont==0.3.7)")
+    try:
+        return find_soundfont()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def training():
+    return [compose(seed) for seed in SEEDS]
+
+
+def names(caption, phrase):
+    """Whether the caption holds the phrase as whole words."""
+    return re.search(rf"(?<![\w/]){re.escape(phrase)}(?![\w/])", caption.lower()) is not None
+
+
+def test_every_tune_adds_up_and_has_a_chord_for_each_bar():
+    for tune in TUNES.values():
+        start, duration, _ = parse(tune)[-1]
+        assert start + duration <= len(bars(tune)) * tune.meter
+        assert len(bars(tune)) == len(tune.melody.split("|")), tune.title
+
+
+def test_same_seed_same_piece_and_other_seed_other_piece():
+    assert compose(7) == compose(7)
+    assert compose(7) != compose(8)
+
+
+def test_fixed_attributes_are_kept_and_contradictions_refused():
+    piece = compose(3, style="reggae", lead="sitar", key=6, mode="minor", tempo=71, meter=4, density="dense", drums=False, tune=None)
+    assert (piece.style, piece.lead, piece.key, piece.mode, piece.tempo) == ("reggae", "sitar", 6, "minor", 71)
+    assert (piece.meter, piece.density, piece.drums, piece.tune, piece.mood) == (4, "dense", False, None, "sad")
+    assert compose(3, tune="minuet in g").meter == 3
+    for wrong in ({"lead": "kazoo"}, {"colour": "red"}, {"mood": "sad", "mode": "major"}, {"tune": "greensleeves", "meter": 4}):
+        with pytest.raises(ValueError, match="known|is slow|is minor|is in"):
+            compose(0, **wrong)
+
+
+def test_pieces_begin_at_once_and_fill_the_clip(training):
+    for piece in training:
+        starts = [note[0] for track in piece.tracks for note in track.notes]
+        assert min(starts) < 0.05, piece.attributes()
+        assert max(starts) < 10
+        assert max(note[0] + note[1] for track in piece.tracks for note in track.notes) > 9.5
+
+
+def test_melodies_stay_mostly_in_their_key(training):
+    for piece in training:
+        (melody,) = [track for track in piece.tracks if track.is_melody]
+        scale = {(piece.key + step) % 12 for step in band.SCALES[piece.mode]}
+        if piece.mode == "minor":
+            scale.add((piece.key + 11) % 12)
+        inside = sum(note[1] for note in melody.notes if note[2] % 12 in scale) / sum(note[1] for note in melody.notes)
+        assert inside > (0.7 if piece.tune else 0.85), piece.attributes()
+
+
+def test_training_spreads_over_all_values(training):
+    for name in ("style", "lead", "key", "mood", "density"):
+        counts = Counter(getattr(piece, name) for piece in training)
+        assert min(counts.values()) > 0.3 * len(training) / len(counts), counts
+    assert {piece.meter for piece in training} == {3, 4}
+    assert min(piece.tempo for piece in training) < 66
+    assert max(piece.tempo for piece in training) > 150
+
+
+def test_held_out_things_never_reach_training(training):
+    for piece in training:
+        assert piece.tune not in HELD_OUT_TUNES
+        assert (piece.style, piece.lead) not in HELD_OUT_PAIRS
+        for caption in captions(piece, piece.seed, 6):
+            assert not [word for word in HELD_OUT_SYNONYMS if names(caption, word)], caption
+            assert not [title for title in HELD_OUT_TUNES if names(caption, title)], caption
+
+
+def test_held_out_things_exist_and_reach_the_test_split():
+    assert set(HELD_OUT_TUNES) < set(TUNES)
+    assert all(style in STYLES and lead in band.LEADS for style, lead in HELD_OUT_PAIRS)
+    listed = {word for values in WORDS.values() for words in values.values() for word in words}
+    assert listed >= HELD_OUT_SYNONYMS
+    pieces = [compose(seed) for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 400)]
+    assert {piece.tune for piece in pieces} & set(HELD_OUT_TUNES)
+    assert {(piece.style, piece.lead) for piece in pieces} & set(HELD_OUT_PAIRS)
+    asked = " ".join(captions(pieces[0], 0, 50, held_out=True)).lower()
+    assert synonyms("lead", pieces[0].lead, held_out=True)[0] in asked
+
+
+def test_captions_say_only_what_is_true(training):
+    for piece in training:
+        true = {"lead": piece.lead, "style": piece.style, "mood": piece.mood, "density": piece.density,
+                "drums": piece.drums, "meter": piece.meter, "tempo": tempo_word(piece.tempo), "mode": piece.mode}  # fmt: skip
+        own = {word for attribute, value in true.items() for word in WORDS[attribute][value]}
+        for caption in captions(piece, piece.seed, 6):
+            text = caption.lower().replace(piece.tune or "no tune", "_")
+            for word in sorted(own, key=len, reverse=True):  # take out the true words: no false one may be left
+                text = re.sub(rf"(?<![\w/]){re.escape(word)}(?![\w/])", "_", text)
+            for attribute in ("lead", "style", "drums", "meter", "mood"):
+                for value, words in WORDS[attribute].items():
+                    false = [word for word in words if value != true[attribute] and names(text, word)]
+                    assert not false, (caption, false)
+            for number in re.findall(r"(\d+) (?:bpm|beats)", text):
+                assert abs(int(number) - piece.tempo) <= 3, caption
+            for tonic, mode in re.findall(r"\b([a-g](?: sharp| flat|#|b)?) (major|minor)\b(?! key)", caption.lower()):
+                assert mode == piece.mode, caption
+                assert tonic == "a" or tonic in KEYS[piece.key], caption
+
+
+def test_captions_are_partial_and_varied(training):
+    texts = [caption for piece in training for caption in captions(piece, piece.seed, 6)]
+    assert len(set(texts)) > 0.95 * len(texts)
+    assert 0.2 < np.mean(["bpm" in text or "beats per minute" in text for text in texts]) < 0.8
+    assert 0.2 < np.mean([" major" in text or " minor" in text for text in texts]) < 0.8
+    assert all("{" not in text and "  " not in text for text in texts)
+
+
+def test_renders_repeat_to_the_bit_and_have_the_exact_length(soundfont):
+    piece = compose(11, seconds=3.3)
+    mix, melody = render(piece, seconds=3.3)
+    render(compose(12, seconds=1), seconds=1)
+    again, melody_again = render(piece, seconds=3.3)
+    assert mix.shape == melody.shape == (105600,)
+    assert mix.dtype == melody.dtype == np.float32
+    assert np.array_equal(mix, again)
+    assert np.array_equal(melody, melody_again)
+
+
+def test_renders_are_loud_without_clipping_or_gaps(soundfont):
+    for seed in range(20, 28):
+        mix, melody = render(compose(seed))
+        assert np.abs(mix).max() < 0.98
+        assert np.abs(melody).max() < 0.98
+        assert -18 < 20 * np.log10(np.sqrt(np.mean(mix**2))) < -15
+        assert np.sqrt(np.square(mix.reshape(20, -1)).mean(axis=1)).min() > 0.01  # no half second is silent
+
+
+def test_tempo_of_a_drum_piece_is_heard(soundfont):
+    librosa = pytest.importorskip("librosa")
+    right = 0
+    for seed, (style, tempo) in enumerate((("rock", 128), ("jazz", 112), ("reggae", 76), ("march", 116), ("latin", 100))):
+        mix, _ = render(compose(seed, style=style, tempo=tempo, meter=4, drums=True))
+        heard = float(np.ravel(librosa.beat.beat_track(y=mix, sr=band.RATE)[0])[0])
+        right += any(abs(heard / tempo / octave - 1) < 0.08 for octave in (0.5, 1, 2))
+    assert right >= 4
+
+
+def test_chroma_of_the_melody_stem_follows_its_notes(soundfont):
+    librosa = pytest.importorskip("librosa")
+    for lead in ("flute", "piano", "violin"):
+        piece = compose(5, lead=lead, density="sparse")
+        _, stem = render(piece)
+        chroma = librosa.feature.chroma_stft(y=stem, sr=band.RATE, n_fft=16384, hop_length=4096, tuning=0).argmax(axis=0)
+        notes = [note for note in piece.tracks[0].notes if note[1] > 0.4 and note[0] + note[1] < 10]
+        heard = [chroma[round((start + min(length, 1) / 2) * band.RATE / 4096)] for start, length, _, _ in notes]
+        assert np.mean([pc == pitch % 12 for pc, (_, _, pitch, _) in zip(heard, notes, strict=True)]) > 0.8
+
+
+def test_a_dataset_is_complete_and_matches_its_description(soundfont, tmp_path):
+    write_dataset(tmp_path, 3, first_seed=40, seconds=2.0, workers=1)
+    about = json.loads((tmp_path / "dataset.json").read_text())
+    assert about == {"clips": 3, "samples": 64000, "rate": 32000, "seconds": 2.0, "first_seed": 40, "soundfont": "fluidr3mono"}
+    lines = [json.loads(line) for line in (tmp_path / "pieces.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [40, 41, 42]
+    assert all(len(line["captions"]) == 6 for line in lines)
+    mix = np.memmap(tmp_path / "mix.i16", np.int16).reshape(3, 64000)
+    wave, _ = render(compose(41, seconds=2.0), seconds=2.0)
+    assert np.array_equal(mix[1], np.round(wave * 32767).astype(np.int16))
+    assert (tmp_path / "melody.i16").stat().st_size == 3 * 64000 * 2
+
+
+def test_an_absent_soundfont_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(band.Path, "is_file", lambda path: False)
+    with pytest.raises(FileNotFoundError, match="apt-get install fluidr3mono-gm-soundfont"):
+        find_soundfont()

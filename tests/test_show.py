@@ -1,0 +1,120 @@
+"""What `mgkit.show` promises: sound to the sample, text that stays text, pages that fetch nothing."""
+
+import base64
+import io
+import re
+
+import pytest
+import soundfile
+import torch
+from matplotlib.figure import Figure
+
+from mgkit import show
+
+RATE = 32000
+WAVE = 0.5 * torch.sin(torch.arange(12345) / 20)[None]
+EVIL = "<script>alert('$1')</script> & \"quoted\""
+
+
+def sounds(text: str) -> list[tuple[torch.Tensor, int]]:
+    """Wave [C, N] and rate of every player in a piece of HTML."""
+    found = re.findall(r'<audio controls[^>]* src="data:audio/flac;base64,([^"]+)"', text)
+    decoded = [
+        soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32", always_2d=True) for data in found
+    ]
+    return [(torch.from_numpy(data.T), rate) for data, rate in decoded]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("samples", [1, 639, 12345])
+def test_player_holds_every_sample_at_its_own_level(channels, samples):
+    wave = WAVE[:, :samples].repeat(channels, 1) * 0.01
+    [(heard, rate)] = sounds(show.player(wave, RATE).html)
+    assert rate == RATE
+    assert heard.shape == wave.shape
+    assert (heard - wave).abs().max() <= 1 / 32768
+
+
+def test_player_says_that_it_clips():
+    assert "clipped" in show.player(WAVE * 3, RATE).html
+    assert "clipped" not in show.player(WAVE, RATE).html
+
+
+def test_player_escapes_the_title():
+    text = show.player(WAVE, RATE, EVIL).html
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert re.search(r'alt="waveform of [^"<>]*"', text)
+
+
+def test_players_share_one_level_scale():
+    loud, quiet = WAVE, WAVE * 0.1
+    together = show.players([("loud", loud), ("quiet", quiet)], RATE).html
+    images = re.findall(r"data:image/png;base64,[^\"]+", together)
+    assert images[0] in show.player(loud, RATE).html
+    assert images[1] not in show.player(quiet, RATE).html
+    assert len(sounds(together)) == 2
+
+
+@pytest.mark.parametrize("wave", [torch.zeros(2, 1, 100), torch.full((1, 100), torch.nan), torch.zeros(1, 0)])
+def test_player_refuses_what_is_not_one_wave(wave):
+    with pytest.raises(ValueError):
+        show.player(wave, RATE)
+
+
+def pictures() -> dict[str, Figure]:
+    codes = torch.arange(40).reshape(4, 10) * 50
+    return {
+        "waveform": show.waveform(WAVE.repeat(2, 1), RATE, EVIL, seam=0.1),
+        "mel": show.mel([("one", WAVE), (EVIL, WAVE[:, :100])], RATE, seam=0.1),
+        "silent mel": show.mel([("silence", WAVE * 0)], RATE),
+        "chroma": show.chroma([("given", torch.eye(12)), (EVIL, torch.rand(12, 1))], RATE),
+        "tokens": show.tokens(codes, EVIL),
+        "pattern": show.pattern(codes),
+        "stereo pattern": show.pattern(codes.repeat(2, 1), channels=2),
+        "overview": show.overview(EVIL + 40 * " a very long prompt", codes, WAVE, RATE),
+    }
+
+
+def test_every_picture_is_a_figure_that_draws_without_a_backend():
+    import matplotlib
+
+    before = matplotlib.rcParams["backend"]
+    for name, figure in pictures().items():
+        assert isinstance(figure, Figure), name
+        assert figure._repr_png_().startswith(b"\x89PNG"), name
+    assert matplotlib.rcParams["backend"] == before
+
+
+@pytest.mark.parametrize("codes", [torch.zeros(1, 4, 10), torch.zeros(4, 0)])
+def test_pictures_of_tokens_refuse_what_is_not_one_grid(codes):
+    with pytest.raises(ValueError, match="codes"):
+        show.pattern(codes)
+
+
+def test_page_is_whole_and_fetches_nothing(tmp_path):
+    items = [EVIL, show.player(WAVE, RATE, EVIL, seam=0.1), *pictures().values()]
+    path = show.page(items, tmp_path / "new" / "page.html", EVIL)
+    text = path.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', text))
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert text.count('class="picture"') == len(pictures())
+    [(heard, _)] = sounds(text)
+    assert heard.shape == WAVE.shape
+
+
+def test_page_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
+    path = show.page(["first"], tmp_path / "page.html", "title")
+    before = path.read_text()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="space"):
+        show.page(["second"], path, "title")
+    with pytest.raises(TypeError, match="int"):
+        show.page([3], path, "title")
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
