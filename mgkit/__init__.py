@@ -1,12 +1,13 @@
 """mgkit: MusicGen to learn from, teach with and study. Start at `mgkit.MusicGen`."""
 
 from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["MusicGen", "audio", "show"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """Load `MusicGen` and the modules when first asked for, so that `import mgkit` costs nothing."""
     if name == "MusicGen":
         return import_module("mgkit.musicgen").MusicGen

@@ -78,7 +78,9 @@ def _fetch(arguments: argparse.Namespace) -> None:
     if arguments.name == "nano":
         raise ValueError("nano ships with mgkit; there is nothing to fetch")
     folder = weights.download(weights.PRESETS.get(arguments.name, arguments.name), arguments.dest)
-    print(f"{folder}: licence of the weights: {weights.CC_BY_NC if 'facebook/' in str(arguments.name) + weights.PRESETS.get(arguments.name, '') else 'see its README.md'}")
+    print(
+        f"{folder}: licence of the weights: {weights.CC_BY_NC if 'facebook/' in str(arguments.name) + weights.PRESETS.get(arguments.name, '') else 'see its README.md'}"
+    )
     print(f"load it with  MusicGen.get_pretrained({str(folder)!r})")
 
 
@@ -86,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     from .generate import Settings
     from .weights import NAMES
 
-    parser = argparse.ArgumentParser("python -m mgkit", description="MusicGen to learn from, teach with and study.")
+    parser = argparse.ArgumentParser(
+        "python -m mgkit", description="MusicGen to learn from, teach with and study."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -94,23 +98,26 @@ def _parser() -> argparse.ArgumentParser:
     make = commands.add_parser("generate", help="music from a sentence", formatter_class=form)
     make.set_defaults(command=_generate)
     make.add_argument("prompt", help="what to play, such as 'calm piano'; empty for no description")
-    make.add_argument("-o", "--out", type=Path, default=Path("out.wav"), help="file to write: .wav, .flac, .ogg or .mp3")
+    make.add_argument(
+        "-o", "--out", type=Path, default=Path("out.wav"), help="file to write: .wav, .flac, .ogg or .mp3"
+    )
     make.add_argument("--model", default="nano", help=f"{', '.join(NAMES)}, a hub id or a folder")
     make.add_argument("--device", help="cuda, mps or cpu; left out, the best there is")
     make.add_argument("--melody", type=Path, help="audio file whose melody to follow")
-    make.add_argument("--separate", action="store_true", help="take drums and bass out of the melody first (HDemucs)")
+    make.add_argument(
+        "--separate", action="store_true", help="take drums and bass out of the melody first (HDemucs)"
+    )
     make.add_argument("--prompt-audio", type=Path, help="audio file to go on from")
     make.add_argument("--negative", help="what to keep away from")
     make.add_argument("--seed", type=int, help="the same seed makes the same music; left out, a random one")
     make.add_argument("--strategy", default="loudness", help="level of the file: loudness, peak, rms or clip")
     for field in fields(Settings):
         option, help = f"--{field.name.replace('_', '-')}", field.metadata["help"]
-        if field.type in ("bool", bool):
+        if field.metadata["kind"] is bool:
             make.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default, help=help)
         else:
-            kind = int if field.type in ("int", int) else float
             default = None if field.name == "duration" else field.default  # the model's own: at most a window
-            make.add_argument(option, type=kind, default=default, help=help)
+            make.add_argument(option, type=field.metadata["kind"], default=default, help=help)
 
     again = commands.add_parser("replay", help="make a file's tokens again from what it says of itself")
     again.set_defaults(command=_replay)
@@ -124,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", help="a name such as small or melody, or a hub id")
     fetch.add_argument("--dest", type=Path, help="folder; left out, the hub's cache")
 
-    train = commands.add_parser("train", help=f"make the model that ships: {', '.join(TRAIN)}; each has --help")
+    train = commands.add_parser(
+        "train", help=f"make the model that ships: {', '.join(TRAIN)}; each has --help"
+    )
     train.add_argument("what", choices=TRAIN)
     return parser
 

@@ -4,8 +4,10 @@ Letters: C channels, N samples. A wave is a float32 tensor [C, N], full scale at
 """
 
 import json
+import math
 import os
 import tempfile
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +44,9 @@ def read(path: str | os.PathLike) -> tuple[Tensor, int]:
     try:
         data, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {error}") from None
+        raise ValueError(
+            f"{str(path)!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {error}"
+        ) from None
     if len(data) == 0:
         raise ValueError(f"{str(path)!r} holds no samples")
     return torch.from_numpy(np.ascontiguousarray(data.T)), rate
@@ -63,7 +67,9 @@ def write(
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path.name!r} ends in {path.suffix!r}; a file that can be written ends in {', '.join(FORMATS)}")
+        raise ValueError(
+            f"{path.name!r} ends in {path.suffix!r}; a file that can be written ends in {', '.join(FORMATS)}"
+        )
     form, encoding = FORMATS[path.suffix.lower()]
     data = normalize(check(wave), rate, strategy).clamp(-1, 1).cpu().numpy().T
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -92,7 +98,9 @@ def read_manifest(path: str | os.PathLike) -> dict:
     except (soundfile.LibsndfileError, json.JSONDecodeError):
         manifest = None
     if not isinstance(manifest, dict) or "mgkit" not in manifest:
-        raise ValueError(f"{str(path)!r} does not say how it was made: it was not written by mgkit, or was converted since")
+        raise ValueError(
+            f"{str(path)!r} does not say how it was made: it was not written by mgkit, or was converted since"
+        )
     return manifest
 
 
@@ -101,9 +109,15 @@ def check(wave: Tensor, what: str = "the wave") -> Tensor:
 
     Errors: ValueError for whole numbers, other shapes, more than two channels, no samples, NaN or infinity.
     """
+    if not isinstance(wave, Tensor | np.ndarray):
+        raise ValueError(
+            f"{what} is {wave!r:.60}; it must be an array of samples, such as the first that audio.read gives"
+        )
     wave = torch.as_tensor(wave)
     if not wave.is_floating_point():
-        raise ValueError(f"{what} has {wave.dtype} samples; scale them to floats from -1 to 1 (int16: divide by 32768)")
+        raise ValueError(
+            f"{what} has {wave.dtype} samples; scale them to floats from -1 to 1 (int16: divide by 32768)"
+        )
     if wave.dim() == 1:
         wave = wave[None]
     if wave.dim() != 2 or wave.shape[0] not in (1, 2):
@@ -118,8 +132,8 @@ def check(wave: Tensor, what: str = "the wave") -> Tensor:
 def resample(wave: Tensor, rate: int, to: int) -> Tensor:
     """`wave` [C, N] at rate `to`: exactly ceil(N * to / rate) samples. Errors: ValueError for a rate of 0 or less."""
     for value in (rate, to):
-        if not value > 0:
-            raise ValueError(f"the sample rate is {value}; it must be over 0, such as 44100")
+        if not isinstance(value, Real) or not 0 < value < math.inf:
+            raise ValueError(f"the sample rate is {value!r}; it must be a number over 0, such as 44100")
     if rate == to:
         return wave
     data = librosa.resample(wave.cpu().numpy(), orig_sr=rate, target_sr=to, res_type="soxr_hq", fix=True)

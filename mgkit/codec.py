@@ -94,7 +94,10 @@ class Residual(nn.Module):
         super().__init__()
         half = width // 2
         self.block = nn.Sequential(
-            nn.ELU(), Conv(width, half, 3, pad_mode=pad_mode), nn.ELU(), Conv(half, width, 1, pad_mode=pad_mode)
+            nn.ELU(),
+            Conv(width, half, 3, pad_mode=pad_mode),
+            nn.ELU(),
+            Conv(half, width, 1, pad_mode=pad_mode),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,7 +140,9 @@ class Quantizer(nn.Module):
         for book in self.codebooks[:keep]:
             flat = residual.reshape(-1, residual.shape[-1])
             # ||x - e||^2 written out as the reference does: another order of sums breaks ties otherwise
-            distance = flat.pow(2).sum(1, keepdim=True) - 2 * flat @ book.t() + book.t().pow(2).sum(0, keepdim=True)
+            distance = (
+                flat.pow(2).sum(1, keepdim=True) - 2 * flat @ book.t() + book.t().pow(2).sum(0, keepdim=True)
+            )
             codes.append((-distance).argmax(-1).view(residual.shape[:-1]))
             residual = residual - F.embedding(codes[-1], book)
         return torch.stack(codes, dim=1)
@@ -168,7 +173,9 @@ class Codec(nn.Module):
         samples, or more codebooks than there are.
         """
         if wave.dim() != 3 or wave.shape[1] not in (1, 2) or wave.shape[-1] == 0:
-            raise ValueError(f"encode takes a wave [batch, 1 or 2 channels, samples > 0], not {list(wave.shape)}")
+            raise ValueError(
+                f"encode takes a wave [batch, 1 or 2 channels, samples > 0], not {list(wave.shape)}"
+            )
         keep = self._kept(self.config.codebooks if codebooks is None else codebooks)
         batch, channels, samples = wave.shape
         latents = self.encoder(wave.reshape(batch * channels, 1, samples))
@@ -215,15 +222,21 @@ class Codec(nn.Module):
     def _latents(self, codes: Tensor, channels: int) -> Tensor:
         """Latents [B * C, D, T] of codes [B, K * C, T]."""
         if codes.dim() != 3 or codes.shape[1] % channels:
-            raise ValueError(f"codes are [batch, codebooks * {channels} channels, frames], not {list(codes.shape)}")
+            raise ValueError(
+                f"codes are [batch, codebooks * {channels} channels, frames], not {list(codes.shape)}"
+            )
         batch, rows, frames = codes.shape
         keep = self._kept(rows // channels)
-        codes = codes.view(batch, keep, channels, frames).transpose(1, 2).reshape(batch * channels, keep, frames)
+        codes = (
+            codes.view(batch, keep, channels, frames).transpose(1, 2).reshape(batch * channels, keep, frames)
+        )
         return self.quantizer.decode(codes)
 
     def _kept(self, codebooks: int) -> int:
         if not 1 <= codebooks <= self.config.codebooks:
-            raise ValueError(f"this codec has {self.config.codebooks} codebooks a channel; {codebooks} were asked for")
+            raise ValueError(
+                f"this codec has {self.config.codebooks} codebooks a channel; {codebooks} were asked for"
+            )
         return codebooks
 
 

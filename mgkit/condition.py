@@ -46,7 +46,9 @@ class Condition:
     def cat(conditions: Sequence["Condition"]) -> "Condition":
         """One batch of all the rows, in order."""
         cross, cross_mask = _stack([row for c in conditions for row in _rows(c.cross, c.cross_mask)])
-        prefix, prefix_mask = _stack([row for c in conditions for row in _rows(c.prefix, c.prefix_mask)], left=True)
+        prefix, prefix_mask = _stack(
+            [row for c in conditions for row in _rows(c.prefix, c.prefix_mask)], left=True
+        )
         return Condition(cross, cross_mask, prefix, prefix_mask)
 
 
@@ -94,7 +96,9 @@ def _stack(rows: list[Tensor], left: bool = False) -> tuple[Tensor | None, Tenso
         return None, None
     longest = max(len(row) for row in rows)
     gaps = [longest - len(row) for row in rows]
-    padded = [F.pad(row, (0, 0, gap, 0) if left else (0, 0, 0, gap)) for row, gap in zip(rows, gaps, strict=True)]
+    padded = [
+        F.pad(row, (0, 0, gap, 0) if left else (0, 0, 0, gap)) for row, gap in zip(rows, gaps, strict=True)
+    ]
     position = torch.arange(longest, device=rows[0].device)
     mask = [position >= gap if left else position < longest - gap for gap in gaps]
     return torch.stack(padded), torch.stack(mask)

@@ -13,8 +13,9 @@ A model has learned windows of 30 s (nano: 10 s). Longer music is made by window
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import Field, dataclass, field, fields
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,12 @@ from .sampling import draw, guide, guide_double, noise, probabilities
 UNKNOWN = -1  # a token that is still to be generated
 
 
-def _setting(default: object, help: str) -> "object":
-    return field(default=default, metadata={"help": help})
+def _setting(default: Any, kind: type, takes: str, fits: Callable[[Any], bool], help: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "takes": takes, "fits": fits, "help": help})
+
+
+def _flag(default: bool, help: str) -> Any:
+    return _setting(default, bool, "True or False", lambda x: True, help)
 
 
 @dataclass(frozen=True)
@@ -37,36 +42,76 @@ class Settings:
     """How to generate; names and defaults of audiocraft's `set_generation_params`.
 
     The command line and the notebooks' panel take their options and their words from here.
-    Errors: ValueError that names the setting and what it takes.
+    Errors: ValueError that names the setting, what it is and what it must be.
     """
 
-    use_sampling: bool = _setting(True, "draw tokens at random; without it, always take the likeliest")
-    top_k: int = _setting(250, "draw from the k likeliest tokens only; 0 for all")
-    top_p: float = _setting(0.0, "draw from the likeliest tokens that reach this probability; over 0 it replaces top-k")
-    temperature: float = _setting(1.0, "over 1 more surprising, under 1 safer, 0 the likeliest token")
-    duration: float = _setting(30.0, "length of the result in seconds, an audio prompt included")
-    cfg_coef: float = _setting(3.0, "guidance: how far to follow the prompt; 1 is no guidance")
-    cfg_coef_beta: float | None = _setting(None, "double guidance: how far the text is followed beyond the melody")
-    two_step_cfg: bool = _setting(False, "two small passes a step for guidance instead of a big one: less memory")
+    use_sampling: bool = _flag(True, "draw tokens at random; without it, always take the likeliest")
+    top_k: int = _setting(
+        250,
+        int,
+        "a whole number from 0",
+        lambda x: x >= 0,
+        "draw from the k likeliest tokens only; 0 for all",
+    )
+    top_p: float = _setting(
+        0.0,
+        float,
+        "a number from 0 to 1",
+        lambda x: 0 <= x <= 1,
+        "draw from the likeliest tokens that reach this probability; over 0 it replaces top-k",
+    )
+    temperature: float = _setting(
+        1.0,
+        float,
+        "a number from 0",
+        lambda x: x >= 0,
+        "over 1 more surprising, under 1 safer, 0 the likeliest token",
+    )
+    duration: float = _setting(
+        30.0,
+        float,
+        "a number of seconds over 0",
+        lambda x: x > 0,
+        "length of the result in seconds, an audio prompt included",
+    )
+    cfg_coef: float = _setting(
+        3.0, float, "a number", lambda x: True, "guidance: how far to follow the prompt; 1 is no guidance"
+    )
+    cfg_coef_beta: float | None = _setting(
+        None,
+        float,
+        "a number",
+        lambda x: True,
+        "double guidance: how far the text is followed beyond the melody",
+    )
+    two_step_cfg: bool = _flag(
+        False, "two small passes a step for guidance instead of a big one: less memory"
+    )
     extend_stride: float | None = _setting(
-        None, "seconds from one window to the next in music longer than a window; left out, 0.6 of a window"
+        None,
+        float,
+        "a number of seconds over 0",
+        lambda x: x > 0,
+        "seconds from one window to the next in music longer than a window; left out, 0.6 of a window",
     )
 
     def __post_init__(self) -> None:
-        _check("duration", self.duration, self.duration > 0, "a number of seconds over 0")
-        _check("temperature", self.temperature, self.temperature >= 0, "a number from 0")
-        _check("top_p", self.top_p, 0 <= self.top_p <= 1, "a number from 0 to 1")
-        _check("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number from 0")
-        _check("cfg_coef", self.cfg_coef, True, "a number")
-        if self.cfg_coef_beta is not None:
-            _check("cfg_coef_beta", self.cfg_coef_beta, True, "a number")
-        if self.extend_stride is not None:
-            _check("extend_stride", self.extend_stride, self.extend_stride > 0, "a number of seconds over 0")
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if not (value is None and setting.default is None):
+                object.__setattr__(self, setting.name, _checked(setting, value))
 
 
-def _check(name: str, value: float, good: bool, expected: str) -> None:
-    if not (good and math.isfinite(value)):
-        raise ValueError(f"{name} is {value}; it must be {expected}")
+def _checked(setting: Field, value: Any) -> Any:
+    """`value` as the plain bool, int or float that the setting takes."""
+    kind, fits = setting.metadata["kind"], setting.metadata["fits"]
+    number = isinstance(value, Real) and (kind is bool or not isinstance(value, bool))
+    try:
+        if number and kind(value) == value and math.isfinite(value) and fits(value):
+            return kind(value)
+    except OverflowError:
+        pass
+    raise ValueError(f"{setting.name} is {value!r}; it must be {setting.metadata['takes']}")
 
 
 class Window(NamedTuple):
@@ -173,13 +218,12 @@ def _next(lm: LM, seen: Tensor, told: Condition, cache: KVCache) -> Tensor:
 
 def choose(streams: Sequence[Tensor], settings: Settings, generators: list[torch.Generator]) -> Tensor:
     """Tokens [B, K] from the logits [B, K, V] of each stream."""
+    logits = streams[0]
     if len(streams) == 3:
         assert settings.cfg_coef_beta is not None
-        logits = guide_double(*streams, settings.cfg_coef, settings.cfg_coef_beta)
+        logits = guide_double(logits, streams[1], streams[2], settings.cfg_coef, settings.cfg_coef_beta)
     elif len(streams) == 2:
-        logits = guide(*streams, settings.cfg_coef)
-    else:
-        logits = streams[0]
+        logits = guide(logits, streams[1], settings.cfg_coef)
     if not settings.use_sampling or settings.temperature == 0:
         return logits.argmax(dim=-1)
     probs = probabilities(logits, settings.temperature, settings.top_k, settings.top_p)

@@ -62,7 +62,9 @@ class KVCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values [B, H, length + S, D / H] of `layer`, after writing the new ones behind them."""
         end = self.length + keys.shape[2]
-        assert end <= self.steps.shape[4], f"the cache holds {self.steps.shape[4]} positions; {end} are needed"
+        assert end <= self.steps.shape[4], (
+            f"the cache holds {self.steps.shape[4]} positions; {end} are needed"
+        )
         self.steps[layer, 0, :, :, self.length : end] = keys
         self.steps[layer, 1, :, :, self.length : end] = values
         return self.steps[layer, 0, :, :, :end], self.steps[layer, 1, :, :, :end]
@@ -82,7 +84,9 @@ class Attention(nn.Module):
         """Keys and values [B, H, S, D / H] of x [B, S, D]."""
         return self._split(self.k_proj(x)), self._split(self.v_proj(x))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False
+    ) -> Tensor:
         y = F.scaled_dot_product_attention(self._split(self.q_proj(x)), keys, values, mask, is_causal=causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -180,10 +184,13 @@ class LM(nn.Module):
 
         causal = pad is None and start == 0 and length > 1  # the kernel's own mask serves the plain case
         mask = None if causal or (length == 1 and pad is None) else _causal_mask(start, length, pad, x.device)
-        if cache is not None and cross is not None:
-            cache.text = [layer.cross_attention.keys_values(cross.to(x.dtype)) for layer in self.layers]
-            cache.text_mask = _attendable(cross_mask)
-        text_mask = cache.text_mask if cache else _attendable(cross_mask)
+        text: list[tuple[Tensor, Tensor]] = cache.text if cache else []
+        text_mask = cache.text_mask if cache else None
+        if cross is not None:
+            text = [layer.cross_attention.keys_values(cross.to(x.dtype)) for layer in self.layers]
+            text_mask = None if cross_mask is None or cross_mask.all() else cross_mask[:, None, None, :]
+        if cache is not None:
+            cache.text, cache.text_mask = text, text_mask
 
         for i, layer in enumerate(self.layers):
             y = layer.norm1(x)
@@ -191,9 +198,8 @@ class LM(nn.Module):
             if cache is not None:
                 keys, values = cache.append(i, keys, values)
             x = x + layer.attention(y, keys, values, mask, causal)
-            if self.config.cross_attention and (cross is not None or (cache and cache.text)):
-                keys, values = cache.text[i] if cache else layer.cross_attention.keys_values(cross.to(x.dtype))
-                x = x + layer.cross_attention(layer.norm_cross(x), keys, values, text_mask)
+            if text:
+                x = x + layer.cross_attention(layer.norm_cross(x), *text[i], text_mask)
             x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
         if cache is not None:
             cache.length, cache.pad = start + length, pad
@@ -221,8 +227,3 @@ def _causal_mask(start: int, length: int, pad: Tensor | None, device: torch.devi
         return allowed
     # A padded position sees itself: a row that sees nothing would be NaN and spread.
     return allowed & ((key >= pad[:, None, None, None]) | (key == query))
-
-
-def _attendable(mask: Tensor | None) -> Tensor | None:
-    """Mask [B, 1, 1, L], or None where it hides nothing."""
-    return None if mask is None or mask.all() else mask[:, None, None, :]

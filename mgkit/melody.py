@@ -30,7 +30,9 @@ def chroma(wave: Tensor, rate: int) -> Tensor:
     short = max(0, N_FFT - wave.shape[-1])
     wave = F.pad(wave, (short // 2, short - short // 2))
     window = torch.hann_window(N_FFT, device=wave.device)
-    spectrum = torch.stft(wave, N_FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
+    spectrum = torch.stft(
+        wave, N_FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
+    )
     power = (spectrum / window.pow(2).sum().sqrt()).abs().pow(2)
     return F.normalize(_filters(rate).to(wave.device) @ power, p=float("inf"), dim=0, eps=1e-6)
 

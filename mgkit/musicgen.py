@@ -8,44 +8,21 @@ Names and defaults are those of audiocraft's `MusicGen`, so that code written fo
 What the reference never had is keyword-only.
 """
 
-import base64
 import hashlib
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import __version__, audio, melody, weights
 from .condition import Condition
 from .generate import Settings, Stop, Window, frames, windows
+from .job import Job, Texts, check_seeds, check_texts, check_waves, digest, manifest, unpack
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the whole piece."""
-
-Texts = Sequence[str | None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run, complete: what is asked for each sample, and the windows in which it is made."""
-
-    texts: list[str]
-    negative: list[str]
-    melody: dict[int, Tensor]  # pitch classes [B, F] for the window that starts at the frame; empty without a melody
-    prompt: Tensor  # [B, K, T], T = 0 without a prompt
-    seeds: list[int]
-    settings: Settings
-    plan: list[Window]
-
-    @property
-    def total(self) -> int:
-        """Frames of the result, the prompt included."""
-        return self.plan[-1].end
 
 
 class MusicGen:
@@ -69,9 +46,7 @@ class MusicGen:
         GPU and float32 elsewhere. Says in one line what the licence of the weights is, unless it is mgkit's own.
         Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where the weights are not to be had.
         """
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        device = torch.device(device)
+        device = _best_device() if device is None else torch.device(device)
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else torch.float16
         model = weights.load(name, device, dtype)
@@ -121,7 +96,15 @@ class MusicGen:
     ) -> None:
         """Sets how to generate from now on; what is left out takes its default. `Settings` says what each does."""
         self.settings = Settings(
-            use_sampling, top_k, top_p, temperature, duration, cfg_coef, cfg_coef_beta, two_step_cfg, extend_stride
+            use_sampling,
+            top_k,
+            top_p,
+            temperature,
+            duration,
+            cfg_coef,
+            cfg_coef_beta,
+            two_step_cfg,
+            extend_stride,
         )
 
     def set_custom_progress_callback(self, progress_callback: OnStep | None) -> None:
@@ -161,6 +144,8 @@ class MusicGen:
         stop: Stop | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Music [B, C, N] for no description, `num_samples` times; see `generate`."""
+        if not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples!r}; it must be a whole number over 0")
         return self._run(self._job([None] * num_samples, seed), progress, return_tokens, on_step, stop)
 
     def generate_with_chroma(
@@ -183,12 +168,14 @@ class MusicGen:
         out of them first (`mgkit.melody.demucs()`, as the reference always does). Errors: ValueError for a model that
         takes no melody, or a silent one.
         """
-        job = self._job(descriptions, seed, negative, melody=(melody_wavs, melody_sample_rate), separate=separate)
+        job = self._job(
+            descriptions, seed, negative, melody=(melody_wavs, melody_sample_rate), separate=separate
+        )
         return self._run(job, progress, return_tokens, on_step, stop)
 
     def generate_continuation(
         self,
-        prompt: Tensor,
+        prompt: Tensor | Sequence[Tensor],
         prompt_sample_rate: int,
         descriptions: Texts | None = None,
         progress: bool = False,
@@ -199,9 +186,10 @@ class MusicGen:
         on_step: OnStep | None = None,
         stop: Stop | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Music [B, C, N] that begins with `prompt` [C, N] or [B, C, N] and goes on up to `duration`; see `generate`."""
+        """Music [B, C, N] that begins with `prompt` ([C, N], [B, C, N] or a list) and goes on up to `duration`; see `generate`."""
         if descriptions is None:
-            descriptions = [None] * (len(prompt) if torch.as_tensor(prompt).dim() == 3 else 1)
+            several = isinstance(prompt, list | tuple) or getattr(prompt, "ndim", 0) == 3
+            descriptions = [None] * (len(prompt) if several else 1)
         job = self._job(descriptions, seed, negative, prompt=(prompt, prompt_sample_rate))
         return self._run(job, progress, return_tokens, on_step, stop)
 
@@ -230,7 +218,9 @@ class MusicGen:
             melody=None if melody_wavs is None else (melody_wavs, melody_sample_rate),
             prompt=None if prompt is None else (prompt, prompt_sample_rate),
         )
-        return self._stream(job, max(1, round(chunk_seconds * self.frame_rate)), on_step or self._on_step, stop)
+        return self._stream(
+            job, max(1, round(chunk_seconds * self.frame_rate)), on_step or self._on_step, stop
+        )
 
     def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
         """Wave [1, C, N] and tokens [1, K, T] of the run that `manifest` (of `audio.read_manifest`) tells of, made again.
@@ -238,17 +228,25 @@ class MusicGen:
         Errors: ValueError where the weights are others than those that made it, or the tokens come out different.
         """
         if manifest["weights"] != self._fingerprint():
-            raise ValueError(f"the file was made with other weights than those of {self.name!r} here, so it cannot be replayed")
-        books, settings = self.lm.config.codebooks, Settings(**manifest["settings"])
-        prompt = _unpack(manifest["prompt"]).view(1, books, -1)
-        grids = {int(start): _unpack(grid)[None] for start, grid in manifest["melody"].items()}
-        plan = self._plan(settings, prompt.shape[-1])
-        job = Job([manifest["text"]], [manifest["negative"]], grids, prompt, [manifest["seed"]], settings, plan)
-        tokens = self._tokens(job, progress, None, None)[..., : manifest["frames"]]
-        if _digest(tokens[0]) != manifest["tokens"]:
             raise ValueError(
-                f"the tokens came out different: the file was made on {manifest['machine']}, this is {self._machine()}; "
-                "another processor or version rounds differently"
+                f"the file was made with other weights than those of {self.name!r} here, so it cannot be replayed"
+            )
+        settings = Settings(**manifest["settings"])
+        prompt = unpack(manifest["prompt"]).view(1, self.lm.config.codebooks, -1).to(self.lm.device)
+        job = Job(
+            texts=[manifest["text"]],
+            negative=[manifest["negative"]],
+            melody={int(start): unpack(grid)[None] for start, grid in manifest["melody"].items()},
+            prompt=prompt,
+            seeds=[manifest["seed"]],
+            settings=settings,
+            plan=self._plan(settings, prompt.shape[-1]),
+        )
+        tokens = self._tokens(job, progress, None, None)[..., : manifest["frames"]]
+        if digest(tokens[0]) != manifest["tokens"]:
+            raise ValueError(
+                f"the tokens came out different: the file was made with {manifest['machine']}, this is "
+                f"{self._machine()}; another processor or version rounds differently"
             )
         return self.generate_audio(tokens), tokens
 
@@ -268,21 +266,27 @@ class MusicGen:
         prompt: tuple[Tensor, int] | None = None,
         separate: melody.Separate | None = None,
     ) -> Job:
-        texts = _texts(descriptions)
+        texts = check_texts(descriptions)
         batch = len(texts)
-        against = [""] * batch if negative is None else _texts([negative] * batch if isinstance(negative, str) else negative)
+        negative = [negative] * batch if negative is None or isinstance(negative, str) else negative
+        against = check_texts(negative, "negative")
         if len(against) != batch:
-            raise ValueError(f"there are {batch} descriptions and {len(against)} negative ones; give one, or one for each")
+            raise ValueError(
+                f"there are {batch} descriptions and {len(against)} negative ones; give one, or one for each"
+            )
         if self.settings.cfg_coef_beta is not None and melody is None:
-            raise ValueError("cfg_coef_beta weighs the text against a melody, and there is none: leave it out, or give a melody")
+            raise ValueError(
+                "cfg_coef_beta weighs the text against a melody, and there is none: leave it out, or give a melody"
+            )
         codes = self._prompt(batch, prompt)
         plan = self._plan(self.settings, codes.shape[-1])
         grids = {} if melody is None else self._melody(batch, *melody, plan, separate)
-        return Job(texts, against, grids, codes, _seeds(seed, batch), self.settings, plan)
+        return Job(texts, against, grids, codes, check_seeds(seed, batch), self.settings, plan)
 
     def _plan(self, settings: Settings, prompt: int) -> list[Window]:
         """The windows that bring a piece from `prompt` frames to its duration."""
-        window, total = round(self.max_duration * self.frame_rate), max(1, round(settings.duration * self.frame_rate))
+        window = round(self.max_duration * self.frame_rate)
+        total = max(1, round(settings.duration * self.frame_rate))
         stride = round((settings.extend_stride or 0.6 * self.max_duration) * self.frame_rate)
         if prompt >= total:
             raise ValueError(
@@ -291,8 +295,8 @@ class MusicGen:
             )
         if total > window and not 0 < stride < window:
             raise ValueError(
-                f"extend_stride is {settings.extend_stride:g} s, as long as a window of this model ({self.max_duration:g} s) "
-                f"or longer; leave it out for {0.6 * self.max_duration:g} s"
+                f"extend_stride is {settings.extend_stride:g} s; it must be a frame or more, and less than a window "
+                f"of this model ({self.max_duration:g} s): leave it out for {0.6 * self.max_duration:g} s"
             )
         return windows(total, prompt, window, stride)
 
@@ -301,10 +305,15 @@ class MusicGen:
         """Codes [B, K, T] of the audio prompt."""
         if given is None:
             return torch.zeros(batch, self.lm.config.codebooks, 0, dtype=torch.long, device=self.lm.device)
-        waves = _waves(given[0], batch, "the audio prompt")
-        waves = [audio.resample(audio.to_channels(wave, self.audio_channels), given[1], self.sample_rate) for wave in waves]
+        rate = given[1]
+        waves = [
+            audio.resample(audio.to_channels(wave, self.audio_channels), rate, self.sample_rate)
+            for wave in check_waves(given[0], batch, "the audio prompt")
+        ]
         if len({wave.shape[-1] for wave in waves}) > 1:
-            raise ValueError("the audio prompts of a batch must be of one length; cut them, or continue them one by one")
+            raise ValueError(
+                "the audio prompts of a batch must be of one length; cut them, or continue them one by one"
+            )
         return self.codec.encode(torch.stack(waves).to(self.lm.device))
 
     def _melody(
@@ -318,19 +327,22 @@ class MusicGen:
         """Pitch classes [B, F] that each window is given."""
         length = self.conditioner.melody_frames
         if length is None:
-            raise ValueError(f"the model {self.name!r} takes no melody; nano, melody, melody-large and stereo-melody do")
+            raise ValueError(
+                f"the model {self.name!r} takes no melody; nano, melody, melody-large and stereo-melody do"
+            )
+        loop = round(self.max_duration * self.sample_rate)
+        several = (
+            plan[-1].end * self.codec.config.hop > loop
+        )  # windows: each hears the melody from where it starts
         grids = {window.start: torch.zeros(batch, length, dtype=torch.long) for window in plan}
-        for i, wave in enumerate(_waves(given, batch, "the melody")):
+        for i, wave in enumerate(check_waves(given, batch, "the melody", may_lack=True)):
             if wave is None:
                 continue
             wave = audio.resample(separate(wave, rate) if separate else wave, rate, self.sample_rate)
-            if wave.abs().max() == 0:
+            if not wave.any():
                 raise ValueError("the melody is silent: check the recording, or leave the melody out")
             for start, grid in grids.items():
-                heard = wave
-                if plan[-1].end > round(self.max_duration * self.frame_rate):  # a loop, turned to where the window starts
-                    samples = round(self.max_duration * self.sample_rate)
-                    heard = melody.rotate(wave, start * self.codec.config.hop, samples)
+                heard = melody.rotate(wave, start * self.codec.config.hop, loop) if several else wave
                 grid[i] = melody.classes(heard, self.sample_rate, length)
         return grids
 
@@ -351,7 +363,10 @@ class MusicGen:
             made.extend(frame[..., None] for frame in self._frames(job, bar or on_step, stop))
         except KeyboardInterrupt:
             seconds = (job.prompt.shape[-1] + len(made) - 1) / self.frame_rate
-            print(f"stopped after {seconds:g} of {job.total / self.frame_rate:g} s; what was made is kept", file=sys.stderr)
+            print(
+                f"stopped after {seconds:g} of {job.total / self.frame_rate:g} s; what was made is kept",
+                file=sys.stderr,
+            )
         tokens = torch.cat(made, dim=-1)
         self.manifests = self._manifests(job, tokens)
         return tokens
@@ -410,74 +425,38 @@ class MusicGen:
     # --- what a run was -----------------------------------------------------------------------------------------
 
     def _manifests(self, job: Job, tokens: Tensor) -> list[dict]:
-        """For each sample what made it, in plain values: enough to make it again alone."""
-        common = {
+        """For each sample what made it."""
+        made_by = {
             "mgkit": __version__,
             "model": self.name,
             "weights": self._fingerprint(),
             "licence": self.licence,
             "machine": self._machine(),
-            "settings": asdict(job.settings),
-            "frames": tokens.shape[-1],
         }
-        return [
-            {
-                **common,
-                "text": text,
-                "negative": job.negative[i],
-                "seed": job.seeds[i],
-                "melody": {start: _pack(grid[i]) for start, grid in job.melody.items()},
-                "prompt": _pack(job.prompt[i]),
-                "tokens": _digest(tokens[i]),
-            }
-            for i, text in enumerate(job.texts)
-        ]
+        return [made_by | manifest(job, i, sample) for i, sample in enumerate(tokens)]
 
     def _fingerprint(self) -> str:
         """Tells weights apart: a digest of a few of them."""
         parts = (self.lm.norm.weight, self.lm.heads[0].weight[:64], self.codec.encoder[0].weight)
-        return hashlib.sha256(b"".join(part.float().cpu().numpy().tobytes() for part in parts)).hexdigest()[:16]
+        return hashlib.sha256(b"".join(part.float().cpu().numpy().tobytes() for part in parts)).hexdigest()[
+            :16
+        ]
 
     def _machine(self) -> str:
         """What the same numbers depend on besides the manifest."""
-        kind = torch.cuda.get_device_name() if self.lm.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+        kind = (
+            torch.cuda.get_device_name()
+            if self.lm.device.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability()
+        )
         return f"torch {torch.__version__}, transformers {version('transformers')}, {self.lm.device.type} {kind}, {self.lm.dtype}"
 
 
-def _texts(descriptions: Texts) -> list[str]:
-    """The descriptions as strings, None as an empty one. Errors: ValueError for another type or none at all."""
-    if isinstance(descriptions, str):
-        raise ValueError(f"descriptions is one string; give a list, such as [{descriptions[:40]!r}]")
-    for text in descriptions:
-        if not (text is None or isinstance(text, str)):
-            raise ValueError(f"a description is {text!r}, a {type(text).__name__}; it must be a string")
-    if not len(descriptions):
-        raise ValueError("there is no description; give a list of at least one, such as ['calm piano']")
-    return [text or "" for text in descriptions]
-
-
-def _seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
-    """One seed for each sample; without any, drawn from torch's global generator."""
-    if seed is None:
-        return torch.randint(2**31, (batch,)).tolist()
-    if isinstance(seed, int):
-        return [seed + i for i in range(batch)]
-    if len(seed) != batch:
-        raise ValueError(f"there are {len(seed)} seeds for {batch} samples; give one number, or one for each sample")
-    return [int(value) for value in seed]
-
-
-def _waves(given: Tensor | Sequence[Tensor | None], batch: int, what: str) -> list[Tensor | None]:
-    """One wave [C, N] for each sample; a single one serves all."""
-    if not isinstance(given, list | tuple):
-        given = torch.as_tensor(given)
-        given = list(given) if given.dim() == 3 else [given]
-    waves = [None if wave is None else audio.check(wave, what) for wave in given]
-    if len(waves) == 1:
-        waves *= batch
-    if len(waves) != batch:
-        raise ValueError(f"there are {len(waves)} waves of {what[4:]} for {batch} samples; give one, or one for each sample")
-    return waves
+def _best_device() -> torch.device:
+    """A GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _bar(also: OnStep | None) -> OnStep:
@@ -495,20 +474,3 @@ def _bar(also: OnStep | None) -> OnStep:
             also(done, total)
 
     return on_step
-
-
-def _pack(values: Tensor) -> str:
-    """Small whole numbers as text, for a manifest."""
-    return base64.b64encode(zlib.compress(_bytes(values))).decode()
-
-
-def _unpack(text: str) -> Tensor:
-    return torch.from_numpy(np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int64))
-
-
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(_bytes(values)).hexdigest()[:32]
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.cpu().numpy().astype("<i2").tobytes()

@@ -143,7 +143,9 @@ def fill(parameters: Named, source: dict[str, Read], name_of: Callable[[str], st
 
     def take(name: str) -> Tensor:
         if name not in source:
-            raise ValueError(f"{where} lacks the tensor {name!r}: its files and its config are not of one MusicGen")
+            raise ValueError(
+                f"{where} lacks the tensor {name!r}: its files and its config are not of one MusicGen"
+            )
         used.add(name)
         return source[name]()
 
@@ -158,12 +160,16 @@ def fill(parameters: Named, source: dict[str, Read], name_of: Callable[[str], st
         else:
             value = take(theirs)
         if value.shape != parameter.shape:
-            raise ValueError(f"{where}: {theirs!r} is {list(value.shape)}; the config asks for {list(parameter.shape)}")
+            raise ValueError(
+                f"{where}: {theirs!r} is {list(value.shape)}; the config asks for {list(parameter.shape)}"
+            )
         with torch.no_grad():
             parameter.copy_(value)
     left = [name for name in source if name not in used and not NOT_WEIGHTS.fullmatch(name)]
     if left:
-        raise ValueError(f"{where} holds {len(left)} tensors that no MusicGen of its config has, such as {left[0]!r}")
+        raise ValueError(
+            f"{where} holds {len(left)} tensors that no MusicGen of its config has, such as {left[0]!r}"
+        )
 
 
 def _plain(name: str) -> str:
@@ -186,7 +192,9 @@ def read_safetensors(folder: Path) -> tuple[dict[str, Read], dict[str, str]]:
         try:
             handle = safe_open(file, framework="pt")
         except SafetensorError as error:
-            raise ValueError(f"{file} is not a whole safetensors file ({error}); download or copy it again") from None
+            raise ValueError(
+                f"{file} is not a whole safetensors file ({error}); download or copy it again"
+            ) from None
         said |= handle.metadata() or {}
         for name in handle.keys():  # noqa: SIM118 (a file's handle, not a dict)
             source[name] = lambda handle=handle, name=name: handle.get_tensor(name)  # type: ignore[misc]
@@ -199,12 +207,16 @@ def read_bin(file: Path) -> dict:
     Errors: FileNotFoundError; ValueError for a file that holds anything else, or is cut.
     """
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: audiocraft's layout is state_dict.bin with compression_state_dict.bin")
+        raise FileNotFoundError(
+            f"{file} is missing: audiocraft's layout is state_dict.bin with compression_state_dict.bin"
+        )
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"{file} was not opened: it is cut, or holds code where tensors belong ({reason})") from None
+        raise ValueError(
+            f"{file} was not opened: it is cut, or holds code where tensors belong ({reason})"
+        ) from None
 
 
 # --- finding ----------------------------------------------------------------------------------------------------
@@ -287,7 +299,9 @@ def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -
         )
     config = AutoConfig.from_pretrained(folder)
     if config.model_type not in ("musicgen", "musicgen_melody"):
-        raise ValueError(f"{folder} holds a model of type {config.model_type!r}, not musicgen or musicgen_melody")
+        raise ValueError(
+            f"{folder} holds a model of type {config.model_type!r}, not musicgen or musicgen_melody"
+        )
     lm, melody = config.decoder, config.model_type == "musicgen_melody"
     shape = LMConfig(
         dim=lm.hidden_size,
@@ -319,7 +333,9 @@ def codec_config(config: "EncodecConfig", codebooks: int) -> CodecConfig:
     """Our config of transformers' EncodecConfig. Errors: ValueError for a codec of another architecture."""
     for name, value in FIXED.items():
         if getattr(config, name) != value:
-            raise ValueError(f"the codec's {name} is {getattr(config, name)!r}; MusicGen's codecs have {value!r}")
+            raise ValueError(
+                f"the codec's {name} is {getattr(config, name)!r}; MusicGen's codecs have {value!r}"
+            )
     return CodecConfig(
         sample_rate=config.sampling_rate,
         filters=config.num_filters,
@@ -341,7 +357,9 @@ def _load_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     state, said = _checkpoint(folder / "state_dict.bin")
     t5_name = said["conditioners"]["description"]["t5"]["name"]
     t5 = folder / t5_name if (folder / t5_name).is_dir() else find(f"google-t5/{t5_name}")
-    text = TextEncoder(AutoTokenizer.from_pretrained(t5), T5EncoderModel.from_pretrained(t5, dtype=torch.float32))
+    text = TextEncoder(
+        AutoTokenizer.from_pretrained(t5), T5EncoderModel.from_pretrained(t5, dtype=torch.float32)
+    )
     shape = LMConfig(
         dim=state["emb.0.weight"].shape[1],
         layers=sum(name.endswith("norm1.weight") for name in state),
@@ -355,7 +373,9 @@ def _load_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     codec, codec_source, codec_table = _audiocraft_codec(folder / "compression_state_dict.bin")
     window = float(said["dataset"]["segment_duration"])
     melody = "self_wav" in said["conditioners"]
-    model = _empty(codec, shape, text, 1 + int(window * codec.sample_rate) // HOP if melody else None, device, dtype)
+    model = _empty(
+        codec, shape, text, 1 + int(window * codec.sample_rate) // HOP if melody else None, device, dtype
+    )
     model.window = window
 
     named = list(_named(model))
@@ -451,6 +471,13 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
             tensors[f"{stem}0"], tensors[f"{stem}1"] = norm, value.contiguous()
         else:
             tensors[name] = value.contiguous()
+        if name.endswith(
+            "codebook.embed"
+        ):  # what transformers keeps beside a codebook, and does not use either
+            stem = name.removesuffix("embed")
+            tensors[f"{stem}embed_avg"] = value.clone()
+            tensors[f"{stem}cluster_size"] = torch.ones(len(value), dtype=value.dtype)
+            tensors[f"{stem}inited"] = torch.ones(1, dtype=value.dtype)
 
     frames = round(model.window * model.codec.config.frame_rate)
     special = model.lm.config.special
@@ -466,7 +493,9 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as draft:
         try:
-            save_file(tensors, Path(draft, "model.safetensors"), metadata={"format": "pt", "licence": model.licence})
+            save_file(
+                tensors, Path(draft, "model.safetensors"), metadata={"format": "pt", "licence": model.licence}
+            )
         except Exception as error:  # safetensors has its own error for a full disk
             raise OSError(f"the weights could not be written to {folder}: {error}") from None
         _hugging_face_config(model, dtype).save_pretrained(draft)
@@ -479,12 +508,19 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
 
 def _hugging_face_config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
     """transformers' config of the model."""
-    from transformers import EncodecConfig, MusicgenConfig, MusicgenDecoderConfig
-    from transformers import MusicgenMelodyConfig, MusicgenMelodyDecoderConfig
+    from transformers import (
+        EncodecConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+        MusicgenMelodyConfig,
+        MusicgenMelodyDecoderConfig,
+    )
 
     codec, lm, t5 = model.codec.config, model.lm.config, model.conditioner.text.t5.config
     if t5.d_model == lm.dim:
-        raise ValueError(f"transformers expects no projection where text and language model are both {lm.dim} wide")
+        raise ValueError(
+            f"transformers expects no projection where text and language model are both {lm.dim} wide"
+        )
     bits = math.ceil(math.log2(codec.codebook_size))
     encodec = EncodecConfig(
         **FIXED,
@@ -510,7 +546,9 @@ def _hugging_face_config(model: Model, dtype: torch.dtype | None) -> "Pretrained
         pad_token_id=lm.special,
     )
     parts = {"text_encoder": t5.to_dict(), "audio_encoder": encodec.to_dict(), "decoder": decoder.to_dict()}
-    config = MusicgenConfig(**parts) if frames is None else MusicgenMelodyConfig(**parts, chroma_length=frames)
+    config = (
+        MusicgenConfig(**parts) if frames is None else MusicgenMelodyConfig(**parts, chroma_length=frames)
+    )
     config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForConditionalGeneration"]
     config.dtype = dtype or model.lm.dtype
     return config

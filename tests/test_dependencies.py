@@ -14,7 +14,7 @@ ROWS = [
     {"audio", "delay", "sampling", "codec", "lm", "text", "melody"},
     {"condition"},
     {"generate"},
-    {"weights"},
+    {"weights", "job"},
     {"musicgen"},
     {"trace"},
     {"show"},

@@ -1,1 +1,1 @@
-"""Training the model that ships with the repository: the band that plays, the codec, the language model, the measures."""
+"""Training the model that ships with the repository: band, codec, language model, measures."""

@@ -1,4 +1,4 @@
-"""The band: composes, renders and captions the music that the small model learns from. Every note is the project's own.
+"""The band: composes, renders and captions the music that the small model learns from.
 
     seed -> compose -> Piece (who plays which note when) -> render -> mix, melody  [N] float32
                              `-> captions -> texts
@@ -14,9 +14,10 @@ import json
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ __all__ = ["Piece", "Track", "captions", "compose", "find_soundfont", "main", "r
 RATE = 32000  # Hz
 CAPTIONS_PER_CLIP = 6
 
-# -- the pieces ----------------------------------------------------------------------------------------------------
+# -- the pieces ----------------------------------------------------------------------------------------------
 
 Note = tuple[float, float, int, int]  # start in s, duration in s, MIDI pitch, velocity 1..127
 
@@ -78,7 +79,7 @@ class Piece:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tracks"}
 
 
-# -- instruments and styles ----------------------------------------------------------------------------------------
+# -- instruments and styles ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,11 @@ MOODS = {  # a mood is a mode at a tempo
 
 @dataclass(frozen=True)
 class Style:
-    """How a style plays. A pattern has one sign for each sixteenth of a bar of four (waltz patterns: of three).
+    """How a style plays. A pattern has one sign for each sixteenth of a bar of four, waltz patterns of three.
 
-    Chords: `C` and `c` strike the chord, loud and soft; a digit plays one of its voices from below. Bass: `r` root,
-    `3`, `5`, `o` octave, `a` a step away from the root that comes next. Drums: `X`, `x`, `o` from loud to soft.
+    Chords: `C` and `c` strike the chord, loud and soft; a digit plays one of its voices, counted from below.
+    Bass: `r` root, `3`, `5`, `o` octave, `a` a step below the root that comes next.
+    Drums: `X`, `x`, `o` from loud to soft.
     """
 
     tempo: tuple[int, int]
@@ -119,7 +121,7 @@ class Style:
     bass_program: int
     pad_program: int
     kit: int
-    progressions: dict[str, tuple[str, ...]]
+    progressions: Mapping[str, tuple[str, ...]]
     chords: tuple[str, str, str]  # by density
     bass: tuple[str, str, str]
     beat: dict[int, str]  # percussion key: pattern
@@ -129,12 +131,14 @@ class Style:
 WALTZ_CHORDS = ("....c...c...", "....C...c...", "0.1.2.3.2.1.")
 WALTZ_BASS = ("r...........", "r...........", "r.......5...")
 WALTZ_BEAT = {36: "X...........", 38: "....o...o...", 42: "x...x.x.x..."}
+# fmt: off
 POP = {"major": ("I IV V I", "I vi IV V", "I IV I V", "I V I IV"),
        "minor": ("i VI iv V", "i iv V i", "i VII VI V", "i iv i V")}
 CADENCES = {"major": ("I IV V I", "I vi ii V", "I V I IV I IV V I", "I I IV V I vi V I"),
             "minor": ("i iv V i", "i VI iio V", "i V i iv i iv V i", "i i VI V i iv V i")}
 TURNS = {"major": ("IM7 vi7 ii7 V7", "I6 ii7 V7 I6", "I6 IV7 I6 V7", "I6 I6 ii7 V7"),
          "minor": ("i iv7 V7 i", "i VIM7 iio7 V7", "i iv7 i V7", "i i iio7 V7")}
+# fmt: on
 
 STYLES = {
     "classical": Style(
@@ -168,7 +172,8 @@ STYLES = {
         {"major": ("I V vi IV", "I I IV V", "I IV I V"), "minor": ("i VI iv V", "i i VI V", "i iv i V")},
         ("C...c...C...c...", "0.1.2.1.0.1.2.1.", "0121012101210121"),
         ("r.......r.......", "r...r...r...r...", "r.r.r.r.r.r.r.o."),
-        {36: "X...X...X...X...", 39: "....x.......x...", 42: "x.o.x.o.x.o.x.oo", 46: "..x...x...x...x."}, five_notes=True),
+        {36: "X...X...X...X...", 39: "....x.......x...", 42: "x.o.x.o.x.o.x.oo", 46: "..x...x...x...x."},
+        five_notes=True),
     "latin": Style(
         (84, 144), 0, 0.85, 0, 0.7, 0.6, (24, 0, 25), 32, 48, 0, TURNS,
         ("C...c...C...c...", "C...c.c.C...c.c.", "C.c.c.C.C.c.c.C."),
@@ -193,28 +198,34 @@ STYLES = {
         {36: "........X.......", 37: "........X.....o.", 42: "x.o.x.o.x.o.x.o."}),
 }  # fmt: skip
 
-RHYTHMS = {  # beats of the notes of a bar
+RHYTHMS: dict[tuple[int, str], tuple[tuple[float, ...], ...]] = {  # beats of the notes of a bar
     (4, "sparse"): ((4,), (2, 2), (3, 1), (2, 1, 1), (1, 1, 2)),
-    (4, "medium"): ((1, 1, 1, 1), (1, 1, 2), (1.5, 0.5, 1, 1), (1, 0.5, 0.5, 2), (1, 0.5, 0.5, 1, 1), (0.5, 0.5, 1, 2)),
+    (4, "medium"): ((1, 1, 1, 1), (1, 1, 2), (1.5, 0.5, 1, 1), (1, 0.5, 0.5, 2), (1, 0.5, 0.5, 1, 1),
+                    (0.5, 0.5, 1, 2)),
     (4, "dense"): ((0.5,) * 8, (0.5, 0.5, 1, 0.5, 0.5, 1), (1, 0.5, 0.5, 0.5, 0.5, 1),
                    (0.75, 0.25, 0.5, 0.5, 0.5, 0.5, 1), (0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 1)),
     (3, "sparse"): ((3,), (2, 1), (1, 2)),
     (3, "medium"): ((1, 1, 1), (2, 0.5, 0.5), (1.5, 0.5, 1), (1, 0.5, 0.5, 1)),
     (3, "dense"): ((0.5,) * 6, (1, 0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5, 1), (0.75, 0.25, 0.5, 0.5, 1)),
 }  # fmt: skip
-SYNCOPATED = ((0.5, 1, 0.5, 0.5, 1, 0.5), (1.5, 1, 0.5, 1), (0.5, 1, 1.5, 1), (1, 0.5, 1, 0.5, 1))
+SYNCOPATED: tuple[tuple[float, ...], ...] = (
+    (0.5, 1, 0.5, 0.5, 1, 0.5),
+    (1.5, 1, 0.5, 1),
+    (0.5, 1, 1.5, 1),
+    (1, 0.5, 1, 0.5, 1),
+)
 FORMS = ("ABACABAD", "AABCAABD", "ABABACAD", "AAABAACD")  # bars of a melody by motif; C half closes, D closes
 
 
-# -- composing -----------------------------------------------------------------------------------------------------
+# -- composing -----------------------------------------------------------------------------------------------
 
 
 def compose(seed: int, *, seconds: float = 10.0, **fixed: str | int | bool | None) -> Piece:
-    """A piece that fills `seconds`, the same for the same seed; `fixed` sets attributes of `Piece` that matter to you.
+    """A piece that fills `seconds`, the same for the same seed; `fixed` sets what matters to you.
 
-    Draws nothing held out while the seed is below `FIRST_TEST_SEED`, but plays what is fixed. A tune brings its own
-    mode and meter, a mood its mode and a range of tempos. ValueError for names and values that the band does not
-    know and for attributes that contradict each other.
+    Draws nothing held out while the seed is below `FIRST_TEST_SEED`, but plays what is fixed. A tune brings
+    its own mode and meter, a mood its mode and a range of tempos. ValueError for names and values that the
+    band does not know and for attributes that contradict each other.
 
     >>> compose(0, lead="cello", mood="sad").mode
     'minor'
@@ -239,11 +250,17 @@ def compose(seed: int, *, seconds: float = 10.0, **fixed: str | int | bool | Non
     bass_pattern = WALTZ_BASS[level] if three else style.bass[level]
     middle = min(57, centre - 11) if centre >= 60 else 67  # the accompaniment keeps out of the melody's way
     programs = [program for program in style.chord_programs if program != lead.program]
-    parts = [("melody", lead.program, melody),
-             ("chords", rng.choice(programs), list(_strum(chord_pattern, style, harmony, chosen["meter"], middle))),
-             ("bass", style.bass_program, list(_walk(bass_pattern, style, harmony, chosen["meter"])))]
+    parts = [
+        ("melody", lead.program, melody),
+        (
+            "chords",
+            rng.choice(programs),
+            list(_strum(chord_pattern, style, harmony, chosen["meter"], middle)),
+        ),
+        ("bass", style.bass_program, list(_walk(bass_pattern, style, harmony, chosen["meter"]))),
+    ]
     if level and style.pad_program != lead.program and rng.random() < 0.3 * level:
-        parts.append(("pad", style.pad_program, list(_strum("c" + "." * 15, style, harmony, chosen["meter"], middle))))
+        parts.append(("pad", style.pad_program, list(_strum("c", style, harmony, chosen["meter"], middle))))
     if chosen["drums"]:
         parts.append(("drums", style.kit, list(_drum(rng, style, chosen["meter"], level, n_bars))))
 
@@ -262,8 +279,8 @@ def compose(seed: int, *, seconds: float = 10.0, **fixed: str | int | bool | Non
     return Piece(seed=seed, **chosen, tracks=tuple(tracks))
 
 
-def _attributes(rng: random.Random, seed: int, fixed: dict) -> dict:
-    """Draws what `fixed` leaves open. Each attribute takes its own draws, so fixing one disturbs the others little."""
+def _attributes(rng: random.Random, seed: int, fixed: dict[str, Any]) -> dict[str, Any]:
+    """All attributes but seed and tracks: what `fixed` gives, and draws for the rest."""
     known = {"style": tuple(STYLES), "lead": tuple(LEADS), "key": tuple(range(12)), "mode": tuple(SCALES),
              "tempo": tuple(range(40, 221)), "meter": (3, 4), "mood": tuple(MOODS), "density": DENSITIES,
              "drums": (True, False), "tune": (None, *TUNES)}  # fmt: skip
@@ -275,7 +292,7 @@ def _attributes(rng: random.Random, seed: int, fixed: dict) -> dict:
             raise ValueError(f"{name}={value!r} is not known to the band; choose from {some}")
     test = seed >= FIRST_TEST_SEED
 
-    def draw(name: str, options: list) -> str | int | bool | None:
+    def draw(name: str, options: list) -> Any:
         choice = rng.choice(options)
         return fixed.get(name, choice)
 
@@ -301,12 +318,17 @@ def _attributes(rng: random.Random, seed: int, fixed: dict) -> dict:
     chosen = {
         "style": style, "lead": lead, "key": key, "mode": mode, "tempo": tempo, "meter": meter,
         "mood": next(name for name, value in MOODS.items() if value == (mode, tempo_word(tempo))),
-        "density": draw("density", ["sparse", "medium", "medium", "dense"]), "drums": fixed.get("drums", drummed), "tune": tune,
+        "density": draw("density", ["sparse", "medium", "medium", "dense"]),
+        "drums": fixed.get("drums", drummed), "tune": tune,
     }  # fmt: skip
     if mood not in (None, chosen["mood"]):
-        raise ValueError(f"mood {mood!r} is {' and '.join(MOODS[mood])}; mode {mode!r} at {tempo} bpm is {chosen['mood']!r}")
+        raise ValueError(
+            f"mood {mood!r} is {' and '.join(MOODS[mood])}; {mode!r} at {tempo} bpm is {chosen['mood']!r}"
+        )
     if tune and (mode, meter) != (TUNES[tune].mode, TUNES[tune].meter):
-        raise ValueError(f"{tune!r} is in {TUNES[tune].mode} and {TUNES[tune].meter}/4, not in {mode} and {meter}/4")
+        raise ValueError(
+            f"{tune!r} is in {TUNES[tune].mode} and {TUNES[tune].meter}/4, not in {mode} and {meter}/4"
+        )
     return chosen
 
 
@@ -314,7 +336,7 @@ Chord = tuple[int, ...]  # pitch classes, the root first
 
 
 def _chord(numeral: str, key: int, mode: str) -> Chord:
-    """`vi7` in C major is (9, 0, 4, 7). Upper case is a major triad, `o` diminished; `6`, `7`, `M7` add a note."""
+    """`vi7` in C major is (9, 0, 4, 7). Upper case is major, `o` diminished; `6`, `7` and `M7` add a note."""
     name = numeral.rstrip("oM67")
     degree = ("i", "ii", "iii", "iv", "v", "vi", "vii").index(name.lower())
     root = SCALES[mode][degree]
@@ -330,13 +352,20 @@ def _named_chord(name: str, shift: int) -> Chord:
     return tuple((root + step) % 12 for step in steps)
 
 
-def _harmony(rng: random.Random, style: Style, chosen: dict, tune: Tune | None, first: int, n_bars: int) -> list[list[Chord]]:
-    """The chords of each bar, one or two of equal length. Slow bars of four change twice, so that ten seconds cadence."""
+def _harmony(
+    rng: random.Random, style: Style, chosen: dict[str, Any], tune: Tune | None, first: int, n_bars: int
+) -> list[list[Chord]]:
+    """The chords of each bar, one or two of equal length: slow bars of four change twice."""
     if tune:
         shift = chosen["key"] - pitch_class(tune.tonic)
         named = bars(tune)
-        return [[_named_chord(name, shift) for name in named[(first + bar) % len(named)]] for bar in range(n_bars)]
-    chords = [_chord(name, chosen["key"], chosen["mode"]) for name in rng.choice(style.progressions[chosen["mode"]]).split()]
+        return [
+            [_named_chord(name, shift) for name in named[(first + bar) % len(named)]] for bar in range(n_bars)
+        ]
+    chords = [
+        _chord(name, chosen["key"], chosen["mode"])
+        for name in rng.choice(style.progressions[chosen["mode"]]).split()
+    ]
     each = 2 if chosen["tempo"] < 88 and chosen["meter"] == 4 and len(chords) > 2 else 1
     return [[chords[(bar * each + part) % len(chords)] for part in range(each)] for bar in range(n_bars)]
 
@@ -347,7 +376,7 @@ def _chord_at(harmony: list[list[Chord]], beat: float, meter: int) -> Chord:
 
 
 def _play_tune(tune: Tune, first: int, key: int, centre: int, n_bars: int) -> Iterator[Note]:
-    """The tune from bar `first` in the piece's key, in the octave that lies nearest to the lead's centre; it repeats."""
+    """The tune from bar `first`, in the piece's key and the octave nearest to the centre; it repeats."""
     notes = parse(tune)
     mean = sum(pitch * duration for _, duration, pitch in notes) / sum(duration for _, duration, _ in notes)
     shift = (key - pitch_class(tune.tonic)) % 12
@@ -360,16 +389,18 @@ def _play_tune(tune: Tune, first: int, key: int, centre: int, n_bars: int) -> It
                 yield at, duration, pitch + shift, 86 + 8 * (start % tune.meter == 0)
 
 
-def _invent(rng: random.Random, style: Style, chosen: dict, harmony: list[list[Chord]], centre: int) -> Iterator[Note]:
+def _invent(
+    rng: random.Random, style: Style, chosen: dict[str, Any], harmony: list[list[Chord]], centre: int
+) -> Iterator[Note]:
     """A melody of motifs: bars of one letter share rhythm and shape, moved to the chord of the moment."""
     meter, key, mode = chosen["meter"], chosen["key"], chosen["mode"]
     rhythms = list(RHYTHMS[meter, chosen["density"]])
     if style is STYLES["latin"] or style is STYLES["reggae"] or style is STYLES["jazz"]:
         rhythms += SYNCOPATED if meter == 4 and chosen["density"] != "sparse" else ()
-    scale = SCALES[mode]
+    scale: tuple[int, ...] = SCALES[mode]
     if style.five_notes:
         scale = (0, 2, 4, 7, 9) if mode == "major" else (0, 3, 5, 7, 10)
-    motifs = {}
+    motifs: dict[str, tuple[tuple[float, ...], list[int]]] = {}
     for letter in "ABCD":
         rhythm = rng.choice(rhythms)
         steps = [rng.choices((-2, -1, 0, 1, 2, 3), (2, 5, 1, 5, 2, 1))[0] for _ in rhythm]
@@ -395,82 +426,85 @@ def _invent(rng: random.Random, style: Style, chosen: dict, harmony: list[list[C
                 step = -step
             pitch = ladder[min(max(at + step, 0), len(ladder) - 1)] if index or bar % 2 else ladder[at]
             if beat == int(beat) and (beat % 2 == 0 or duration >= 1):
-                pull = {key: 1.3, (key + 7) % 12: 0.6}  # strong beats lean on the tonic and the fifth of the key
+                pull = {
+                    key: 1.3,
+                    (key + 7) % 12: 0.6,
+                }  # strong beats lean on the tonic and the fifth of the key
                 chord_tones = [p for p in ladder if p % 12 in chord]
                 pitch = min(chord_tones, key=lambda p: abs(p - pitch - 0.1 * step) - pull.get(p % 12, 0))
             closing = letter == "D" and index == len(rhythm) - 1
             if (closing or (index == 0 and bar % 4 == 0)) and key in chord:
                 pitch = min((p for p in ladder if p % 12 == key), key=lambda p: abs(p - pitch))
             rest = 0.75 if letter in "CD" and index == len(rhythm) - 1 and duration >= 1 else 1
-            yield bar * meter + beat, duration * rest, pitch, round(84 + arch + 8 * (beat == 0) + 3 * (beat % 2 == 0))
+            yield (
+                bar * meter + beat,
+                duration * rest,
+                pitch,
+                round(84 + arch + 8 * (beat == 0) + 3 * (beat % 2 == 0)),
+            )
             beat += duration
 
 
-def _hits(pattern: str, meter: int, n_bars: int) -> Iterator[tuple[float, float, str]]:
-    """(beat, beats until the next sign, sign) of a pattern of sixteenths over all bars."""
-    steps = 4 * meter
-    signs = [(index, sign) for index, sign in enumerate(pattern[:steps]) if sign != "."]
-    for bar in range(n_bars):
-        for number, (index, sign) in enumerate(signs):
-            until = signs[number + 1][0] if number + 1 < len(signs) else steps
-            yield bar * meter + index / 4, (until - index) / 4, sign
+def _hits(pattern: str, harmony: list[list[Chord]], meter: int) -> Iterator[tuple[float, float, str, Chord]]:
+    """(beat, length in beats, sign, chord) of a pattern over all bars; what is held follows the chords."""
+    signs = [(step, sign) for step, sign in enumerate(pattern[: 4 * meter]) if sign != "."]
+    ends = [step for step, _ in signs[1:]] + [4 * meter]
+    for bar, chords in enumerate(harmony):
+        half = meter / len(chords)
+        for (step, sign), end in zip(signs, ends, strict=True):
+            cuts = [step / 4, *([half] if step / 4 < half < end / 4 else []), end / 4]
+            for begin, until in pairwise(cuts):
+                yield bar * meter + begin, until - begin, sign, chords[int(begin / half)]
 
 
 def _strum(pattern: str, style: Style, harmony: list[list[Chord]], meter: int, middle: int) -> Iterator[Note]:
     """Chords in close position, each voiced so that the voices move as little as they can."""
     voicing = tuple(middle + step for step in (-5, 0, 5))
-    for beat, length, sign in _hits(pattern, meter, len(harmony)):
-        pieces = [(beat, length)]
-        bar = harmony[int(beat // meter)]
-        half = meter / len(bar)
-        if len(bar) > 1 and beat % meter < half < beat % meter + length:  # a held chord follows the change of harmony
-            pieces = [(beat, half - beat % meter), (beat - beat % meter + half, length - half + beat % meter)]
-        for begin, held in pieces:
-            voicing = _voiced(_chord_at(harmony, begin, meter), voicing, middle)
-            chosen = voicing if sign in "Cc" else (voicing[int(sign) % len(voicing)] + 12 * (int(sign) // len(voicing)),)
-            accent = (80 if sign != "c" else 68) + 8 * (begin % meter == 0) + 4 * (begin % 1 == 0)
-            for pitch in chosen:
-                yield begin, held * style.gate, pitch, accent
+    for beat, length, sign, chord in _hits(pattern, harmony, meter):
+        voicing = _voiced(chord, voicing, middle)
+        struck = voicing
+        if sign not in "Cc":
+            octave, voice = divmod(int(sign), len(voicing))
+            struck = (voicing[voice] + 12 * octave,)
+        accent = (80 if sign != "c" else 68) + 8 * (beat % meter == 0) + 4 * (beat % 1 == 0)
+        for pitch in struck:
+            yield beat, length * style.gate, pitch, accent
 
 
-def _voiced(chord: Chord, before: Chord, middle: int) -> Chord:
+def _voiced(chord: Chord, before: tuple[int, ...], middle: int) -> tuple[int, ...]:
     """The inversion nearest to the voicing before, around the MIDI pitch `middle`."""
-    best = None
+    voicings = []
     for turn in range(len(chord)):
         order = chord[turn:] + chord[:turn]
         for octave in (-1, 0, 1):
             pitches = [12 * (middle // 12 + octave) + order[0]]
             for pc in order[1:]:
                 pitches.append(pitches[-1] + (pc - pitches[-1]) % 12)
-            moved = sum(min(abs(p - q) for q in before) for p in pitches)
-            cost = moved + 0.7 * abs(sum(pitches) / len(pitches) - middle)
-            if best is None or cost < best[0]:
-                best = (cost, tuple(pitches))
-    return best[1]
+            voicings.append(tuple(pitches))
+
+    def cost(pitches: tuple[int, ...]) -> float:
+        moved = sum(min(abs(p - q) for q in before) for p in pitches)
+        return moved + 0.7 * abs(sum(pitches) / len(pitches) - middle)
+
+    return min(voicings, key=cost)
 
 
 def _walk(pattern: str, style: Style, harmony: list[list[Chord]], meter: int) -> Iterator[Note]:
     """The bass line: roots between E1 and E flat 3, fifths and steps towards what comes next."""
-    for beat, length, sign in _hits(pattern, meter, len(harmony)):
-        bar = harmony[int(beat // meter)]
-        half = meter / len(bar)
-        pieces = [(beat, length)]
-        if len(bar) > 1 and beat % meter < half < beat % meter + length:
-            pieces = [(beat, half - beat % meter), (beat - beat % meter + half, length - half + beat % meter)]
-        for begin, held in pieces:
-            chord = _chord_at(harmony, begin, meter)
-            root = 36 + (chord[0] - 4) % 12 + 4 - 12 * ((chord[0] - 4) % 12 > 7)
-            after = _chord_at(harmony, begin + held, meter)[0]
-            approach = root + ((after - root + 5) % 12 - 5) - 1 if after != chord[0] else root + 7
-            if sign == "5" and len(bar) > 1 and begin % half == 0:
-                sign = "r"  # a new chord starts on its root
-            pitch = {"r": root, "3": root + (chord[1] - chord[0]) % 12, "5": root + (chord[2] - chord[0]) % 12,
-                     "o": root + 12, "a": approach}[sign]  # fmt: skip
-            yield begin, held * style.gate, pitch, 84 + 8 * (begin % meter == 0) + 4 * (begin % 1 == 0)
+    for beat, length, sign, chord in _hits(pattern, harmony, meter):
+        half = meter / len(harmony[int(beat // meter)])
+        root = 36 + (chord[0] - 4) % 12 + 4 - 12 * ((chord[0] - 4) % 12 > 7)
+        after = _chord_at(harmony, beat + length, meter)[0]
+        approach = root + ((after - root + 5) % 12 - 5) - 1 if after != chord[0] else root + 7
+        if sign == "5" and half < meter and beat % half == 0:
+            sign = "r"  # a new chord starts on its root
+        third, fifth = ((pc - chord[0]) % 12 for pc in chord[1:3])
+        pitch = {"r": root, "3": root + third, "5": root + fifth, "o": root + 12, "a": approach}[sign]
+        yield beat, length * style.gate, pitch, 84 + 8 * (beat % meter == 0) + 4 * (beat % 1 == 0)
 
 
 def _drum(rng: random.Random, style: Style, meter: int, level: int, n_bars: int) -> Iterator[Note]:
-    """The beat of the style; dense pieces fill hats, every fourth bar ends in a fill, phrases open on a cymbal."""
+    """The beat of the style; fourth bars end in a fill, phrases open on a cymbal."""
     for bar in range(n_bars):
         fill = bar % 4 == 3 and rng.random() < 0.7
         for key, pattern in (style.beat if meter == 4 else WALTZ_BEAT).items():
@@ -492,13 +526,13 @@ def _drum(rng: random.Random, style: Style, meter: int, level: int, n_bars: int)
 
 
 def _swung(beat: float, amount: float) -> float:
-    """Where a beat falls when its second half is delayed: at 1 the off-beat eighth sits on the last triplet."""
+    """Where a beat falls when its second half is late: at 1 the off-beat eighth sits on the last triplet."""
     whole, part = divmod(beat, 1)
     off = 0.5 + amount / 6
     return whole + (part * off / 0.5 if part <= 0.5 else off + (part - 0.5) * (1 - off) / 0.5)
 
 
-# -- rendering -----------------------------------------------------------------------------------------------------
+# -- rendering -----------------------------------------------------------------------------------------------
 
 LEVELS = {"melody": 0.0, "chords": -11.5, "bass": -9.0, "pad": -19.0, "drums": -7.0}  # dB against the melody
 LOUDNESS = -16.0  # dBFS, root mean square of the mix
@@ -527,7 +561,9 @@ def _synth(path: Path, rate: int) -> tuple[Any, int]:
     try:
         import tinysoundfont
     except ImportError as error:
-        raise ImportError("the band plays through tinysoundfont; pip install --no-deps tinysoundfont==0.3.7") from error
+        raise ImportError(
+            "the band plays through tinysoundfont; pip install --no-deps tinysoundfont==0.3.7"
+        ) from error
     synth = tinysoundfont.Synth(gain=-6.0, samplerate=rate)
     return synth, synth.sfload(str(path))
 
@@ -547,7 +583,7 @@ def _play(track: Track, samples: int, rate: int, path: Path) -> np.ndarray:
     for at, on, pitch, velocity in sorted(events):  # a note ends before one of the same pitch begins
         at = min(at, samples)
         if at > now:
-            synth.generate_simple(at - now, memoryview(stereo[now:at]).cast("B"))
+            synth.generate_simple(at - now, stereo[now:at].data.cast("B"))
             now = at
         if now == samples:
             break
@@ -556,7 +592,7 @@ def _play(track: Track, samples: int, rate: int, path: Path) -> np.ndarray:
         else:
             synth.noteoff(0, pitch)
     if now < samples:
-        synth.generate_simple(samples - now, memoryview(stereo[now:]).cast("B"))
+        synth.generate_simple(samples - now, stereo[now:].data.cast("B"))
     return stereo.mean(axis=1)
 
 
@@ -577,13 +613,16 @@ def _room(seconds: float, rate: int, size: int) -> np.ndarray:
     return np.fft.rfft(noise / np.sqrt(np.square(noise).sum()), size)
 
 
-def render(piece: Piece, *, seconds: float = 10.0, rate: int = RATE, soundfont: str | Path | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(mix, melody), float32 [seconds * rate] each, mono: the piece in a light room, and its melody alone and dry.
+def render(
+    piece: Piece, *, seconds: float = 10.0, rate: int = RATE, soundfont: str | Path = "fluidr3mono"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mix, melody), float32 [seconds * rate] each, mono: the piece in a light room; its melody alone, dry.
 
-    The mix has an RMS of about -16 dBFS and peaks below 0.98; the melody is scaled as it is in the mix. `soundfont` is
-    a name that `find_soundfont` knows or a file. FileNotFoundError or ImportError say what to install.
+    The mix has an RMS of about -16 dBFS and peaks below 0.98; the melody is scaled as it is in the mix.
+    `soundfont` is a name that `find_soundfont` knows, or a file. FileNotFoundError or ImportError say what to
+    install.
     """
-    path = soundfont if isinstance(soundfont, Path) else find_soundfont(soundfont or "fluidr3mono")
+    path = soundfont if isinstance(soundfont, Path) else find_soundfont(soundfont)
     samples = round(seconds * rate)
     style = STYLES[piece.style]
     melody, mix = np.zeros(samples, np.float32), np.zeros(samples, np.float32)
@@ -608,17 +647,20 @@ def _limited(wave: np.ndarray) -> np.ndarray:
     """What passes 0.7 is bent to stay below PEAK, so that single hits do not keep a whole piece quiet."""
     knee = 0.7
     over = np.maximum(np.abs(wave) - knee, 0)
-    return (np.sign(wave) * (np.minimum(np.abs(wave), knee) + (PEAK - knee) * np.tanh(over / (PEAK - knee)))).astype(np.float32)
+    return (
+        np.sign(wave) * (np.minimum(np.abs(wave), knee) + (PEAK - knee) * np.tanh(over / (PEAK - knee)))
+    ).astype(np.float32)
 
 
-# -- datasets ------------------------------------------------------------------------------------------------------
+# -- datasets ------------------------------------------------------------------------------------------------
 
 
-def _clip(seed: int, seconds: float, soundfont: str | None) -> tuple[np.ndarray, np.ndarray, dict]:
+def _clip(seed: int, seconds: float, soundfont: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """(mix, melody, description) of one clip, the waves as int16."""
     piece = compose(seed, seconds=seconds)
-    waves = [np.round(wave * 32767).astype(np.int16) for wave in render(piece, seconds=seconds, soundfont=soundfont)]
-    return *waves, piece.attributes() | {"captions": captions(piece, seed, CAPTIONS_PER_CLIP)}
+    mix, melody = (np.round(32767 * wave) for wave in render(piece, seconds=seconds, soundfont=soundfont))
+    about = piece.attributes() | {"captions": captions(piece, seed, CAPTIONS_PER_CLIP)}
+    return mix.astype(np.int16), melody.astype(np.int16), about
 
 
 def write_dataset(
@@ -628,24 +670,24 @@ def write_dataset(
     first_seed: int = 0,
     seconds: float = 10.0,
     workers: int | None = None,
-    soundfont: str | None = None,
+    soundfont: str = "fluidr3mono",
 ) -> None:
-    """Renders `clips` pieces with seeds from `first_seed` into `folder`; does nothing where just that is there already.
+    """Renders `clips` pieces with seeds from `first_seed` into `folder`; does nothing where that is there.
 
-        mix.i16, melody.i16   int16 [clips, samples], raw, 32 kHz mono
-        pieces.jsonl          one object a clip: attributes, seed, six captions
-        dataset.json          clips, samples, rate, seconds, first_seed, soundfont; written last: with it, all is there
+    mix.i16, melody.i16   int16 [clips, samples], raw, 32 kHz mono
+    pieces.jsonl          one object a clip: attributes, seed, six captions
+    dataset.json          clips, samples, rate, seconds, first_seed, soundfont; written last
     """
     folder = Path(folder)
     plan = {"clips": clips, "samples": round(seconds * RATE), "rate": RATE, "seconds": seconds,
-            "first_seed": first_seed, "soundfont": soundfont or "fluidr3mono"}  # fmt: skip
+            "first_seed": first_seed, "soundfont": soundfont}  # fmt: skip
     done = folder / "dataset.json"
     if done.is_file() and json.loads(done.read_text()) == plan:
         return
-    find_soundfont(plan["soundfont"])
+    find_soundfont(soundfont)
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
-    make = functools.partial(_clip, seconds=seconds, soundfont=plan["soundfont"])
+    make = functools.partial(_clip, seconds=seconds, soundfont=soundfont)
     seeds = range(first_seed, first_seed + clips)
     with (
         open(folder / "mix.i16", "wb") as mixes,
@@ -653,7 +695,9 @@ def write_dataset(
         open(folder / "pieces.jsonl", "w") as pieces,
         ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool,
     ):
-        for mix, melody, about in tqdm(pool.map(make, seeds, chunksize=4), total=clips, desc=folder.name, unit="clip"):
+        for mix, melody, about in tqdm(
+            pool.map(make, seeds, chunksize=4), total=clips, desc=folder.name, unit="clip"
+        ):
             mixes.write(mix.tobytes())
             melodies.write(melody.tobytes())
             pieces.write(json.dumps(about) + "\n")
@@ -670,10 +714,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--workers", type=int, default=None, help="processes; all cores where absent")
-    parser.add_argument("--soundfont", default=None, help="fluidr3mono (default) or musescore")
+    parser.add_argument("--soundfont", default="fluidr3mono", help="or musescore, for measuring")
     given = parser.parse_args(argv)
-    write_dataset(given.out, given.clips, first_seed=given.first_seed, seconds=given.seconds, workers=given.workers,
-                  soundfont=given.soundfont)  # fmt: skip
+    write_dataset(
+        given.out,
+        given.clips,
+        first_seed=given.first_seed,
+        seconds=given.seconds,
+        workers=given.workers,
+        soundfont=given.soundfont,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mgkit.train.band import Piece
@@ -16,30 +16,34 @@ if TYPE_CHECKING:
 # only test seeds may draw what stands here.
 FIRST_VALID_SEED, FIRST_TEST_SEED = 10_000_000, 20_000_000
 HELD_OUT_TUNES = ("scarborough fair", "minuet in g", "oh susanna")
-HELD_OUT_PAIRS = (("rock", "violin"), ("latin", "flute"), ("jazz", "accordion"), ("classical", "choir"),
-                  ("electronic", "music box"), ("folk", "trumpet"), ("march", "clarinet"), ("lullaby", "guitar"))
+HELD_OUT_PAIRS = (
+    ("rock", "violin"), ("latin", "flute"), ("jazz", "accordion"), ("classical", "choir"),
+    ("electronic", "music box"), ("folk", "trumpet"), ("march", "clarinet"), ("lullaby", "guitar")
+)  # fmt: skip
 HELD_OUT_SYNONYMS = frozenset((
-    "pianoforte", "musical box", "vibes", "wooden bars", "organ pipes", "bandoneon", "spanish guitar", "shredding",
-    "string solo", "violoncello", "horn solo", "piccolo", "chalumeau", "singers", "raga", "analog lead",
-    "concert hall", "countryside", "grunge", "bebop", "cradle song", "edm", "samba", "regiment", "ethereal", "island",
-    "jolly", "serene", "uplifting", "melancholic", "enigmatic", "anxious", "unhurried", "medium pace", "rapid",
-    "skeletal", "even", "lush", "percussion section", "beatless", "three four", "four four"))
+    "pianoforte", "musical box", "vibes", "wooden bars", "organ pipes", "bandoneon", "spanish guitar",
+    "shredding", "string solo", "violoncello", "horn solo", "piccolo", "chalumeau", "singers", "raga",
+    "analog lead", "concert hall", "countryside", "grunge", "bebop", "cradle song", "edm", "samba",
+    "regiment", "ethereal", "island", "jolly", "serene", "uplifting", "melancholic", "enigmatic", "anxious",
+    "unhurried", "medium pace", "rapid", "skeletal", "even", "lush", "percussion section", "beatless",
+    "three four", "four four"
+))  # fmt: skip
 MEASURING_FONT = "musescore"  # the second soundfont: for measuring only, never for training audio
 
 # The last synonym of each value is the held-out one.
-WORDS = {
+WORDS: dict[str, dict[Any, tuple[str, ...]]] = {
     "lead": {
         "piano": ("piano", "grand piano", "piano solo", "acoustic piano", "solo piano", "pianoforte"),
-        "music box": ("music box", "music box melody", "tinkling music box", "wind-up music box", "toy chimes",
-                      "musical box"),
+        "music box": ("music box", "music box melody", "tinkling music box", "wind-up music box",
+                      "toy chimes", "musical box"),
         "vibraphone": ("vibraphone", "vibraphone solo", "mellow vibraphone", "vibraphone mallets", "vibes"),
         "marimba": ("marimba", "marimba solo", "marimba mallets", "wooden marimba", "wooden bars"),
         "organ": ("organ", "church organ", "pipe organ", "solo organ", "organ pipes"),
         "accordion": ("accordion", "accordion solo", "squeezebox", "bandoneon"),
-        "guitar": ("nylon guitar", "acoustic guitar", "classical guitar", "guitar picking", "nylon string guitar",
-                   "spanish guitar"),
-        "electric guitar": ("electric guitar", "distorted guitar", "overdriven guitar", "electric guitar solo",
-                            "shredding"),
+        "guitar": ("nylon guitar", "acoustic guitar", "classical guitar", "guitar picking",
+                   "nylon string guitar", "spanish guitar"),
+        "electric guitar": ("electric guitar", "distorted guitar", "overdriven guitar",
+                            "electric guitar solo", "shredding"),
         "violin": ("violin", "violin solo", "fiddle", "solo violin", "singing violin", "string solo"),
         "cello": ("cello", "cello solo", "solo cello", "deep cello", "resonant cello", "violoncello"),
         "trumpet": ("trumpet", "trumpet solo", "bright trumpet", "brass lead", "horn solo"),
@@ -50,7 +54,8 @@ WORDS = {
         "synth": ("synth lead", "synthesizer", "saw synth", "synth melody", "synth line", "analog lead"),
     },
     "style": {
-        "classical": ("classical", "chamber", "classical music", "orchestral", "conservatory", "concert hall"),
+        "classical": ("classical", "chamber", "classical music", "orchestral", "conservatory",
+                      "concert hall"),
         "folk": ("folk", "acoustic folk", "traditional", "folk song", "campfire", "countryside"),
         "rock": ("rock", "rock band", "rocking", "classic rock", "driving rock", "grunge"),
         "jazz": ("jazz", "swing", "jazzy", "swinging jazz", "jazz club", "bebop"),
@@ -75,12 +80,14 @@ WORDS = {
         "fast": ("fast", "quick", "fast tempo", "lively", "brisk", "allegro", "rapid"),
     },
     "density": {
-        "sparse": ("sparse", "minimal", "simple", "sparse arrangement", "bare", "stripped-down", "skeletal"),
+        "sparse": ("sparse", "minimal", "simple", "sparse arrangement", "bare", "stripped-down",
+                   "skeletal"),
         "medium": ("balanced", "balanced arrangement", "medium density", "even"),
         "dense": ("dense", "busy", "rich", "full", "crowded", "lush"),
     },
     "drums": {
-        True: ("with drums", "drums", "drum kit", "with a drum beat", "with drum kit", "percussion section"),
+        True: ("with drums", "drums", "drum kit", "with a drum beat", "with drum kit",
+               "percussion section"),
         False: ("no drums", "without drums", "drumless", "no percussion", "without percussion", "beatless"),
     },
     "meter": {
@@ -91,11 +98,14 @@ WORDS = {
         "major": ("major key", "in a major key", "in major", "major"),
         "minor": ("minor key", "in a minor key", "in minor", "minor"),
     },
-}
-KEYS = (("c",), ("c sharp", "d flat", "c#", "db"), ("d",), ("e flat", "d sharp", "eb"), ("e",), ("f",),
-        ("f sharp", "g flat", "f#"), ("g",), ("a flat", "g sharp", "ab"), ("a",), ("b flat", "a sharp", "bb"), ("b",))
+}  # fmt: skip
+KEYS = (
+    ("c",), ("c sharp", "d flat", "c#", "db"), ("d",), ("e flat", "d sharp", "eb"), ("e",), ("f",),
+    ("f sharp", "g flat", "f#"), ("g",), ("a flat", "g sharp", "ab"), ("a",), ("b flat", "a sharp", "bb"),
+    ("b",)
+)  # fmt: skip
 
-# A slot stands for one synonym; {bpm} for "120 bpm" and its like, {key} for "d minor", {kit} for the drums as a clause.
+# A slot stands for one synonym; {bpm} for "120 bpm" and its like, {key} for "d minor", {kit} for the drums.
 SENTENCES = (
     "a {tempo} {style} piece for {lead} in {key}, {kit}",
     "{mood} {style} with {lead}, {kit}, {bpm}",
@@ -151,7 +161,7 @@ def synonyms(attribute: str, value: str | int | bool, held_out: bool = False) ->
 
 
 def captions(piece: Piece, seed: int, n: int, *, held_out: bool = False) -> list[str]:
-    """n captions of a piece, each true of it and each naming some of its attributes; the same for the same seed.
+    """n captions of a piece, each true and naming some of its attributes; the same for the same seed.
 
     With `held_out` every value that has a held-out synonym is named by it: for measuring, never for training.
     """
@@ -166,19 +176,29 @@ def _caption(piece: Piece, rng: random.Random, held_out: bool) -> str:
         return words[0] if rng.random() < plain else rng.choice(words)
 
     near = 5 * round(piece.tempo / 5)
-    numbers = [f"{piece.tempo} bpm"] * 4 + [f"tempo {piece.tempo}", f"{piece.tempo} beats per minute",
-                                            f"around {near} bpm", f"{near} bpm"]
+    numbers = [f"{piece.tempo} bpm"] * 4 + [
+        f"tempo {piece.tempo}",
+        f"{piece.tempo} beats per minute",
+        f"around {near} bpm",
+        f"{near} bpm",
+    ]
     key = rng.choice(KEYS[piece.key])
     slots = {
-        "style": word("style", piece.style), "lead": word("lead", piece.lead), "mood": word("mood", piece.mood),
-        "tempo": word("tempo", tempo_word(piece.tempo)), "density": word("density", piece.density),
-        "kit": word("drums", piece.drums), "meter": word("meter", piece.meter), "mode": word("mode", piece.mode),
-        "bpm": rng.choice(numbers), "key": f"{key[0].upper() + key[1:] if rng.random() < 0.5 else key} {piece.mode}",
+        "style": word("style", piece.style),
+        "lead": word("lead", piece.lead),
+        "mood": word("mood", piece.mood),
+        "tempo": word("tempo", tempo_word(piece.tempo)),
+        "density": word("density", piece.density),
+        "kit": word("drums", piece.drums),
+        "meter": word("meter", piece.meter),
+        "mode": word("mode", piece.mode),
+        "bpm": rng.choice(numbers),
+        "key": f"{key[0].upper() + key[1:] if rng.random() < 0.5 else key} {piece.mode}",
     }
     if rng.random() < 0.5:
         weights = [4 if tag in ("lead", "style", "bpm", "kit") else 2 for tag in TAGS]
         count = rng.choices((2, 3, 4, 5, 6, 8), (1, 3, 4, 4, 2, 1))[0]
-        chosen = sorted(TAGS, key=lambda tag: -rng.random() ** (1 / weights[TAGS.index(tag)]))[:count]
+        chosen = sorted(TAGS, key=lambda tag: -(rng.random() ** (1 / weights[TAGS.index(tag)])))[:count]
         rng.shuffle(chosen)
         text = ", ".join(slots[tag] for tag in chosen)
     else:

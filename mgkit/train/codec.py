@@ -10,6 +10,7 @@ them: a moving average, started by k-means on a real batch; those that nobody ch
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mgkit.codec import Codec, CodecConfig, Quantizer
+from mgkit import audio
+from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
 
 from .run import Average, Clips, Row, train, waves, write_whole
 
@@ -34,13 +36,14 @@ class CodecRun:
 
     data: str
     valid: str
+    recordings: str | None = "data/recordings"  # a few real sounds, so that foreign ones do not surprise it
     codec: CodecConfig = field(default_factory=lambda: CodecConfig(filters=16, dim=64, codebook_size=1024))
     steps: int | None = None
     minutes: float | None = 40.0
     batch: int = 8
     frames: int = 50  # length of a crop
     lr: float = 1e-3
-    books_from: int = 300  # steps without quantization, before k-means finds the first codewords
+    books_from: int = 200  # steps without quantization, before k-means finds the first codewords
     fewer_books: float = 0.15  # how often only the first few codebooks are used
     bf16: bool = True
     seed: int = 0
@@ -65,11 +68,13 @@ def mel_spectrum(wave: Tensor, rate: int, window: int) -> Tensor:
     return (_mel_filters(rate, window) @ spectrum).unflatten(0, wave.shape[:-1])
 
 
-def mel_distances(a: Tensor, b: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+def mel_distances(
+    a: Tensor, b: Tensor, rate: int, windows: Sequence[int] = WINDOWS
+) -> tuple[Tensor, Tensor]:
     """How far the waves [..., N] are apart: mean |difference| in dB, and mean |difference| of magnitudes over mean
-    magnitude; both means over the spectra of all WINDOWS."""
+    magnitude; both means over the mel spectra of all `windows`."""
     decibel, linear = [], []
-    for window in WINDOWS:
+    for window in windows:
         x, y = (mel_spectrum(wave, rate, window) for wave in (a, b))
         logs = [20 * m.clamp(min=10 ** (FLOOR_DB / 20)).log10() for m in (x, y)]
         decibel.append((logs[0] - logs[1]).abs().mean())
@@ -158,6 +163,28 @@ def _gather(latents: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return torch.bincount(codes, minlength=size).to(latents), sums
 
 
+def read_recordings(folder: str | Path, rate: int) -> list[np.ndarray]:
+    """The recordings of `folder` as int16 [1, N], mono and at `rate`; those under two seconds are left out."""
+    found = []
+    for path in sorted(Path(folder).glob("*.*")):
+        wave, own = audio.read(path)
+        pcm = (audio.resample(wave.mean(dim=0, keepdim=True), own, rate).clamp(-1, 1) * 32767).short().numpy()
+        found += [pcm] if pcm.shape[1] >= 2 * rate else []
+    return found
+
+
+def initialize(codec: Codec) -> None:
+    """Weights that keep the size of what passes. With torch's own the sound fades on its way through twenty layers,
+    and four hundred steps later nothing of the waveform has come out at the other end."""
+    for module in codec.modules():
+        if isinstance(module, Conv | UpConv):
+            taps = 2 if isinstance(module, UpConv) else module.kernel_size[0]  # that meet in one output
+            nn.init.normal_(module.weight, std=(taps * module.in_channels) ** -0.5)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Residual):
+            nn.init.normal_(module.block[3].weight, std=0.5 * module.block[3].in_channels ** -0.5)
+
+
 # -- the learner ---------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +194,9 @@ class CodecLearner:
     def __init__(self, run: CodecRun, data: Any, valid: Any):
         torch.manual_seed(run.seed)
         self.run, self.data = run, data
+        self.recordings = read_recordings(run.recordings, run.codec.sample_rate) if run.recordings else []
         self.codec = Codec(run.codec)
+        initialize(self.codec)
         self.books = Books(self.codec.quantizer)
         self.learned = [p for p in self.codec.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.learned, run.lr, betas=(0.8, 0.99), weight_decay=1e-3)
@@ -175,13 +204,18 @@ class CodecLearner:
         self.valid = self.crops(np.random.default_rng(1), valid, 32)
 
     def crops(self, rng: np.random.Generator, clips: Any, count: int) -> Tensor:
-        """Waves [count, 1, N]: cut anywhere, at levels from -14 to +2 dB; one in ten is a melody alone."""
+        """Waves [count, 1, N]: cut anywhere, at levels from -14 to +2 dB.
+
+        One in ten is a melody alone, and one in twenty a piece of a recording.
+        """
         samples = self.run.frames * self.run.codec.hop
         rows = []
         for _ in range(count):
-            source = clips.melody if rng.random() < 0.1 else clips.mix
+            kind, gain = rng.random(), 10 ** (rng.uniform(-14, 2) / 20) * rng.choice((-1, 1))
+            source = clips.melody if kind < 0.1 else clips.mix
+            if kind > 0.95 and clips is self.data and self.recordings:
+                source = self.recordings[rng.integers(len(self.recordings))]
             clip, start = rng.integers(len(source)), rng.integers(source.shape[1] - samples + 1)
-            gain = 10 ** (rng.uniform(-14, 2) / 20) * rng.choice((-1, 1))
             rows.append((waves(source[clip, start : start + samples]) * float(gain)).clamp(-1, 1))
         return torch.stack(rows)[:, None]
 
@@ -201,11 +235,14 @@ class CodecLearner:
         with self._precision():
             heard = self.codec.decoder(words)
         heard = heard.float()
-        decibel, linear = mel_distances(wave, heard, run.codec.sample_rate)
-        shape = (wave - heard).abs().mean() / wave.abs().mean().clamp(min=1e-3)
+        windows = rng.choice(WINDOWS, 2, replace=False).tolist()  # all of them take as long as the codec itself
+        decibel, linear = mel_distances(wave, heard, run.codec.sample_rate, windows)
+        error = wave - heard
+        shape = error.abs().mean() / wave.abs().mean().clamp(min=1e-3)
+        energy = error.pow(2).mean() / wave.pow(2).mean().clamp(min=1e-6)
         # commitment relative to the size of the latents, so that they cannot win by shrinking
         commit = commit / latents.detach().pow(2).mean().clamp(min=1e-6)
-        loss = decibel / 10 + linear + 2 * shape + 0.5 * commit
+        loss = 0.05 * decibel + 0.5 * linear + shape + 1.5 * energy + 0.5 * commit
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
@@ -213,7 +250,8 @@ class CodecLearner:
         norm = torch.nn.utils.clip_grad_norm_(self.learned, 3.0)
         self.optimizer.step()
         self.average.update(self.codec, step)
-        losses = {"loss": loss, "mel_db": decibel, "linear": linear, "shape": shape, "commit": commit, "norm": norm}
+        losses = {"loss": loss, "mel_db": decibel, "linear": linear, "shape": shape, "energy": energy,
+                  "commit": commit, "norm": norm}  # fmt: skip
         row = {name: float(value.detach()) for name, value in losses.items()}
         return row | {f"book{k}": p for k, p in enumerate(self.books.perplexity())}
 
@@ -271,7 +309,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     shape = CodecConfig(filters=args.filters, dim=64, codebook_size=1024)
-    run = CodecRun(args.data, args.valid, shape, args.steps, None if args.steps else args.minutes, args.batch, seed=args.seed)
+    run = CodecRun(
+        args.data, args.valid, codec=shape, steps=args.steps, minutes=None if args.steps else args.minutes,
+        batch=args.batch, seed=args.seed,
+    )  # fmt: skip
     learner = CodecLearner(run, *(Clips(folder, shape.sample_rate) for folder in (args.data, args.valid)))
     print(train(run, args.out, learner, lr=run.lr, measure_every=200))
 

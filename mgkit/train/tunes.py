@@ -1,8 +1,8 @@
 """Public-domain tunes, typed by the project from common knowledge: `TUNES`, by title.
 
-A melody is written in beats: `E` is E4 for one beat, `C5:.5` half a beat an octave up, `F#`, `Bb`, `r` a rest.
-Bar lines are checked by `parse`. One chord a bar, `C.G` for two halves. Upbeats are left out, so that a tune starts
-on its first full bar; what leads into a later bar is kept.
+A melody is written in beats: `E` is E4 for one beat, `C5:.5` half a beat an octave up, `F#`, `Bb`, `r` a
+rest. Bar lines are checked by `parse`. One chord a bar, `C.G` for two halves. Upbeats are left out, so that a
+tune starts on its first full bar; what leads into a later bar is kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pitch_class(name: str) -> int:
 
 
 def parse(tune: Tune) -> list[tuple[float, float, int]]:
-    """The melody as (start in beats, duration in beats, MIDI pitch). ValueError names a bar that does not add up.
+    """The melody as (start in beats, duration in beats, MIDI pitch). ValueError names a bar that is wrong.
 
     >>> parse(TUNES["ode to joy"])[:2]
     [(0.0, 1.0, 64), (1.0, 1.0, 64)]
@@ -44,7 +44,9 @@ def parse(tune: Tune) -> list[tuple[float, float, int]]:
         for token in bar.split():
             match = re.fullmatch(r"(r|[A-G][#b]?)(\d?)(?::([\d.]+))?", token)
             if match is None:
-                raise ValueError(f"{tune.title}, bar {number + 1}: {token!r} is no note; write like C, F#5 or r:.5")
+                raise ValueError(
+                    f"{tune.title}, bar {number + 1}: {token!r} is no note; write like C, F#5 or r:.5"
+                )
             name, octave, length = match.groups()
             duration = float(length or 1)
             if name != "r":
@@ -52,7 +54,9 @@ def parse(tune: Tune) -> list[tuple[float, float, int]]:
                 notes.append((start, duration, pitch))
             start += duration
         if start != (number + 1) * tune.meter:
-            raise ValueError(f"{tune.title}, bar {number + 1}: ends at beat {start}, not {(number + 1) * tune.meter}")
+            raise ValueError(
+                f"{tune.title}, bar {number + 1}: ends at beat {start}, not {(number + 1) * tune.meter}"
+            )
     return notes
 
 
@@ -64,7 +68,8 @@ def bars(tune: Tune) -> list[list[str]]:
 _ALL = (
     Tune("ode to joy", "Ludwig van Beethoven, 1824", "C", "major", 4,
          "E E F G | G F E D | C C D E | E:1.5 D:.5 D:2 | E E F G | G F E D | C C D E | D:1.5 C:.5 C:2 |"
-         "D D E C | D E:.5 F:.5 E C | D E:.5 F:.5 E D | C D G3:2 | E E F G | G F E D | C C D E | D:1.5 C:.5 C:2",
+         "D D E C | D E:.5 F:.5 E C | D E:.5 F:.5 E D | C D G3:2 | E E F G | G F E D | C C D E |"
+         "D:1.5 C:.5 C:2",
          "C G C G C G C G.C G G.C G Am.G C G C G.C"),
     Tune("frere jacques", "French, 18th century", "C", "major", 4,
          "C D E C | C D E C | E F G:2 | E F G:2 | G:.5 A:.5 G:.5 F:.5 E C | G:.5 A:.5 G:.5 F:.5 E C |"
@@ -97,9 +102,9 @@ _ALL = (
          "B:1.5 E:.5 C5:.5 B:.5 | A:3",
          "Am Am E Am Am Am E Am"),
     Tune("minuet in g", "Christian Petzold, 1725", "G", "major", 3,
-         "D5 G:.5 A:.5 B:.5 C5:.5 | D5 G G | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G G | C5 D5:.5 C5:.5 B:.5 A:.5 |"
-         "B C5:.5 B:.5 A:.5 G:.5 | F# G:.5 A:.5 B:.5 G:.5 | A:3 | D5 G:.5 A:.5 B:.5 C5:.5 | D5 G G |"
-         "E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G G | C5 D5:.5 C5:.5 B:.5 A:.5 | B C5:.5 B:.5 A:.5 G:.5 |"
+         "D5 G:.5 A:.5 B:.5 C5:.5 | D5 G G | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G G |"
+         "C5 D5:.5 C5:.5 B:.5 A:.5 | B C5:.5 B:.5 A:.5 G:.5 | F# G:.5 A:.5 B:.5 G:.5 | A:3 |"
+         "D5 G:.5 A:.5 B:.5 C5:.5 | D5 G G | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G G | C5 D5:.5 C5:.5 B:.5 A:.5 | B C5:.5 B:.5 A:.5 G:.5 |"
          "A B:.5 A:.5 G:.5 F#:.5 | G:3",
          "G G C G C G D D G G C G C G D G"),
     Tune("brahms lullaby", "Johannes Brahms, 1868", "C", "major", 3,
@@ -140,7 +145,8 @@ _ALL = (
          "E5:2 D5:2 | C5:2 B:2 | A:2 G:2 | A:2 B:2 | C5:2 B:2 | A:2 G:2 | F:2 E:2 | F:2 D:2",
          "C.G Am.Em F.C F.G C.G Am.Em F.C F.G"),
     Tune("swan lake", "Pyotr Ilyich Tchaikovsky, 1877", "A", "minor", 4,
-         "E5:2 A:.5 B:.5 C5:.5 D5:.5 | E5:1.5 C5:.5 E5:1.5 C5:.5 | E5:1.5 A:.5 C5:.5 A:.5 F:.5 C5:.5 | A D5 C5 B",
+         "E5:2 A:.5 B:.5 C5:.5 D5:.5 | E5:1.5 C5:.5 E5:1.5 C5:.5 | E5:1.5 A:.5 C5:.5 A:.5 F:.5 C5:.5 |"
+         "A D5 C5 B",
          "Am Am F Am.E"),
     Tune("mountain king", "Edvard Grieg, 1875", "A", "minor", 4,
          "A:.5 B:.5 C5:.5 D5:.5 E5:.5 C5:.5 E5 | D#5:.5 B:.5 D#5 D5:.5 Bb:.5 D5 |"
@@ -154,5 +160,5 @@ _ALL = (
          "A A:.5 A:.5 A A:.5 A:.5 | A D F A | G G:.5 G:.5 G G:.5 G:.5 | G C E G |"
          "A A:.5 A:.5 A A:.5 A:.5 | A B C5 D5 | C5 A G E | D:2 D:2",
          "Dm Dm C C Dm Dm C Dm"),
-)
+)  # fmt: skip
 TUNES = {tune.title: tune for tune in _ALL}

@@ -73,7 +73,7 @@ def checksum() -> float:
 
 # ---------------------------------------------------------------------------------------------- inputs
 
-CHOIR = "a slow choir"  # five tokens with the end of sentence, as FLUTE has
+CHOIR = "a slow choir"  # as many words as FLUTE
 FLUTE = "one bright flute"
 LONG = "fast drums under a very distorted guitar"
 
@@ -261,7 +261,8 @@ def audiocraft_folder(
 ) -> Path:
     """A folder laid out as the reference publishes its models, with filled weights; no reference needed.
 
-    Beside it a T5 under the name that `xp.cfg` gives. `state_dict.bin` and `compression_state_dict.bin` as its exporters write them:
+    `state_dict.bin` and `compression_state_dict.bin` are as its exporters write them; beside them lies a T5 under
+    the name that `xp.cfg` gives.
 
         {best_state: {name: tensor}, xp.cfg: YAML, version: 1.3.0, exported: True}
 

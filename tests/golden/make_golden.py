@@ -290,6 +290,12 @@ def greedy(kind: str, model: MusicGen, k: int) -> None:
         run("uneven batch", 0.5, lambda **kw: model.generate([filling.CHOIR, filling.LONG], **kw))
     prompt = torch.from_numpy(filling.prompts(model.audio_channels, model.sample_rate))
     run("continuation", 0.9, lambda **kw: model.generate_continuation(prompt, model.sample_rate, pair, **kw))
+    if kind in ("small", "melody"):  # windows of 2 s that advance by 1.2 s
+        model.max_duration, params = 2.0, {"extend_stride": 1.2}
+        with_prompt = lambda **kw: model.generate_continuation(prompt, model.sample_rate, pair, **kw)  # noqa: E731
+        with_melody = lambda **kw: model.generate_with_chroma(pair[:1], short[:1], 32000, **kw)  # noqa: E731
+        run("three windows", 3.7, with_melody if melody else with_prompt, **params)
+        model.max_duration = 30.0
     if melody:
         run("melody", 1.0, lambda **kw: model.generate_with_chroma(pair, short, 32000, **kw))
         run("melody, no text", 0.5, lambda **kw: model.generate_with_chroma([None], short[:1], 32000, **kw))

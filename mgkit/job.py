@@ -1,0 +1,139 @@
+"""A request, checked and complete, and what is said of it afterwards: the manifest that replays it.
+
+Letters: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
+"""
+
+import base64
+import hashlib
+import operator
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import audio
+from .generate import Settings, Window
+
+Texts = Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for each sample of a batch, and the windows in which it is made."""
+
+    texts: list[str]
+    negative: list[str]
+    melody: dict[
+        int, Tensor
+    ]  # pitch classes [B, F] for the window that starts at the frame; empty without a melody
+    prompt: Tensor  # [B, K, T], T = 0 without a prompt
+    seeds: list[int]
+    settings: Settings
+    plan: list[Window]
+
+    @property
+    def total(self) -> int:
+        """Frames of the result, the prompt included."""
+        return self.plan[-1].end
+
+
+def check_texts(texts: Texts, what: str = "descriptions") -> list[str]:
+    """The texts as strings, None as an empty one. Errors: ValueError for another type, or none at all."""
+    if isinstance(texts, str):
+        raise ValueError(f"{what} is one string; give a list, such as [{texts[:40]!r}]")
+    try:
+        rows = [] if isinstance(texts, bytes) else list(texts)
+    except TypeError:
+        rows = []
+    if not rows:
+        raise ValueError(
+            f"{what} is {texts!r}; it must be a list of at least one string, such as ['calm piano']"
+        )
+    for text in rows:
+        if not (text is None or isinstance(text, str)):
+            raise ValueError(
+                f"{what} holds {text!r}, a {type(text).__name__}; it must hold strings, or None for no text"
+            )
+    return [text or "" for text in rows]
+
+
+def check_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
+    """One seed for each sample: `seed` + i, or those given, or, without any, drawn from torch's global generator.
+
+    Errors: ValueError for what is no whole number, outside what torch takes, or too few or too many.
+    """
+    if seed is None:
+        return torch.randint(2**31, (batch,)).tolist()
+    try:
+        try:
+            seeds = [operator.index(seed) + i for i in range(batch)]  # type: ignore[arg-type]
+        except TypeError:
+            seeds = [operator.index(value) for value in seed]  # type: ignore[union-attr]
+    except TypeError:
+        raise ValueError(f"the seed is {seed!r}; it must be a whole number, or a list of them") from None
+    if len(seeds) != batch:
+        raise ValueError(
+            f"there are {len(seeds)} seeds for {batch} samples; give one number, or one for each sample"
+        )
+    if not all(0 <= value < 2**63 for value in seeds):
+        raise ValueError(f"the seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
+    return seeds
+
+
+def check_waves(
+    waves: Tensor | Sequence[Tensor | None], batch: int, what: str, may_lack: bool = False
+) -> list[Tensor | None]:
+    """A wave [C, N] for each sample; a single one serves all, and None is none where the samples `may_lack` it.
+
+    Errors: ValueError for waves that `audio.check` refuses, or another number of them.
+    """
+    if not isinstance(waves, list | tuple):
+        waves = list(waves) if getattr(waves, "ndim", 0) == 3 else [waves]  # type: ignore[list-item, arg-type]
+    checked = [None if wave is None and may_lack else audio.check(wave, what) for wave in waves]
+    if len(checked) == 1:
+        checked *= batch
+    if len(checked) != batch:
+        raise ValueError(
+            f"{what} comes {len(checked)} times for {batch} samples; give one, or one for each sample"
+        )
+    return checked
+
+
+def manifest(job: Job, i: int, tokens: Tensor) -> dict:
+    """What sample `i` of the job was and came to, `tokens` [K, T], in plain values: enough to make it again alone."""
+    return {
+        "text": job.texts[i],
+        "negative": job.negative[i],
+        "seed": job.seeds[i],
+        "settings": asdict(job.settings),
+        "melody": {str(start): pack(grid[i]) for start, grid in job.melody.items()},
+        "prompt": pack(job.prompt[i]),
+        "frames": tokens.shape[-1],
+        "tokens": digest(tokens),
+    }
+
+
+def pack(values: Tensor) -> str:
+    """Whole numbers under 32768 as text.
+
+    >>> unpack(pack(torch.tensor([1, 2047])))
+    tensor([   1, 2047])
+    """
+    return base64.b64encode(zlib.compress(_bytes(values))).decode()
+
+
+def unpack(text: str) -> Tensor:
+    """The whole numbers, flat, that `pack` made the text of."""
+    return torch.from_numpy(np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int64))
+
+
+def digest(values: Tensor) -> str:
+    """Tells whether whole numbers are the same."""
+    return hashlib.sha256(_bytes(values)).hexdigest()[:32]
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().numpy().astype("<i2").tobytes()

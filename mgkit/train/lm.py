@@ -1,0 +1,313 @@
+"""Teaching the language model and its text encoder: what comes next, told by a caption, a melody, both or neither.
+
+Letters: B batch, K codebooks, T frames, S delayed steps, F chroma frames, V codebook size.
+
+    caption, melody -> prefix --.
+    codes [B, K, T] -> delayed steps 0..T-1 -> logits, compared with steps 1..T wherever these hold a code
+
+So that guidance works, what the model is told is left out now and then, in the way that generation leaves it out:
+zeros for the text, pitch class 0 for the melody.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgkit.condition import Conditioner
+from mgkit.delay import delay
+from mgkit.lm import LM, LMConfig
+from mgkit.text import TextEncoder
+
+from .run import Average, Row, train, write_whole
+from .tokens import Tokens
+
+LENGTHS = ((1.0, 1), (0.5, 2))  # share of the clip, from its beginning, and how many times the batch
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of the T5 encoder and of its vocabulary."""
+
+    dim: int = 192
+    layers: int = 3
+    heads: int = 4
+    head_dim: int = 48
+    feed_forward: int = 512
+    pieces: int = 1600
+
+
+@dataclass(frozen=True)
+class LMRun:
+    """Everything that decides a run; `steps` or `minutes` is its budget."""
+
+    data: str
+    valid: str
+    tokens: str
+    valid_tokens: str
+    lm: LMConfig = field(
+        default_factory=lambda: LMConfig(
+            dim=256, layers=6, heads=4, feed_forward=1024, codebook_size=1024, cross_attention=False
+        )
+    )
+    text: TextConfig = field(default_factory=TextConfig)
+    steps: int | None = None
+    minutes: float | None = 36.0
+    batch: int = 8
+    lr: float = 2e-3
+    drop_all: float = 0.2  # how often neither caption nor melody is told
+    drop_melody: float = 0.5
+    drop_words: float = 0.3  # how often some words of the caption are missing
+    foreign_words: float = 0.15  # how often some words that mean nothing stand in the caption
+    average: float = 0.995
+    bf16: bool = True
+    seed: int = 0
+
+
+# -- text ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def plain_words() -> list[str]:
+    """A thousand frequent English words: those of the help pages that come with Python."""
+    import re
+    from collections import Counter
+    from pydoc_data.topics import topics
+
+    counts = Counter(re.findall(r"\b[a-z]{3,10}\b", " ".join(topics.values()).lower()))
+    return sorted(word for word, _ in counts.most_common(1000))
+
+
+def make_tokenizer(captions: list[list[str]], pieces: int) -> Any:
+    """A T5-like tokenizer of `pieces` pieces at most, learned from the captions and some plain English.
+
+    Case and accents do not matter to it, and every ASCII sign is a piece, so that few words are unknown.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=pieces, special_tokens=special, unk_token="<unk>", show_progress=False,
+        initial_alphabet=[chr(c) for c in range(33, 127) if not chr(c).isupper()],
+    )  # fmt: skip
+    texts = [text for texts in captions for text in texts]
+    tokenizer.train_from_iterator(texts[:20000] + plain_words() * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", special.index("</s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+
+
+def disturb(text: str, run: LMRun, rng: np.random.Generator) -> str:
+    """`text` with some words missing or some foreign ones added, now and then."""
+    words = text.split(" ")
+    if rng.random() < run.drop_words:
+        words = [word for word in words if rng.random() > 0.25] or words
+    if rng.random() < run.foreign_words:
+        for _ in range(rng.integers(1, 4)):
+            words.insert(rng.integers(len(words) + 1), str(rng.choice(plain_words())))
+    return " ".join(words)
+
+
+# -- the model -----------------------------------------------------------------------------------------------------
+
+
+def new_model(run: LMRun, tokenizer: Any, melody_frames: int) -> nn.ModuleDict:
+    """`lm` and `conditioner` with fresh weights."""
+    from transformers import T5Config, T5EncoderModel
+
+    shape, lm = run.text, LM(run.lm)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=shape.dim, d_kv=shape.head_dim, d_ff=shape.feed_forward,
+        num_layers=shape.layers, num_heads=shape.heads, feed_forward_proj="gated-gelu", dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=0,
+    )  # fmt: skip
+    for embedding in lm.embeddings:
+        nn.init.normal_(embedding.weight, std=0.3)
+    for head in lm.heads:
+        nn.init.normal_(head.weight, std=0.02)
+    for layer in lm.layers:  # the deeper, the smaller what each layer adds
+        for last in (layer.attention.out_proj, layer.linear2):
+            nn.init.normal_(last.weight, std=(2 * run.lm.layers * last.in_features) ** -0.5)
+    text = TextEncoder(tokenizer, T5EncoderModel(config))
+    return nn.ModuleDict({"lm": lm, "conditioner": Conditioner(text, run.lm.dim, melody_frames)})
+
+
+def told(conditioner: Conditioner, texts: list[str], melody: Tensor, keep: Tensor) -> Any:
+    """Condition of captions and `melody` [B, F]; where `keep` [B] is False the text is null, as long as it was.
+
+    `Conditioner.describe` with gradients.
+    """
+    ids, mask = conditioner.text.tokens(texts)
+    vectors = conditioner.text.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    projected = conditioner.text_proj(vectors) * (mask & keep[:, None])[..., None]
+    rows = [row[: max(1, int(length))] for row, length in zip(projected, mask.sum(dim=1), strict=True)]
+    return conditioner(rows, melody)
+
+
+def losses(lm: LM, codes: Tensor, condition: Any) -> Tensor:
+    """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code."""
+    config = lm.config
+    steps = delay(codes, config.delays, config.special)[..., : codes.shape[-1] + 1]
+    logits = lm(steps[..., :-1], prefix=condition.prefix, prefix_mask=condition.prefix_mask)
+    each = [
+        F.cross_entropy(logits[:, k].flatten(0, 1), steps[:, k, 1:].flatten(), ignore_index=config.special)
+        for k in range(config.codebooks)
+    ]
+    return torch.stack(each)
+
+
+# -- the learner ---------------------------------------------------------------------------------------------------
+
+
+class LMLearner:
+    """The language model with its conditioner, and their optimizers."""
+
+    def __init__(self, run: LMRun, data: Any, valid: Any, tokenizer: Any):
+        torch.manual_seed(run.seed)
+        self.run, self.data, self.valid, self.tokenizer = run, data, valid, tokenizer
+        self.model = new_model(run, tokenizer, data.melody.shape[1])
+        matrices = [p for p in self.model["lm"].layers.parameters() if p.dim() == 2]
+        taken = {id(p) for p in matrices}
+        others = [p for p in self.model.parameters() if id(p) not in taken]
+        # Muon turns the update of a matrix into a rotation: fewer steps, which is what a small computer lacks
+        self.optimizers = [
+            torch.optim.Muon(matrices, run.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
+        ]
+        self.average = Average(self.model, run.average)
+
+    def step(self, step: int, lr: float) -> Row:
+        """One batch; see `run.Learner`."""
+        run, rng = self.run, np.random.default_rng((self.run.seed, step))
+        share, times = LENGTHS[step % len(LENGTHS)]
+        rows = self._rows(step, times)
+        codes, melody = self.data.music(rows, round(share * self.data.codes.shape[-1]))
+        texts = [disturb(str(rng.choice(self.data.captions[i])), run, rng) for i in rows]
+        keep = torch.from_numpy(rng.random(len(rows)) >= run.drop_all)
+        hear = torch.from_numpy(rng.random(len(rows)) >= run.drop_melody) & keep
+        texts = [text if k or rng.random() < 0.5 else "" for text, k in zip(texts, keep, strict=True)]
+        with self._precision():
+            condition = told(self.model["conditioner"], texts, melody * hear[:, None], keep)
+            each = losses(self.model["lm"], codes, condition)
+        loss = each.mean()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.average.update(self.model, step)
+        return {"loss": float(loss.detach()), "norm": float(norm)} | {f"book{k}": float(e) for k, e in enumerate(each.detach())}
+
+    def _rows(self, step: int, times: int) -> np.ndarray:
+        """The clips of a batch: every clip once, in an order of its own, then all again in another."""
+        per = self.run.batch * sum(times for _, times in LENGTHS) / len(LENGTHS)
+        first = round(step // len(LENGTHS) * per * len(LENGTHS)) + self.run.batch * sum(t for _, t in LENGTHS[: step % len(LENGTHS)])
+        places = range(first, first + self.run.batch * times)
+        orders = {n: np.random.default_rng((self.run.seed, 77, n)).permutation(len(self.data)) for n in {p // len(self.data) for p in places}}
+        return np.array([orders[p // len(self.data)][p % len(self.data)] for p in places])
+
+    @torch.no_grad()
+    def measure(self) -> Row:
+        """Loss on valid clips with what is true of them, with the captions or melodies of others, and with nothing."""
+        count = min(24, len(self.valid))
+        codes, melody = self.valid.music(np.arange(count), self.valid.codes.shape[-1])
+        texts = [captions[0] for captions in self.valid.captions[:count]]
+        other_texts, other_melody, silent = texts[1:] + texts[:1], melody.roll(1, 0), torch.zeros_like(melody)
+        cases = {"all": (texts, melody, True), "text": (texts, silent, True), "text_other": (other_texts, silent, True),
+                 "melody": (texts, melody, False), "melody_other": (texts, other_melody, False),
+                 "none": (texts, silent, False)}  # fmt: skip
+        result = {}
+        with self.average.used(self.model), self._precision():
+            for name, (words, tune, keep) in cases.items():
+                found = []
+                for at in range(0, count, 8):
+                    part = slice(at, min(at + 8, count))
+                    keeps = torch.full((part.stop - at,), keep)
+                    condition = told(self.model["conditioner"], words[part], tune[part], keeps)
+                    found.append(losses(self.model["lm"], codes[part], condition).mean())
+                result[f"valid_{name}"] = float(torch.stack(found).mean())
+        return result
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.run.bf16)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `run.Learner`."""
+        return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "average": self.average.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `run.Learner`."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.average.weights = state["average"]
+
+    def save(self, out: Path) -> None:
+        """`out`/lm.pt, the configurations and the averaged weights, beside `out`/tokenizer."""
+        run = self.run
+        result = {"lm": asdict(run.lm), "text": asdict(run.text), "melody_frames": self.data.melody.shape[1],
+                  "weights": self.average.weights}  # fmt: skip
+        write_whole(out / "lm.pt", lambda path: torch.save(result, path))
+        self.tokenizer.save_pretrained(out / "tokenizer")
+
+
+def load(folder: str | Path) -> nn.ModuleDict:
+    """`lm` and `conditioner` that a run left in its folder, in float32, ready for use."""
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    if not (folder / "lm.pt").is_file():
+        raise FileNotFoundError(f"{folder / 'lm.pt'} is missing: train a language model first (python -m mgkit train lm)")
+    result = torch.load(folder / "lm.pt", weights_only=True)
+    run = LMRun("", "", "", "", lm=LMConfig(**result["lm"]), text=TextConfig(**result["text"]))
+    model = new_model(run, AutoTokenizer.from_pretrained(folder / "tokenizer"), result["melody_frames"])
+    model.load_state_dict(result["weights"], strict=False)  # the tied embedding has two names
+    return model.eval()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m mgkit train lm`."""
+    parser = argparse.ArgumentParser(prog="python -m mgkit train lm", description="Teaches the language model.")
+    parser.add_argument("--data", default="runs/band", help="rendered clips to learn from")
+    parser.add_argument("--valid", default="runs/valid", help="rendered clips to measure on")
+    parser.add_argument("--tokens", default="runs/tokens", help="tokens of --data")
+    parser.add_argument("--valid-tokens", default="runs/valid_tokens", help="tokens of --valid")
+    parser.add_argument("--out", default="runs/lm", help="folder of the run; goes on where it stopped")
+    parser.add_argument("--minutes", type=float, default=36.0, help="budget in minutes of the clock")
+    parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
+    parser.add_argument("--batch", type=int, default=8, help="whole clips in a batch (or twice as many halves)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
+    if valid.plan["codec"] != data.plan["codec"]:
+        raise ValueError(f"{args.tokens} and {args.valid_tokens} were made by two codecs; make both with one")
+    run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
+                minutes=None if args.steps else args.minutes, batch=args.batch, seed=args.seed)  # fmt: skip
+    if (run.lm.codebooks, run.lm.codebook_size) != (data.plan["codebooks"], data.plan["codebook_size"]):
+        raise ValueError(f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}")
+    learner = LMLearner(run, data, valid, make_tokenizer(data.captions, run.text.pieces))
+    print(json.dumps(train(run, args.out, learner, lr=run.lr, measure_every=200)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What the language model learns from: every clip as the codec's tokens, with its melody's pitch classes.
+
+    codes.npy    int16 [clips, K, T]
+    melody.npy   int8 [clips, F], F = chroma frames of a clip
+    tokens.json  where they come from; written last: with it, all is there
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mgkit import melody
+from mgkit.codec import Codec
+
+from . import codec as codec_training
+from .run import Clips, waves, write_whole
+
+BATCH = 8
+
+
+def chroma_frames(samples: int) -> int:
+    """Pitch classes of a clip: 79 for ten seconds."""
+    return 1 + samples // melody.HOP
+
+
+def digest(codec: Codec) -> str:
+    """Tells codecs apart."""
+    parts = (p.detach().numpy().tobytes() for p in codec.parameters())
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+@torch.no_grad()
+def write(codec: Codec, data: Clips, out: str | Path, clips: int, bf16: bool = False) -> None:
+    """Tokens of the first `clips` of `data` into `out`; goes on where it was stopped, does nothing where all is there.
+
+    Errors: ValueError where `out` holds the tokens of another codec.
+    """
+    out = Path(out)
+    frames = -(-data.samples // codec.config.hop)
+    plan = {"clips": clips, "samples": data.samples, "codebooks": codec.config.codebooks, "frames": frames,
+            "codebook_size": codec.config.codebook_size, "rate": codec.config.sample_rate, "codec": digest(codec)}  # fmt: skip
+    if (out / "tokens.json").is_file():
+        old = json.loads((out / "tokens.json").read_text())
+        if old == plan:
+            return
+        if old["codec"] != plan["codec"]:
+            raise ValueError(f"{out} holds the tokens of another codec; give another folder or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    shapes = {"codes.npy": (np.int16, (clips, codec.config.codebooks, frames)),
+              "melody.npy": (np.int8, (clips, chroma_frames(data.samples)))}  # fmt: skip
+    codes, heard = (np.zeros(shape, dtype) for dtype, shape in shapes.values())
+    for start in tqdm(range(0, clips, BATCH), desc="tokens", unit="batch"):
+        rows = slice(start, min(start + BATCH, clips))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            latents = codec.encoder(waves(data.mix[rows])[:, None])
+        codes[rows] = codec.quantizer.encode(latents.float(), codec.config.codebooks).short().numpy()
+        for i in range(rows.start, rows.stop):
+            wave = waves(data.melody[i])[None]
+            heard[i] = melody.classes(wave, codec.config.sample_rate, heard.shape[1]).numpy()
+    for name, values in (("codes.npy", codes), ("melody.npy", heard)):
+        np.save(out / name, values)
+    write_whole(out / "tokens.json", lambda path: path.write_text(json.dumps(plan, indent=1) + "\n"))
+
+
+class Tokens:
+    """A folder of tokens with its clips' descriptions: `codes` [clips, K, T], `melody` [clips, F], `captions`.
+
+    Errors: FileNotFoundError or ValueError for a folder that is missing, not finished, or of other clips.
+    """
+
+    def __init__(self, folder: str | Path, data: str | Path):
+        folder = Path(folder)
+        if not (folder / "tokens.json").is_file():
+            raise FileNotFoundError(f"{folder} has no tokens.json: make them first (python -m mgkit train tokens)")
+        self.plan = json.loads((folder / "tokens.json").read_text())
+        self.codes, self.melody = np.load(folder / "codes.npy"), np.load(folder / "melody.npy")
+        pieces = [json.loads(line) for line in (Path(data) / "pieces.jsonl").read_text().splitlines()]
+        if len(pieces) < len(self.codes):
+            raise ValueError(f"{folder} holds {len(self.codes)} clips and {data} describes {len(pieces)}")
+        self.captions = [piece["captions"] for piece in pieces[: len(self.codes)]]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def music(self, rows: np.ndarray, frames: int) -> tuple[Tensor, Tensor]:
+        """Codes [B, K, frames] of the clips' beginnings, and pitch classes [B, F] of the whole clips."""
+        codes = torch.from_numpy(self.codes[rows, :, :frames].astype(np.int64))
+        return codes, torch.from_numpy(self.melody[rows].astype(np.int64))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m mgkit train tokens`."""
+    parser = argparse.ArgumentParser(prog="python -m mgkit train tokens", description="Encodes the clips once.")
+    parser.add_argument("--data", default="runs/band", help="rendered clips")
+    parser.add_argument("--codec", default="runs/codec", help="folder of the codec's run")
+    parser.add_argument("--out", default="runs/tokens", help="folder to write")
+    parser.add_argument("--clips", type=int, default=None, help="only the first so many")
+    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16")
+    args = parser.parse_args(argv)
+    codec = codec_training.load(args.codec)
+    data = Clips(args.data, codec.config.sample_rate)
+    write(codec, data, args.out, min(args.clips or len(data), len(data)), args.bf16)
+
+
+if __name__ == "__main__":
+    main()
