@@ -34,12 +34,12 @@ $(VENV)/.test: $(VENV)/.lab
 	$(PIP) --no-deps tinysoundfont
 	@touch $@
 
-# The page holds its pictures and sounds itself; nothing in it is fetched from elsewhere.
+# The page holds its pictures and sounds itself; all that it fetches is the Colab badge.
 demo: $(VENV)/.lab
 	@mkdir -p outputs
 	$(BIN)/python -m nbconvert --log-level=WARN --execute notebooks/01_demo.ipynb --to html --embed-images \
 	  --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= --HTMLExporter.jquery_url= \
-	  --HTMLExporter.widget_renderer_url= --output-dir=outputs --output=01_demo.html
+	  --ExecutePreprocessor.store_widget_state=False --output-dir=outputs --output=01_demo.html
 	@test -s outputs/demo.wav
 	@echo
 	@echo "Made by the embedded model just now:"

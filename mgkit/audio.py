@@ -24,6 +24,7 @@ LOUDNESS = -14.0  # LUFS
 PEAK = -1.0  # dB below full scale
 RMS = -18.0  # dB below full scale
 QUIET = 2e-3  # RMS under which a wave counts as silence, whose loudness is left alone
+CHUNK = 1 << 16  # samples to write at a time: libsndfile's Vorbis keeps a whole write on the stack
 BLOCK = 0.4  # seconds; ITU-R BS.1770 measures loudness in blocks of this length
 
 FORMATS = {  # file ending: what soundfile calls the format and its encoding
@@ -67,10 +68,11 @@ def write(
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(
-            f"{path.name!r} ends in {path.suffix!r}; a file that can be written ends in {', '.join(FORMATS)}"
-        )
+        raise ValueError(f"{path.name!r} ends in {path.suffix!r}; it can end in {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} to")
     form, encoding = FORMATS[path.suffix.lower()]
+    rate = int(check_rate(rate))
     data = normalize(check(wave), rate, strategy).clamp(-1, 1).cpu().numpy().T
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(descriptor)
@@ -79,29 +81,42 @@ def write(
             file.software = "mgkit"
             if manifest:
                 file.comment = json.dumps(manifest)
-                file.license = manifest["licence"]
-            file.write(data)
+                file.license = manifest.get("licence", "")
+            for start in range(0, len(data), CHUNK):
+                file.write(data[start : start + CHUNK])
         os.chmod(draft, 0o644)
         os.replace(draft, path)
-    except soundfile.LibsndfileError as error:
-        raise OSError(f"{path} could not be written: {error}") from None
+    except soundfile.LibsndfileError as error:  # which calls a full disk a system error
+        raise OSError(
+            f"{path} could not be written ({error.error_string}); is there room on the disk?"
+        ) from None
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from None
     finally:
         Path(draft).unlink(missing_ok=True)
     return path
 
 
 def read_manifest(path: str | os.PathLike) -> dict:
-    """What the run was that made the file. Errors: ValueError where the file does not say."""
+    """What the run was that made the file. Errors: FileNotFoundError; ValueError where the file does not say."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
     try:
-        with soundfile.SoundFile(path) as file:
-            manifest = json.loads(file.comment)
-    except (soundfile.LibsndfileError, json.JSONDecodeError):
+        comment = _riff_comment(path) if path.suffix.lower() == ".wav" else soundfile.SoundFile(path).comment
+        manifest = json.loads(comment)
+    except (soundfile.LibsndfileError, TypeError, ValueError):
         manifest = None
     if not isinstance(manifest, dict) or "mgkit" not in manifest:
-        raise ValueError(
-            f"{str(path)!r} does not say how it was made: it was not written by mgkit, or was converted since"
-        )
+        raise ValueError(f"{path} does not say how it was made: it is not mgkit's, or was converted since")
     return manifest
+
+
+def _riff_comment(path: Path) -> str:
+    """The comment of a WAV file, of any length; libsndfile writes it whole and reads back 2 kB."""
+    data = path.read_bytes()
+    start = data.index(b"ICMT") + 8
+    return data[start : start + int.from_bytes(data[start - 4 : start], "little")].rstrip(b"\0").decode()
 
 
 def check(wave: Tensor, what: str = "the wave") -> Tensor:
@@ -126,14 +141,19 @@ def check(wave: Tensor, what: str = "the wave") -> Tensor:
         raise ValueError(f"{what} holds no samples")
     if not wave.isfinite().all():
         raise ValueError(f"{what} holds NaN or infinity; look at how it was recorded or computed")
-    return wave.float()
+    return wave.detach().float()
+
+
+def check_rate(rate: float) -> float:
+    """`rate` itself. Errors: ValueError for what is no sample rate, 1 kHz to 1 MHz."""
+    if not isinstance(rate, Real) or not 1e3 <= rate <= 1e6:
+        raise ValueError(f"the sample rate is {rate!r}; it must be samples in a second, such as 44100")
+    return rate
 
 
 def resample(wave: Tensor, rate: int, to: int) -> Tensor:
-    """`wave` [C, N] at rate `to`: exactly ceil(N * to / rate) samples. Errors: ValueError for a rate of 0 or less."""
-    for value in (rate, to):
-        if not isinstance(value, Real) or not 0 < value < math.inf:
-            raise ValueError(f"the sample rate is {value!r}; it must be a number over 0, such as 44100")
+    """`wave` [C, N] at rate `to`: exactly ceil(N * to / rate) samples. Errors: those of `check_rate`."""
+    check_rate(rate), check_rate(to)
     if rate == to:
         return wave
     data = librosa.resample(wave.cpu().numpy(), orig_sr=rate, target_sr=to, res_type="soxr_hq", fix=True)
@@ -150,7 +170,7 @@ def to_channels(wave: Tensor, channels: int) -> Tensor:
 def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tensor:
     """`wave` [C, N] at a set level, within full scale; strategies and levels are those of audiocraft.
 
-    loudness: to -14 LUFS (ITU-R BS.1770), then clipped; silence is left alone, and what is too short to have a
+    loudness: to -14 LUFS (ITU-R BS.1770), then clipped; silence and mere offsets are left alone, and what is too short to have a
     loudness (under 0.4 s) takes `peak`. peak: the loudest sample to -1 dB. rms: to -18 dB, then clipped. clip: as it
     is, clipped at -1 dB. Errors: ValueError for another strategy.
     """
@@ -158,6 +178,8 @@ def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tenso
         if wave.pow(2).mean().sqrt() < QUIET:
             return wave
         gain = LOUDNESS - pyloudnorm.Meter(rate).integrated_loudness(wave.cpu().numpy().T)
+        if not math.isfinite(gain):  # a level without a loudness, such as an offset
+            return wave
     elif strategy in ("peak", "loudness"):
         gain = PEAK - _decibels(wave.abs().max())
     elif strategy == "rms":

@@ -221,10 +221,13 @@ class Codec(nn.Module):
 
     def _latents(self, codes: Tensor, channels: int) -> Tensor:
         """Latents [B * C, D, T] of codes [B, K * C, T]."""
-        if codes.dim() != 3 or codes.shape[1] % channels:
+        if codes.is_floating_point() or codes.dim() != 3 or codes.shape[1] % channels:
             raise ValueError(
                 f"codes are [batch, codebooks * {channels} channels, frames], not {list(codes.shape)}"
             )
+        size = self.config.codebook_size
+        if codes.numel() and not (codes.min() >= 0 and codes.max() < size):
+            raise ValueError(f"codes run from {codes.min()} to {codes.max()}; this codec has 0 to {size - 1}")
         batch, rows, frames = codes.shape
         keep = self._kept(rows // channels)
         codes = (

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .condition import Condition
-from .delay import delay, undelay
+from .delay import delay, delays, undelay
 from .lm import LM, KVCache
 from .sampling import draw, guide, guide_double, noise, probabilities
 
@@ -161,10 +161,12 @@ def frames(
     null one, or with melody alone and the null one (double guidance). `on_step(done, total)` counts steps of the
     whole piece. When `stop` is set, no further step is made; the frames that were yielded stand.
     """
-    wait = max(lm.config.delays)
+    wait = max(delays(lm.config.codebooks, lm.config.channels))
     total = sum(window.end - window.start - window.known + wait for window in plan)
     codes, done = prompt, 0
     for window in plan:
+        if stop is not None and stop.is_set():
+            return
         known = codes[..., window.start : window.start + window.known]
         new: list[Tensor] = []
         for frame in _window(lm, told(window.start), known, window.end - window.start, settings, generators):
@@ -189,7 +191,7 @@ def _window(
     generators: list[torch.Generator],
 ) -> Iterator[Tensor | None]:
     """Yields, for every step, the frame [B, K] that it completes, or None while the delays fill."""
-    shifts, first = lm.config.delays, known.shape[-1]
+    shifts, first = delays(lm.config.codebooks, lm.config.channels), known.shape[-1]
     codes = F.pad(known, (0, length - first), value=UNKNOWN)
     steps = delay(codes, shifts, lm.config.special)
 

@@ -26,18 +26,11 @@ class Job:
 
     texts: list[str]
     negative: list[str]
-    melody: dict[
-        int, Tensor
-    ]  # pitch classes [B, F] for the window that starts at the frame; empty without a melody
+    melody: dict[int, Tensor]  # for the window that starts at the frame, pitch classes [B, F]; or empty
     prompt: Tensor  # [B, K, T], T = 0 without a prompt
     seeds: list[int]
     settings: Settings
     plan: list[Window]
-
-    @property
-    def total(self) -> int:
-        """Frames of the result, the prompt included."""
-        return self.plan[-1].end
 
 
 def check_texts(texts: Texts, what: str = "descriptions") -> list[str]:
@@ -114,6 +107,26 @@ def manifest(job: Job, i: int, tokens: Tensor) -> dict:
         "frames": tokens.shape[-1],
         "tokens": digest(tokens),
     }
+
+
+def from_manifest(manifest: dict, codebooks: int) -> Job:
+    """The job, of one sample and not yet planned, that a manifest tells of.
+
+    Errors: ValueError where something is missing or was changed.
+    """
+    try:
+        return Job(
+            texts=[manifest["text"]],
+            negative=[manifest["negative"]],
+            melody={int(start): unpack(grid)[None] for start, grid in manifest["melody"].items()},
+            prompt=unpack(manifest["prompt"]).view(1, codebooks, -1),
+            seeds=[manifest["seed"]],
+            settings=Settings(**manifest["settings"]),
+            plan=[],
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, zlib.error) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"was changed ({error})"
+        raise ValueError(f"the manifest {what}: it cannot be replayed") from None
 
 
 def pack(values: Tensor) -> str:

@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .delay import delays
-
 
 @dataclass(frozen=True)
 class LMConfig:
@@ -37,11 +35,6 @@ class LMConfig:
     def special(self) -> int:
         """The token of the gaps in the delayed pattern."""
         return self.codebook_size
-
-    @property
-    def delays(self) -> tuple[int, ...]:
-        """Delay of each codebook in steps."""
-        return delays(self.codebooks, self.channels)
 
 
 class KVCache:

@@ -9,9 +9,13 @@ What the reference never had is keyword-only.
 """
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,7 +23,7 @@ from torch import Tensor
 from . import __version__, audio, melody, weights
 from .condition import Condition
 from .generate import Settings, Stop, Window, frames, windows
-from .job import Job, Texts, check_seeds, check_texts, check_waves, digest, manifest, unpack
+from .job import Job, Texts, check_seeds, check_texts, check_waves, digest, from_manifest, manifest
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the whole piece."""
@@ -47,8 +51,14 @@ class MusicGen:
         Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where the weights are not to be had.
         """
         device = _best_device() if device is None else torch.device(device)
+        if device.type not in ("cpu", _best_device().type):
+            raise ValueError(
+                f"there is no {device.type} here; leave device out for {_best_device().type}, or give 'cpu'"
+            )
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else torch.float16
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
         model = weights.load(name, device, dtype)
         if model.licence != weights.MIT:
             print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
@@ -218,34 +228,27 @@ class MusicGen:
             melody=None if melody_wavs is None else (melody_wavs, melody_sample_rate),
             prompt=None if prompt is None else (prompt, prompt_sample_rate),
         )
-        return self._stream(
-            job, max(1, round(chunk_seconds * self.frame_rate)), on_step or self._on_step, stop
-        )
+        if not isinstance(chunk_seconds, Real) or not 0 < chunk_seconds < math.inf:
+            raise ValueError(f"chunk_seconds is {chunk_seconds!r}; it must be a number of seconds over 0")
+        chunk = max(1, round(chunk_seconds * self.frame_rate))
+        return self._stream(job, chunk, on_step or self._on_step, stop)
 
     def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
         """Wave [1, C, N] and tokens [1, K, T] of the run that `manifest` (of `audio.read_manifest`) tells of, made again.
 
         Errors: ValueError where the weights are others than those that made it, or the tokens come out different.
         """
-        if manifest["weights"] != self._fingerprint():
+        job = from_manifest(manifest, self.lm.config.codebooks)
+        if manifest.get("weights") != self._fingerprint():
             raise ValueError(
-                f"the file was made with other weights than those of {self.name!r} here, so it cannot be replayed"
+                f"it was made with other weights than those of {self.name!r} here: load the ones that made it"
             )
-        settings = Settings(**manifest["settings"])
-        prompt = unpack(manifest["prompt"]).view(1, self.lm.config.codebooks, -1).to(self.lm.device)
-        job = Job(
-            texts=[manifest["text"]],
-            negative=[manifest["negative"]],
-            melody={int(start): unpack(grid)[None] for start, grid in manifest["melody"].items()},
-            prompt=prompt,
-            seeds=[manifest["seed"]],
-            settings=settings,
-            plan=self._plan(settings, prompt.shape[-1]),
-        )
-        tokens = self._tokens(job, progress, None, None)[..., : manifest["frames"]]
-        if digest(tokens[0]) != manifest["tokens"]:
+        prompt = job.prompt.to(self.lm.device)
+        job = replace(job, prompt=prompt, plan=self._plan(job.settings, prompt.shape[-1]))
+        tokens = self._tokens(job, progress, None, None)[..., : manifest.get("frames")]
+        if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
-                f"the tokens came out different: the file was made with {manifest['machine']}, this is "
+                f"the tokens came out different: the file was made with {manifest.get('machine')}, this is "
                 f"{self._machine()}; another processor or version rounds differently"
             )
         return self.generate_audio(tokens), tokens
@@ -357,17 +360,9 @@ class MusicGen:
 
     def _tokens(self, job: Job, progress: bool, on_step: OnStep | None, stop: Stop | None) -> Tensor:
         """Tokens [B, K, T]; fewer than asked for where `stop` or Ctrl-C ended the run."""
-        made = [job.prompt]
-        bar = _bar(on_step) if progress else None
-        try:
-            made.extend(frame[..., None] for frame in self._frames(job, bar or on_step, stop))
-        except KeyboardInterrupt:
-            seconds = (job.prompt.shape[-1] + len(made) - 1) / self.frame_rate
-            print(
-                f"stopped after {seconds:g} of {job.total / self.frame_rate:g} s; what was made is kept",
-                file=sys.stderr,
-            )
-        tokens = torch.cat(made, dim=-1)
+        with _bar(progress, on_step) as on_step:
+            made = [frame[..., None] for frame in self._frames(job, on_step, stop)]
+        tokens = torch.cat([job.prompt, *made], dim=-1)
         self.manifests = self._manifests(job, tokens)
         return tokens
 
@@ -377,18 +372,20 @@ class MusicGen:
         def chunks() -> Iterator[Tensor]:
             if job.prompt.shape[-1]:
                 yield job.prompt
+            held: list[Tensor] = []
             for frame in self._frames(job, on_step, stop):
                 made.append(frame[..., None])
-                if (len(made) - 1) % chunk == 0:
-                    yield torch.cat(made[-chunk:], dim=-1)
-            if (len(made) - 1) % chunk:
-                yield torch.cat(made[-((len(made) - 1) % chunk) :], dim=-1)
+                held.append(frame[..., None])
+                if len(held) == chunk:
+                    yield torch.cat(held, dim=-1)
+                    held = []
+            if held:
+                yield torch.cat(held, dim=-1)
 
-        with torch.no_grad():
-            waves = self.codec.decode_stream(chunks(), self.audio_channels)
+        waves = self.codec.decode_stream(chunks(), self.audio_channels)
         try:
             while True:
-                with torch.no_grad():  # not around the yield: it would leak into the caller's code
+                with torch.no_grad():  # not around the yield: it would reach into the caller's code
                     wave = next(waves, None)
                 if wave is None:
                     break
@@ -397,9 +394,18 @@ class MusicGen:
             self.manifests = self._manifests(job, torch.cat(made, dim=-1))
 
     def _frames(self, job: Job, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
-        """The new frames [B, K] of the job."""
+        """The new frames [B, K] of the job; Ctrl-C ends them."""
         generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-        return frames(self.lm, self._told(job), job.prompt, job.plan, job.settings, generators, on_step, stop)
+        made = job.prompt.shape[-1]
+        try:
+            for frame in frames(
+                self.lm, self._told(job), job.prompt, job.plan, job.settings, generators, on_step, stop
+            ):
+                made += 1
+                yield frame
+        except KeyboardInterrupt:
+            seconds, total = made / self.frame_rate, job.plan[-1].end / self.frame_rate
+            print(f"stopped after {seconds:g} of {total:g} s; what was made is kept", file=sys.stderr)
 
     @torch.no_grad()
     def _told(self, job: Job) -> Callable[[int], list[Condition]]:
@@ -459,18 +465,20 @@ def _best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _bar(also: OnStep | None) -> OnStep:
-    """A callback that draws a progress bar with the time left, and calls `also`."""
+@contextmanager
+def _bar(progress: bool, also: OnStep | None) -> Iterator[OnStep | None]:
+    """A callback that draws a progress bar with the time left, where `progress`, and calls `also`."""
+    if not progress:
+        yield also
+        return
     from tqdm.auto import tqdm
 
-    bar = tqdm(unit=" steps")
+    with tqdm(unit=" steps") as bar:
 
-    def on_step(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-        if also:
-            also(done, total)
+        def on_step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if also:
+                also(done, total)
 
-    return on_step
+        yield on_step

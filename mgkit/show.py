@@ -38,10 +38,12 @@ FLOOR = 80.0  # dB below the loudest, where a mel picture turns black
 
 
 class Picture(Figure):
-    """A matplotlib figure that a notebook shows as PNG, whatever its backend is."""
+    """A matplotlib figure that a notebook shows as PNG, whatever its backend is; `alt` says what it shows."""
 
-    def _repr_png_(self) -> bytes:
-        return _png(self)
+    alt = "picture"
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        return _png(self), {"alt": self.alt}
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def waveform(wave: Tensor | np.ndarray, rate: int, title: str = "", seam: float 
     Errors: as `player`.
     """
     samples = _samples(wave)
-    figure = _figure(1.0 + 0.9 * len(samples), title)
+    figure = _figure(1.0 + 0.9 * len(samples), f"waveform, {samples.shape[1] / rate:.2f} s", title)
     rows = figure.subplots(len(samples), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, channel in zip(rows, samples, strict=True):
         _draw_wave(axes, channel, rate, seam)
@@ -139,7 +141,7 @@ def mel(items: Sequence[tuple[str, Tensor | np.ndarray]], rate: int, seam: float
         spectrum = torch.stft(mono, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
         powers.append(bands @ spectrum.abs().pow(2))
     top = max(float(power.max()) for power in powers) or 1.0
-    figure = _figure(0.6 + 1.5 * len(items))
+    figure = _figure(0.6 + 1.5 * len(items), f"mel spectrograms: {', '.join(title for title, _ in items)}")
     rows = figure.subplots(len(items), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, _), power in zip(rows, items, powers, strict=True):
         decibels = 10 * torch.log10(power.clamp(min=1e-12) / top)
@@ -165,7 +167,7 @@ def chroma(items: Sequence[tuple[str, Tensor]], rate: int) -> Picture:
     """
     if not items:
         raise ValueError("chroma needs at least one (title, chroma [12, F]); got none")
-    figure = _figure(0.4 + 1.9 * len(items))
+    figure = _figure(0.4 + 1.9 * len(items), f"chroma: {', '.join(title for title, _ in items)}")
     rows = figure.subplots(len(items), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, energy) in zip(rows, items, strict=True):
         if energy.ndim != 2 or len(energy) != 12:
@@ -189,7 +191,9 @@ def tokens(codes: Tensor, title: str = "", size: int = 2048) -> Picture:
     Errors: ValueError for another shape.
     """
     codes = _grid(codes)
-    figure = _figure(0.9 + 0.22 * len(codes), title)
+    figure = _figure(
+        0.9 + 0.22 * len(codes), f"{len(codes)} codebooks, {codes.shape[1]} frames of tokens", title
+    )
     axes = figure.subplots()
     _draw_cells(axes, codes, size, "turbo")
     axes.set_xlabel("frames")
@@ -203,7 +207,7 @@ def pattern(codes: Tensor, frames: int = 10, channels: int = 1) -> Picture:
     for another shape.
     """
     codes = _grid(codes)[:, :frames]
-    figure = _figure(1.2 + 0.45 * len(codes))
+    figure = _figure(1.2 + 0.45 * len(codes), f"{len(codes)} codebooks of tokens, and the same delayed")
     above, below = figure.subplots(2, 1, sharex=True)
     _draw_frames(above, below, codes, channels)
     return figure
@@ -215,7 +219,7 @@ def overview(prompt: str, codes: Tensor, wave: Tensor | np.ndarray, rate: int, c
     Errors: ValueError for other shapes.
     """
     codes, samples = _grid(codes)[:, :10], _samples(wave)
-    figure = Picture(figsize=(9, 4.6), layout="constrained")
+    figure = _figure(4.6, f"a sentence, its delayed tokens, its frames and its waveform: {prompt}")
     part = figure.subplot_mosaic("tt;sf;ww", height_ratios=(0.6, 1, 1))
     said = f"“{textwrap.fill(textwrap.shorten(prompt, 160, placeholder=' …'), 80)}”"
     box = {"boxstyle": "round,pad=0.5", "facecolor": "#eef4fa", "edgecolor": NEW}
@@ -254,7 +258,8 @@ def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title:
         elif isinstance(item, Player):
             body.append(item.html)
         elif isinstance(item, Figure):
-            body.append(f'<img class="picture" alt="picture" src="{_uri(_png(item), "image/png")}">')
+            alt = html.escape(getattr(item, "alt", "picture"))
+            body.append(f'<img class="picture" alt="{alt}" src="{_uri(_png(item), "image/png")}">')
         else:
             raise TypeError(f"expected a text, a player or a figure, got {type(item).__name__}")
     name = html.escape(title)
@@ -326,8 +331,9 @@ def _thumbnail(samples: np.ndarray, rate: int, seam: float | None, level: float)
     return buffer.getvalue()
 
 
-def _figure(height: float, title: str = "") -> Picture:
+def _figure(height: float, alt: str, title: str = "") -> Picture:
     figure = Picture(figsize=(9, height), layout="constrained")
+    figure.alt = alt
     if title:
         figure.suptitle(textwrap.shorten(title, 110, placeholder=" …"), fontsize=10, parse_math=False)
     return figure

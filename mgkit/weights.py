@@ -1,18 +1,11 @@
-"""Weights: where they are, what their tensors are called, and how they get into the modules and out again.
-
-Two layouts hold the same numbers. Hugging Face: `config.json` and `*.safetensors`. audiocraft: `state_dict.bin` and
-`compression_state_dict.bin`. The tables below give, for every tensor of ours, its name in each; loading looks each
-one up, and a tensor that is missing, left over or of another shape is an error that names it. Tensors are read one
-by one, from the mapped file into the module, so that memory holds little more than one copy.
-"""
+"""Models on disk: found by name, loaded from either published layout, saved in the Hugging Face one."""
 
 import json
 import math
 import os
-import pickle
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,6 +16,8 @@ from torch import Tensor, nn
 
 from .codec import Codec, CodecConfig
 from .condition import Conditioner
+from .delay import delays
+from .layouts import Read, WeightsError, audiocraft, fill, hugging_face, read_bin, read_safetensors
 from .lm import LM, LMConfig
 from .melody import HOP, N_FFT
 from .text import TextEncoder
@@ -39,9 +34,10 @@ NAMES = ("nano", *PRESETS)
 
 CC_BY_NC = "CC-BY-NC 4.0 (not for commercial use), Meta Platforms, Inc."
 MIT = "MIT, the mgkit authors"
-T5_SHARED, T5_TIED = "text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"
 
+PAD_MODES = ("reflect", "constant")
 FIXED = {  # what every codec of a MusicGen has in transformers' words, and `codec.py` takes for granted
+    "model_type": "encodec",
     "audio_channels": 1,
     "use_causal_conv": False,
     "norm_type": "weight_norm",
@@ -55,9 +51,6 @@ FIXED = {  # what every codec of a MusicGen has in transformers' words, and `cod
     "normalize": False,
 }
 
-Read = Callable[[], Tensor]
-Named = Iterable[tuple[str, nn.Parameter]]
-
 
 @dataclass
 class Model:
@@ -69,154 +62,6 @@ class Model:
     name: str = ""
     window: float = 30.0
     licence: str = "unknown: ask who made these weights"
-
-
-# --- names ------------------------------------------------------------------------------------------------------
-
-# The first pattern that fits a name of ours gives the other layout's; the rest of the pattern's table then applies.
-LAYER_HF = {
-    "cross_attention": "encoder_attn",
-    "attention": "self_attn",
-    "norm1": "self_attn_layer_norm",
-    "norm_cross": "encoder_attn_layer_norm",
-    "norm2": "final_layer_norm",
-    "linear1": "fc1",
-    "linear2": "fc2",
-}
-LAYER_AUDIOCRAFT = {"attention": "self_attn"}
-
-HUGGING_FACE = (
-    (r"conditioner\.text\.t5\.(.*)", r"text_encoder.\1"),
-    (r"conditioner\.text_proj\.(.*)", r"enc_to_dec_proj.\1"),
-    (r"conditioner\.melody_proj\.(.*)", r"audio_enc_to_dec_proj.\1"),
-    (r"lm\.embeddings\.(.*)", r"decoder.model.decoder.embed_tokens.\1"),
-    (r"lm\.layers\.(\d+)\.(\w+)\.(.*)", r"decoder.model.decoder.layers.\1.{\2}.\3"),
-    (r"lm\.norm\.(.*)", r"decoder.model.decoder.layer_norm.\1"),
-    (r"lm\.heads\.(.*)", r"decoder.lm_heads.\1"),
-    (r"codec\.(\w+)\.(\d+)\.((?:block\.\d\.)?)(weight|bias)", r"audio_encoder.\1.layers.\2.\3conv.\4"),
-    (r"codec\.(\w+)\.(\d+)\.(\w+_l\d)", r"audio_encoder.\1.layers.\2.lstm.\3"),
-    (r"codec\.quantizer\.codebooks\.(\d+)", r"audio_encoder.quantizer.layers.\1.codebook.embed"),
-)
-AUDIOCRAFT = (
-    (r"conditioner\.text_proj\.(.*)", r"condition_provider.conditioners.description.output_proj.\1"),
-    (r"conditioner\.melody_proj\.(.*)", r"condition_provider.conditioners.self_wav.output_proj.\1"),
-    (r"lm\.embeddings\.(.*)", r"emb.\1"),
-    (r"lm\.layers\.(\d+)\.(\w+)\.([qkv])_proj\.weight", r"transformer.layers.\1.{\2}.in_proj_weight/\3"),
-    (r"lm\.layers\.(\d+)\.(\w+)\.(.*)", r"transformer.layers.\1.{\2}.\3"),
-    (r"lm\.norm\.(.*)", r"out_norm.\1"),
-    (r"lm\.heads\.(.*)", r"linears.\1"),
-    (r"codec\.(\w+)\.(\d+)\.((?:block\.\d\.)?)(weight|bias)", r"\1.model.\2.\3conv.conv.\4"),
-    (r"codec\.(\w+)\.(\d+)\.(\w+_l\d)", r"\1.model.\2.lstm.\3"),
-    (r"codec\.quantizer\.codebooks\.(\d+)", r"quantizer.vq.layers.\1._codebook.embed"),
-)
-NOT_WEIGHTS = re.compile(
-    r".*codebook\.(inited|cluster_size|embed_avg)|.*embed_positions\.weights|.*chroma\.spec\.window"
-    r"|text_encoder\.encoder\.embed_tokens\.weight"  # another name of text_encoder.shared.weight
-)
-
-
-def rename(name: str, table: tuple[tuple[str, str], ...], layer: dict[str, str]) -> str:
-    """Name in another layout of our tensor `name`; `…/q` marks a third of a joint projection.
-
-    >>> rename("lm.layers.3.cross_attention.q_proj.weight", AUDIOCRAFT, LAYER_AUDIOCRAFT)
-    'transformer.layers.3.cross_attention.in_proj_weight/q'
-    >>> rename("lm.layers.3.norm2.bias", HUGGING_FACE, LAYER_HF)
-    'decoder.model.decoder.layers.3.final_layer_norm.bias'
-    """
-    for pattern, other in table:
-        if re.fullmatch(pattern, name):
-            renamed = re.sub(pattern, other, name)
-            return re.sub(r"\{(\w+)\}", lambda part: layer.get(part[1], part[1]), renamed)
-    raise AssertionError(f"no rule names {name}")
-
-
-# --- reading and writing tensors --------------------------------------------------------------------------------
-
-
-def fill(parameters: Named, source: dict[str, Read], name_of: Callable[[str], str], where: Path) -> None:
-    """Copies every one of `parameters` out of `source`, strictly. Weight norm is folded, thirds are cut out.
-
-    Errors: ValueError that names the tensor that is missing, of another shape, or not used.
-    """
-    source = {_plain(name): read for name, read in source.items()}
-    used: set[str] = set()
-
-    def take(name: str) -> Tensor:
-        if name not in source:
-            raise ValueError(
-                f"{where} lacks the tensor {name!r}: its files and its config are not of one MusicGen"
-            )
-        used.add(name)
-        return source[name]()
-
-    for ours, parameter in parameters:
-        theirs, _, third = name_of(ours).partition("/")
-        if third:
-            value = take(theirs).chunk(3)["qkv".index(third)]
-        elif f"{theirs}_v" in source:
-            value = torch._weight_norm(take(f"{theirs}_v").float(), take(f"{theirs}_g").float(), 0)
-        elif theirs == T5_SHARED and theirs not in source:
-            value = take(T5_TIED)
-        else:
-            value = take(theirs)
-        if value.shape != parameter.shape:
-            raise ValueError(
-                f"{where}: {theirs!r} is {list(value.shape)}; the config asks for {list(parameter.shape)}"
-            )
-        with torch.no_grad():
-            parameter.copy_(value)
-    left = [name for name in source if name not in used and not NOT_WEIGHTS.fullmatch(name)]
-    if left:
-        raise ValueError(
-            f"{where} holds {len(left)} tensors that no MusicGen of its config has, such as {left[0]!r}"
-        )
-
-
-def _plain(name: str) -> str:
-    """One spelling for what versions of torch and audiocraft spell differently."""
-    name = name.replace("parametrizations.weight.original0", "weight_g")
-    name = name.replace("parametrizations.weight.original1", "weight_v")
-    return name.replace("convtr.convtr", "conv.conv")
-
-
-def read_safetensors(folder: Path) -> tuple[dict[str, Read], dict[str, str]]:
-    """Readers of every tensor in the folder's files, mapped and not loaded, and what the files say of themselves.
-
-    Errors: ValueError for a file that is cut or of another format.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    source: dict[str, Read] = {}
-    said: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            handle = safe_open(file, framework="pt")
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is not a whole safetensors file ({error}); download or copy it again"
-            ) from None
-        said |= handle.metadata() or {}
-        for name in handle.keys():  # noqa: SIM118 (a file's handle, not a dict)
-            source[name] = lambda handle=handle, name=name: handle.get_tensor(name)  # type: ignore[misc]
-    return source, said
-
-
-def read_bin(file: Path) -> dict:
-    """What `torch.save` wrote, mapped; only tensors and plain values are opened, never code.
-
-    Errors: FileNotFoundError; ValueError for a file that holds anything else, or is cut.
-    """
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file} is missing: audiocraft's layout is state_dict.bin with compression_state_dict.bin"
-        )
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ValueError(
-            f"{file} was not opened: it is cut, or holds code where tensors belong ({reason})"
-        ) from None
 
 
 # --- finding ----------------------------------------------------------------------------------------------------
@@ -271,17 +116,26 @@ def download(hub_id: str, dest: Path | None = None) -> Path:
 # --- loading ----------------------------------------------------------------------------------------------------
 
 
-def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
+def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> Model:
     """The model `name`, its language model in `dtype`, codec and conditioner in float32.
 
     `name` is one of NAMES, a hub id such as `facebook/musicgen-small`, or a folder in either layout.
     Errors: ValueError or FileNotFoundError in one sentence.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"the model is {name!r}; it must be a name, a hub id or a folder")
+    name = os.fspath(name)
     folder = find(name)
-    if (folder / "state_dict.bin").exists() and not any(folder.glob("*.safetensors")):
-        model = _load_audiocraft(folder, device, dtype)
-    else:
-        model = _load_hugging_face(folder, device, dtype)
+    of_audiocraft = (folder / "state_dict.bin").exists() and not any(folder.glob("*.safetensors"))
+    try:
+        model = (_load_audiocraft if of_audiocraft else _load_hugging_face)(folder, device, dtype)
+    except (WeightsError, FileNotFoundError):
+        raise
+    except (
+        Exception
+    ) as error:  # from the many readers of many files: theirs are of every kind, and pages long
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise WeightsError(f"{folder} does not hold a MusicGen that can be read ({reason})") from error
     model.name = name
     if PRESETS.get(name, name).startswith("facebook/"):
         model.licence = CC_BY_NC
@@ -290,19 +144,18 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
 
 def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
     """A model from `config.json`, `*.safetensors` and the tokenizer's files, as transformers saves them."""
-    from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
+    from transformers import AutoConfig
 
     if not (folder / "config.json").exists() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{folder} holds no model: expected config.json with *.safetensors, or state_dict.bin with "
             "compression_state_dict.bin"
         )
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind not in ("musicgen", "musicgen_melody"):
+        raise WeightsError(f"{folder} holds a model of type {kind!r}, not musicgen or musicgen_melody")
     config = AutoConfig.from_pretrained(folder)
-    if config.model_type not in ("musicgen", "musicgen_melody"):
-        raise ValueError(
-            f"{folder} holds a model of type {config.model_type!r}, not musicgen or musicgen_melody"
-        )
-    lm, melody = config.decoder, config.model_type == "musicgen_melody"
+    lm, melody = config.decoder, kind == "musicgen_melody"
     shape = LMConfig(
         dim=lm.hidden_size,
         layers=lm.num_hidden_layers,
@@ -314,13 +167,10 @@ def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -
         cross_attention=not melody,
     )
     codec = codec_config(config.audio_encoder, lm.num_codebooks // lm.audio_channels)
-    with torch.device("meta"):
-        text = TextEncoder(AutoTokenizer.from_pretrained(folder), T5EncoderModel(config.text_encoder))
-    text.to_empty(device=device)
-    text.t5.encoder.embed_tokens.weight = text.t5.shared.weight  # one tensor, which `to_empty` made two
+    text = _empty_text(folder, config.text_encoder, device)
     model = _empty(codec, shape, text, config.chroma_length if melody else None, device, dtype)
     source, said = read_safetensors(folder)
-    fill(_named(model), source, lambda name: rename(name, HUGGING_FACE, LAYER_HF), folder)
+    fill(_named(model), source, hugging_face, folder)
     generation = folder / "generation_config.json"
     frames = json.loads(generation.read_text()).get("max_length") if generation.exists() else None
     if frames:
@@ -330,12 +180,14 @@ def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -
 
 
 def codec_config(config: "EncodecConfig", codebooks: int) -> CodecConfig:
-    """Our config of transformers' EncodecConfig. Errors: ValueError for a codec of another architecture."""
+    """Our config of transformers' EncodecConfig. Errors: WeightsError for a codec of another architecture."""
     for name, value in FIXED.items():
-        if getattr(config, name) != value:
-            raise ValueError(
-                f"the codec's {name} is {getattr(config, name)!r}; MusicGen's codecs have {value!r}"
+        if getattr(config, name, None) != value:
+            raise WeightsError(
+                f"the codec's {name} is {getattr(config, name, None)!r}; MusicGen's codecs have {value!r}"
             )
+    if config.pad_mode not in PAD_MODES:
+        raise WeightsError(f"the codec's pad_mode is {config.pad_mode!r}; it must be one of {PAD_MODES}")
     return CodecConfig(
         sample_rate=config.sampling_rate,
         filters=config.num_filters,
@@ -352,14 +204,11 @@ def _load_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> 
 
     Shapes are read off the tensors, the rest off the YAML that the files carry.
     """
-    from transformers import AutoTokenizer, T5EncoderModel
+    from transformers import AutoConfig
 
     state, said = _checkpoint(folder / "state_dict.bin")
-    t5_name = said["conditioners"]["description"]["t5"]["name"]
-    t5 = folder / t5_name if (folder / t5_name).is_dir() else find(f"google-t5/{t5_name}")
-    text = TextEncoder(
-        AutoTokenizer.from_pretrained(t5), T5EncoderModel.from_pretrained(t5, dtype=torch.float32)
-    )
+    t5 = _find_t5(folder, said["conditioners"]["description"]["t5"]["name"])
+    text = _empty_text(t5, AutoConfig.from_pretrained(t5), device)
     shape = LMConfig(
         dim=state["emb.0.weight"].shape[1],
         layers=sum(name.endswith("norm1.weight") for name in state),
@@ -378,12 +227,39 @@ def _load_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> 
     )
     model.window = window
 
-    named = list(_named(model))
-    mine = [(name, p) for name, p in named if not name.startswith(("codec.", "conditioner.text.t5."))]
-    fill(mine, _readers(state), lambda name: rename(name, AUDIOCRAFT, LAYER_AUDIOCRAFT), folder)
-    fill([(name, p) for name, p in named if name.startswith("codec.")], codec_source, codec_table, folder)
-    text.to(device)
+    pattern = (said.get("codebooks_pattern") or {}).get("delay") or {}
+    shifts = delays(shape.codebooks, shape.channels)
+    if tuple(pattern.get("delays") or shifts) != shifts:
+        raise WeightsError(f"{folder} has the delays {pattern['delays']}; MusicGen's are {list(shifts)}")
+
+    words, _ = read_safetensors(t5)
+    words = {
+        f"text_encoder.{name}": read
+        for name, read in words.items()
+        if name.startswith(("shared.", "encoder."))
+    }
+    sources = (
+        ("codec.", codec_source, codec_table, folder),
+        ("conditioner.text.t5.", words, hugging_face, t5),
+    )
+    named = dict(_named(model))
+    for prefix, source, table, where in (*sources, ("", _readers(state), audiocraft, folder)):
+        part = [name for name in named if name.startswith(prefix)]
+        fill([(name, named.pop(name)) for name in part], source, table, where)
     return model
+
+
+def _find_t5(folder: Path, name: str) -> Path:
+    """The folder of the T5 that a model of audiocraft's was trained with."""
+    if (folder / name).is_dir():
+        return folder / name
+    try:
+        return find(f"google-t5/{name}")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder} goes with the text encoder {name}, which is not in the cache and could not be downloaded; where "
+            f"there is a network, run: python -m mgkit fetch google-t5/{name} --dest {folder / name}"
+        ) from None
 
 
 def _audiocraft_codec(file: Path) -> tuple[CodecConfig, dict[str, Read], Callable[[str], str]]:
@@ -395,9 +271,12 @@ def _audiocraft_codec(file: Path) -> tuple[CodecConfig, dict[str, Read], Callabl
         folder = find(checkpoint["pretrained"])
         source, _ = read_safetensors(folder)
         config = AutoConfig.from_pretrained(folder)
-        table = lambda name: rename(name, HUGGING_FACE, LAYER_HF).removeprefix("audio_encoder.")  # noqa: E731
-        return codec_config(config, config.num_quantizers), source, table
+        alone = lambda name: hugging_face(name).removeprefix("audio_encoder.")  # noqa: E731
+        return codec_config(config, config.num_quantizers), source, alone
     state, said = _checkpoint(file)
+    for name in ("causal", "renormalize"):
+        if said["encodec"].get(name):
+            raise WeightsError(f"{file}: the codec is {name}; those of MusicGen are not")
     seanet, books = said["seanet"], [name for name in state if name.endswith("_codebook.embed")]
     config = CodecConfig(
         sample_rate=said["sample_rate"],
@@ -408,21 +287,34 @@ def _audiocraft_codec(file: Path) -> tuple[CodecConfig, dict[str, Read], Callabl
         codebook_size=len(state[books[0]]),
         pad_mode=seanet.get("pad_mode", "reflect"),
     )
-    return config, _readers(state), lambda name: rename(name, AUDIOCRAFT, LAYER_AUDIOCRAFT)
+    return config, _readers(state), audiocraft
 
 
 def _checkpoint(file: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors and config of one of audiocraft's files. Errors: ValueError for a file of another make."""
+    """Tensors and config of one of audiocraft's files. Errors: WeightsError for a file of another make."""
     import yaml
 
     checkpoint = read_bin(file)
     if not isinstance(checkpoint, dict) or not {"best_state", "xp.cfg"} <= checkpoint.keys():
-        raise ValueError(f"{file} is not audiocraft's: expected 'best_state' and 'xp.cfg' in it")
+        raise WeightsError(f"{file} is not audiocraft's: expected 'best_state' and 'xp.cfg' in it")
     return checkpoint["best_state"], yaml.safe_load(checkpoint["xp.cfg"])
 
 
 def _readers(state: dict[str, Tensor]) -> dict[str, Read]:
     return {name: lambda tensor=tensor: tensor for name, tensor in state.items()}  # type: ignore[misc]
+
+
+def _empty_text(folder: Path, config: "PretrainedConfig", device: torch.device) -> TextEncoder:
+    """The folder's tokenizer with a T5 whose memory is taken and not yet filled."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    if not any((folder / file).exists() for file in ("tokenizer.json", "spiece.model")):
+        raise FileNotFoundError(f"{folder} lacks its tokenizer: expected tokenizer.json or spiece.model")
+    with torch.device("meta"):
+        text = TextEncoder(AutoTokenizer.from_pretrained(folder), T5EncoderModel(config))
+    text.to_empty(device=device)
+    text.t5.encoder.embed_tokens.weight = text.t5.shared.weight  # one tensor, which `to_empty` made two
+    return text
 
 
 def _empty(
@@ -434,6 +326,10 @@ def _empty(
     dtype: torch.dtype,
 ) -> Model:
     """A model around `text` whose memory is taken and not yet filled, ready for inference."""
+    if lm.dim % lm.heads:
+        raise WeightsError(
+            f"the config asks for {lm.heads} heads in a width of {lm.dim}, which they do not divide"
+        )
     with torch.device("meta"):
         model = Model(Codec(codec), LM(lm).to(dtype), Conditioner(text, lm.dim, melody_frames))
     for module in (model.codec, model.lm, *model.conditioner.children()):
@@ -463,7 +359,7 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
 
     tensors: dict[str, Tensor] = {}
     for ours, parameter in _named(model):
-        name = rename(ours, HUGGING_FACE, LAYER_HF)
+        name = hugging_face(ours)
         value = parameter.detach().to("cpu", dtype or parameter.dtype)
         if name.endswith("conv.weight"):  # as a weight norm: a gain and a direction
             norm = value.float().flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
@@ -523,7 +419,7 @@ def _hugging_face_config(model: Model, dtype: torch.dtype | None) -> "Pretrained
         )
     bits = math.ceil(math.log2(codec.codebook_size))
     encodec = EncodecConfig(
-        **FIXED,
+        **{name: value for name, value in FIXED.items() if name != "model_type"},
         sampling_rate=codec.sample_rate,
         num_filters=codec.filters,
         upsampling_ratios=list(codec.ratios),

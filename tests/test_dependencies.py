@@ -1,9 +1,11 @@
 """The module's files know only what stands above them (DESIGN: data flows down the list), and importing costs nothing."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -13,8 +15,9 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 ROWS = [
     {"audio", "delay", "sampling", "codec", "lm", "text", "melody"},
     {"condition"},
-    {"generate"},
-    {"weights", "job"},
+    {"generate", "layouts"},
+    {"job", "layouts"},
+    {"weights"},
     {"musicgen"},
     {"trace"},
     {"show"},
@@ -97,3 +100,24 @@ def test_importing_mgkit_loads_nothing_heavy():
     code = f"import mgkit, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_map_in_the_readme_names_every_file():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    for path in CORE:
+        assert path.stem == "__init__" or f"(mgkit/{path.name})" in readme, path.name
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_small_model_and_finds_it(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=PACKAGE.parent, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as file:
+        file.extractall(tmp_path / "installed")
+    code = "import mgkit; print(mgkit.MusicGen.get_pretrained('nano').name, mgkit.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["nano", str(tmp_path / "installed" / "mgkit" / "__init__.py")]
+    assert (tmp_path / "installed" / "mgkit" / "data" / "nano" / "model.safetensors").exists()

@@ -82,7 +82,9 @@ def test_every_picture_is_a_figure_that_draws_without_a_backend():
     before = matplotlib.rcParams["backend"]
     for name, figure in pictures().items():
         assert isinstance(figure, Figure), name
-        assert figure._repr_png_().startswith(b"\x89PNG"), name
+        png, metadata = figure._repr_png_()
+        assert png.startswith(b"\x89PNG"), name
+        assert metadata["alt"], name
     assert matplotlib.rcParams["backend"] == before
 
 

@@ -4,13 +4,11 @@ Every test prints the largest difference that it saw: `pytest tests/test_transfo
 The slow ones take the true shapes of the published models.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,13 +31,13 @@ from transformers import (
 
 from mgkit import MusicGen, weights
 from mgkit.codec import Codec, CodecConfig
-from mgkit.condition import Condition, Conditioner
-from mgkit.generate import Settings, frames, windows
+from mgkit.condition import Conditioner
+from mgkit.layouts import hugging_face
 from mgkit.lm import LM, LMConfig
 from mgkit.melody import classes, one_hot
 from mgkit.text import TextEncoder
 
-FRAMES = 120
+FRAMES = 105
 TEXTS = ["calm piano", "fast loud drums with a dark choir"]
 EVEN = ["calm piano", "fast drums"]  # of one length: transformers does not mask the padding of a melody model
 KINDS = {"text": (False, 1), "melody": (True, 1), "stereo-text": (False, 2), "stereo-melody": (True, 2)}
@@ -139,7 +137,9 @@ def bandwidth(config: CodecConfig, keep: int) -> float:
 
 
 @torch.no_grad()
-def compare_codecs(ours: Codec, oracle: nn.Module, seen: Seen, lengths: tuple[int, ...], keeps: range) -> None:
+def compare_codecs(
+    ours: Codec, oracle: nn.Module, seen: Seen, lengths: tuple[int, ...], keeps: range
+) -> None:
     """Codes equal and waves within 1e-5, for noise and a tune of several lengths and for any codebooks kept."""
     name = f"codec, {ours.config.filters} filters, {ours.config.pad_mode}"
     there, back = [], []
@@ -158,9 +158,7 @@ def compare_codecs(ours: Codec, oracle: nn.Module, seen: Seen, lengths: tuple[in
 @pytest.mark.parametrize("pad_mode", ["reflect", "constant", "replicate"])
 def test_codec_gives_the_same_codes_and_waves(pad_mode: str, codecs: Callable, seen: Seen) -> None:
     ours, oracle = codecs(replace(CODEC, pad_mode=pad_mode))
-    compare_codecs(ours, oracle, seen, (640, 641, 1300, 31_999, 32_000, 70_001), range(1, 5))
-    if pad_mode != "constant":  # with fewer samples than the padding mirrors, transformers' own padding fails
-        return
+    compare_codecs(ours, oracle, seen, (640, 641, 1300, 20_001), range(1, 5))
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 100, 639])
@@ -168,7 +166,9 @@ def test_codec_gives_the_same_codes_for_less_than_a_frame(samples: int, codecs: 
     ours, oracle = codecs(CODEC)
     wave = noise(3, 1, samples)
     with torch.no_grad():
-        assert torch.equal(ours.encode(wave), oracle.encode(wave, bandwidth=bandwidth(CODEC, 4)).audio_codes[0])
+        assert torch.equal(
+            ours.encode(wave), oracle.encode(wave, bandwidth=bandwidth(CODEC, 4)).audio_codes[0]
+        )
 
 
 @torch.no_grad()
@@ -222,7 +222,12 @@ def random_steps(model: MusicGen, batch: int, length: int) -> Tensor:
 def ours_of(model: MusicGen, steps: Tensor, texts: list[str], melody: Tensor | None = None) -> Tensor:
     """Our logits [B, K, S, V]."""
     told = model.conditioner(model.conditioner.describe(texts), melody)
-    named = {"prefix": told.prefix, "prefix_mask": told.prefix_mask, "cross": told.cross, "cross_mask": told.cross_mask}
+    named = {
+        "prefix": told.prefix,
+        "prefix_mask": told.prefix_mask,
+        "cross": told.cross,
+        "cross_mask": told.cross_mask,
+    }
     return model.lm(steps, **named)
 
 
@@ -267,7 +272,9 @@ def test_logits_of_a_padded_batch_of_melodies_are_those_of_each_alone(pair: Pair
 # --- greedy tokens ----------------------------------------------------------------------------------------------
 
 
-def assert_same_music(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], seen: Seen, what: str) -> None:
+def assert_same_music(
+    ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor], seen: Seen, what: str
+) -> None:
     assert len(ours[1].unique()) > 8, "too few tokens vary to compare"
     assert torch.equal(ours[1], theirs[1])
     seen(f"wave, {what}", ours[0], theirs[0], 1e-5)
@@ -287,7 +294,9 @@ def test_greedy_tokens_for_melodies_are_the_same(kind: str, pair: Pair, seen: Se
     greedy(ours, cfg_coef=3.0)
     told = tokenized(ours, EVEN) | features(folder, melodies())
     theirs = oracle_run(oracle, FRAMES, guidance_scale=3.0, **told)
-    assert_same_music(ours.generate_with_chroma(EVEN, melodies(), RATE, return_tokens=True), theirs, seen, kind)
+    assert_same_music(
+        ours.generate_with_chroma(EVEN, melodies(), RATE, return_tokens=True), theirs, seen, kind
+    )
 
 
 def test_the_oracle_follows_text_and_melody(pair: Pair) -> None:
@@ -297,7 +306,9 @@ def test_the_oracle_follows_text_and_melody(pair: Pair) -> None:
         tokenized(ours, [text]) | features(folder, wave[None])
         for text, wave in ((EVEN[0], melodies()[0]), (EVEN[1], melodies()[0]), (EVEN[0], melodies()[1]))
     ]
-    tokens, other_text, other_melody = (oracle_run(oracle, FRAMES, guidance_scale=3.0, **inputs)[1] for inputs in told)
+    tokens, other_text, other_melody = (
+        oracle_run(oracle, 20, guidance_scale=3.0, **inputs)[1] for inputs in told
+    )
     assert not torch.equal(tokens, other_text)
     assert not torch.equal(tokens, other_melody)
 
@@ -320,10 +331,15 @@ def test_greedy_tokens_without_guidance_are_the_same(pair: Pair, seen: Seen) -> 
 def test_unconditional_greedy_tokens_are_the_same(kind: str, pair: Pair, seen: Seen) -> None:
     ours, oracle, _ = pair(kind)
     greedy(ours)
-    nothing = {"input_ids": torch.ones(1, 1, dtype=torch.long), "attention_mask": torch.zeros(1, 1, dtype=torch.long)}
+    nothing = {
+        "input_ids": torch.ones(1, 1, dtype=torch.long),
+        "attention_mask": torch.zeros(1, 1, dtype=torch.long),
+    }
     told = nothing if KINDS[kind][0] else oracle.get_unconditional_inputs(1)
     theirs = oracle_run(oracle, FRAMES, **dict(told) | {"guidance_scale": 1.0})
-    assert_same_music(ours.generate_unconditional(1, return_tokens=True), theirs, seen, f"{kind}, unconditional")
+    assert_same_music(
+        ours.generate_unconditional(1, return_tokens=True), theirs, seen, f"{kind}, unconditional"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -332,7 +348,7 @@ def test_greedy_continuation_is_the_same(kind: str, pair: Pair, seen: Seen) -> N
     ours, oracle, _ = pair(kind)
     prompt = torch.stack([tune(0.5, channels=KINDS[kind][1]), noise(KINDS[kind][1], RATE // 2)])
     greedy(ours, duration=0.5 + FRAMES / 50, cfg_coef=3.0)
-    told: dict[str, object] = {"input_values": prompt, "padding_mask": torch.ones_like(prompt)}
+    told: dict[str, object] = {"input_values": prompt, "padding_mask": torch.ones_like(prompt[:, 0])}
     if KINDS[kind][0]:
         told = {"decoder_input_ids": ours.codec.encode(prompt).flatten(0, 1)}
     theirs = oracle_run(oracle, FRAMES, guidance_scale=3.0, **tokenized(ours, EVEN), **told)
@@ -371,17 +387,21 @@ def saved_by_transformers(folder: Path, melody: bool, channels: int) -> None:
     )
     if melody:
         decoder = MusicgenMelodyDecoderConfig(**shape)
-        config = MusicgenMelodyConfig(text_encoder=text, audio_encoder=audio, decoder=decoder, chroma_length=79)
+        config = MusicgenMelodyConfig(
+            text_encoder=text, audio_encoder=audio, decoder=decoder, chroma_length=79
+        )
         model: PreTrainedModel = MusicgenMelodyForConditionalGeneration(config)
     else:
-        config = MusicgenConfig(text_encoder=text, audio_encoder=audio, decoder=MusicgenDecoderConfig(**shape))
+        config = MusicgenConfig(
+            text_encoder=text, audio_encoder=audio, decoder=MusicgenDecoderConfig(**shape)
+        )
         model = MusicgenForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1 and name.startswith(("decoder.", "enc_to_dec", "audio_enc")):
                 parameter.normal_(std=1.4 if "embed_tokens" in name else 0.15)
-            elif name.startswith("audio_encoder") and "quantizer" not in name:
-                parameter.mul_(1.5)
+            elif name.endswith("original0"):  # the gains of the codec's weight norm
+                parameter.mul_(2.5)
         for layer in model.audio_encoder.quantizer.layers:
             layer.codebook.embed.normal_()
     model.generation_config.decoder_start_token_id = model.generation_config.pad_token_id = 32
@@ -394,7 +414,9 @@ def saved_by_transformers(folder: Path, melody: bool, channels: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_saved_by_transformers_loads_and_gives_the_same_tokens(kind: str, tmp_path: Path, seen: Seen) -> None:
+def test_a_folder_saved_by_transformers_loads_and_gives_the_same_tokens(
+    kind: str, tmp_path: Path, seen: Seen
+) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(2)
         saved_by_transformers(tmp_path, *KINDS[kind])
@@ -415,6 +437,143 @@ def test_the_embedded_model_gives_the_same_tokens(seen: Seen) -> None:
     theirs = oracle_run(oracle, FRAMES, guidance_scale=3.0, **told)
     assert_same_music(ours.generate(texts, return_tokens=True), theirs, seen, "nano, text")
     if ours.conditioner.melody_frames is not None:
-        theirs = oracle_run(oracle, FRAMES, guidance_scale=3.0, **told, **features(weights.embedded(), melodies()[:1]))
+        theirs = oracle_run(
+            oracle, FRAMES, guidance_scale=3.0, **told, **features(weights.embedded(), melodies()[:1])
+        )
         made = ours.generate_with_chroma(texts, melodies()[:1], RATE, return_tokens=True)
         assert_same_music(made, theirs, seen, "nano, melody")
+
+
+# --- true shapes ------------------------------------------------------------------------------------------------
+
+SHAPES = {
+    "small": LMConfig(),
+    "medium": LMConfig(dim=1536, layers=48, heads=24, feed_forward=6144),
+    "melody": LMConfig(dim=1536, layers=48, heads=24, feed_forward=6144, cross_attention=False),
+    "large": LMConfig(dim=2048, layers=48, heads=32, feed_forward=8192),
+}
+PUBLISHED = {
+    "small": 0.3e9,
+    "medium": 1.5e9,
+    "melody": 1.5e9,
+    "large": 3.3e9,
+}  # arXiv:2306.05284, section 3.1
+
+
+def oracle_decoder(config: LMConfig) -> PreTrainedModel:
+    """transformers' language model of that shape, without memory for its weights."""
+    shape = {
+        "vocab_size": config.codebook_size,
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.dim,
+        "ffn_dim": config.feed_forward,
+        "num_attention_heads": config.heads,
+        "num_codebooks": config.codebooks,
+        "audio_channels": config.channels,
+        "pad_token_id": config.special,
+        "bos_token_id": config.special,
+        "attn_implementation": "sdpa",
+    }
+    with torch.device("meta"):
+        if config.cross_attention:
+            return transformers.MusicgenForCausalLM(MusicgenDecoderConfig(**shape))
+        return transformers.MusicgenMelodyForCausalLM(MusicgenMelodyDecoderConfig(**shape))
+
+
+def true_shape(kind: str) -> tuple[MusicGen, PreTrainedModel]:
+    """A random model with the language model and T5 of a published one, here and in transformers: one copy of weights.
+
+    The codec is tiny, but for the size of its codebooks.
+    """
+    config = SHAPES[kind]
+    text = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer()), d_model=768, d_ff=3072, num_layers=12, num_heads=12)
+    )
+    with torch.device("meta"):
+        lm = LM(config)
+    lm = scattered(lm.to_empty(device="cpu"))
+    conditioner = Conditioner(
+        TextEncoder(tokenizer(), text.eval()), config.dim, None if config.cross_attention else 235
+    )
+    ours = weights.Model(codec(CodecConfig(filters=4, dim=16)), lm, conditioner)
+    for part in (ours.codec, lm, conditioner):
+        part.eval().requires_grad_(False)
+
+    audio = EncodecConfig(
+        sampling_rate=RATE,
+        target_bandwidths=[2.2],
+        upsampling_ratios=[8, 5, 4, 4],
+        num_filters=4,
+        hidden_size=16,
+        codebook_size=2048,
+        use_causal_conv=False,
+    )
+    whole = (
+        MusicgenForConditionalGeneration if config.cross_attention else MusicgenMelodyForConditionalGeneration
+    )
+    parts = {
+        "text_encoder": text,
+        "audio_encoder": transformers.EncodecModel(audio),
+        "decoder": oracle_decoder(config),
+    }
+    oracle = whole(**parts).eval()
+    state = {
+        hugging_face(f"{part}.{name}"): parameter
+        for part in ("lm", "conditioner")
+        for name, parameter in getattr(ours, part).named_parameters()
+    }
+    told = oracle.load_state_dict(state, strict=False, assign=True)
+    assert not told.unexpected_keys
+    assert all(name.startswith(("audio_encoder", "text_encoder.encoder.embed")) for name in told.missing_keys)
+    positions = oracle.decoder.model.decoder.embed_positions
+    positions.weights = positions.get_embedding(*positions.weights.shape)
+    settings = oracle.generation_config
+    settings.decoder_start_token_id = settings.pad_token_id = settings.bos_token_id = config.special
+    return MusicGen(ours), oracle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "made"), [("small", 20), ("melody", 10)])
+def test_true_shapes_give_the_same_logits_and_greedy_tokens(kind: str, made: int, seen: Seen) -> None:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        ours, oracle = true_shape(kind)
+    steps, told, heard = random_steps(ours, 1, 8), tokenized(ours, TEXTS[:1]), None
+    if kind == "melody":
+        extractor = MusicgenMelodyFeatureExtractor()
+        told |= {
+            "input_features": extractor(
+                tune(30)[None], sampling_rate=RATE, return_tensors="pt"
+            ).input_features
+        }
+        heard = classes(tune(30), RATE, 235)[None]
+    with torch.no_grad():
+        theirs = theirs_of(oracle, steps, **told)
+        seen(
+            f"logits, {kind}, true shape", ours_of(ours, steps, TEXTS[:1], heard), theirs, 1e-4, relative=True
+        )
+    greedy(ours, duration=made / 50, cfg_coef=3.0)
+    if kind == "melody":
+        tokens = ours.generate_with_chroma(TEXTS[:1], tune(30), RATE, return_tokens=True)[1]
+    else:
+        tokens = ours.generate(TEXTS[:1], return_tokens=True)[1]
+    assert len(tokens.unique()) > made
+    assert torch.equal(tokens, oracle_run(oracle, made, guidance_scale=3.0, **told)[1])
+
+
+@pytest.mark.slow
+def test_true_codec_gives_the_same_codes_and_waves(codecs: Callable, seen: Seen) -> None:
+    ours, oracle = codecs(CodecConfig())
+    compare_codecs(ours, oracle, seen, (641, 50_001), range(2, 5, 2))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_shapes_have_as_many_parameters(name: str) -> None:
+    """As many as transformers' to the last one, and about as many as published: for some sizes without cross-attention."""
+    with torch.device("meta"):
+        ours = LM(SHAPES[name])
+    count = sum(parameter.numel() for parameter in ours.parameters())
+    assert count == sum(parameter.numel() for parameter in oracle_decoder(SHAPES[name]).parameters())
+    across = sum(p.numel() for name, p in ours.named_parameters() if "cross" in name)
+    print(f"{name}: {count:,} parameters, {across:,} of them for cross-attention")
+    assert 0.92 * (count - across) < PUBLISHED[name] < 1.1 * count

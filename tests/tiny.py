@@ -78,8 +78,10 @@ def scattered(lm: LM) -> LM:
     for name, parameter in lm.named_parameters():
         if parameter.dim() == 1:  # the norms' gains and biases
             nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
+        elif name.startswith("embeddings"):
+            nn.init.normal_(parameter, std=1.4)
         else:
-            nn.init.normal_(parameter, std=1.4 if name.startswith("embeddings") else 0.15)
+            nn.init.normal_(parameter, std=1.7 * lm.config.dim**-0.5)
     return lm
 
 

@@ -37,13 +37,13 @@ class CodecRun:
     data: str
     valid: str
     recordings: str | None = "data/recordings"  # a few real sounds, so that foreign ones do not surprise it
-    codec: CodecConfig = field(default_factory=lambda: CodecConfig(filters=16, dim=64, codebook_size=1024))
+    codec: CodecConfig = field(default_factory=lambda: CodecConfig(filters=16, dim=32, codebook_size=1024))
     steps: int | None = None
     minutes: float | None = 40.0
     batch: int = 8
     frames: int = 50  # length of a crop
     lr: float = 1e-3
-    books_from: int = 200  # steps without quantization, before k-means finds the first codewords
+    books_from: int = 100  # steps without quantization, before k-means finds the first codewords
     fewer_books: float = 0.15  # how often only the first few codebooks are used
     bf16: bool = True
     seed: int = 0
@@ -64,13 +64,13 @@ def mel_spectrum(wave: Tensor, rate: int, window: int) -> Tensor:
     """Magnitudes [..., mels, frames] of `wave` [..., N] in mel bands; about 1 for a full-scale sine."""
     hann = torch.hann_window(window)
     flat = wave.reshape(-1, wave.shape[-1])
-    spectrum = torch.stft(flat, window, window // 4, window=hann, return_complex=True).abs() * (2 / hann.sum())
-    return (_mel_filters(rate, window) @ spectrum).unflatten(0, wave.shape[:-1])
+    spectrum = torch.stft(flat, window, window // 4, window=hann, return_complex=True).abs() * (
+        2 / hann.sum()
+    )
+    return (_mel_filters(rate, window) @ spectrum).view(*wave.shape[:-1], -1, spectrum.shape[-1])
 
 
-def mel_distances(
-    a: Tensor, b: Tensor, rate: int, windows: Sequence[int] = WINDOWS
-) -> tuple[Tensor, Tensor]:
+def mel_distances(a: Tensor, b: Tensor, rate: int, windows: Sequence[int] = WINDOWS) -> tuple[Tensor, Tensor]:
     """How far the waves [..., N] are apart: mean |difference| in dB, and mean |difference| of magnitudes over mean
     magnitude; both means over the mel spectra of all `windows`."""
     decibel, linear = [], []
@@ -86,7 +86,9 @@ def si_sdr(reference: Tensor, wave: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio [...] in dB of `wave` [..., N] (arXiv:1811.02508)."""
     scale = (wave * reference).sum(-1, keepdim=True) / reference.pow(2).sum(-1, keepdim=True).clamp(min=1e-8)
     target = scale * reference
-    return 10 * (target.pow(2).sum(-1) / (wave - target).pow(2).sum(-1).clamp(min=1e-8)).clamp(min=1e-8).log10()
+    return (
+        10 * (target.pow(2).sum(-1) / (wave - target).pow(2).sum(-1).clamp(min=1e-8)).clamp(min=1e-8).log10()
+    )
 
 
 # -- codebooks -----------------------------------------------------------------------------------------------------
@@ -224,25 +226,33 @@ class CodecLearner:
         run, rng = self.run, np.random.default_rng((self.run.seed, step))
         if step == run.books_from:
             with torch.no_grad(), self._precision():
-                found = self.codec.encoder(self.crops(rng, self.data, 3 * run.codec.codebook_size // run.frames + 1))
+                found = self.codec.encoder(
+                    self.crops(rng, self.data, 3 * run.codec.codebook_size // run.frames + 1)
+                )
             self.books.start(found.float().transpose(1, 2).flatten(0, 1), rng)
         wave = self.crops(rng, self.data, run.batch)
-        keep = rng.integers(1, run.codec.codebooks + 1) if rng.random() < run.fewer_books else run.codec.codebooks
+        keep = run.codec.codebooks
+        if rng.random() < run.fewer_books:
+            keep = int(rng.integers(1, keep + 1))
         with self._precision():
             latents = self.codec.encoder(wave)
         latents = latents.float()
-        words, commit = self.books(latents, keep, rng) if step >= run.books_from else (latents, latents.new_zeros(()))
+        words, commit = (
+            self.books(latents, keep, rng) if step >= run.books_from else (latents, latents.new_zeros(()))
+        )
         with self._precision():
             heard = self.codec.decoder(words)
         heard = heard.float()
-        windows = rng.choice(WINDOWS, 2, replace=False).tolist()  # all of them take as long as the codec itself
+        windows = rng.choice(
+            WINDOWS, 2, replace=False
+        ).tolist()  # all of them take as long as the codec itself
         decibel, linear = mel_distances(wave, heard, run.codec.sample_rate, windows)
         error = wave - heard
         shape = error.abs().mean() / wave.abs().mean().clamp(min=1e-3)
         energy = error.pow(2).mean() / wave.pow(2).mean().clamp(min=1e-6)
         # commitment relative to the size of the latents, so that they cannot win by shrinking
         commit = commit / latents.detach().pow(2).mean().clamp(min=1e-6)
-        loss = 0.05 * decibel + 0.5 * linear + shape + 1.5 * energy + 0.5 * commit
+        loss = 0.05 * decibel + 0.5 * linear + shape + 1.5 * energy + 0.2 * commit
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
@@ -291,7 +301,8 @@ def load(path: str | Path) -> Codec:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train a codec first (python -m mgkit train codec)")
     result = torch.load(path, weights_only=True)
-    codec = Codec(CodecConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in result["config"].items()}))
+    shape: dict[str, Any] = result["config"] | {"ratios": tuple(result["config"]["ratios"])}
+    codec = Codec(CodecConfig(**shape))
     codec.load_state_dict(result["weights"])
     return codec.eval()
 
@@ -308,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8, help="crops of one second in a batch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    shape = CodecConfig(filters=args.filters, dim=64, codebook_size=1024)
+    shape = CodecConfig(filters=args.filters, dim=32, codebook_size=1024)
     run = CodecRun(
         args.data, args.valid, codec=shape, steps=args.steps, minutes=None if args.steps else args.minutes,
         batch=args.batch, seed=args.seed,

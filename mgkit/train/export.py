@@ -26,7 +26,9 @@ def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train export`."""
-    parser = argparse.ArgumentParser(prog="python -m mgkit train export", description="Writes a model to use.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit train export", description="Writes a model to use."
+    )
     parser.add_argument("--codec", default="runs/codec", help="folder of the codec's run")
     parser.add_argument("--lm", default="runs/lm", help="folder of the language model's run")
     parser.add_argument("--out", default="data/nano", help="folder to write")

@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgkit.condition import Conditioner
-from mgkit.delay import delay
+from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
 from mgkit.text import TextEncoder
 
-from .run import Average, Row, train, write_whole
+from .run import Average, Row, side_by_side, train, write_whole
 from .tokens import Tokens
 
 LENGTHS = ((1.0, 1), (0.5, 2))  # share of the clip, from its beginning, and how many times the batch
@@ -60,7 +60,7 @@ class LMRun:
     text: TextConfig = field(default_factory=TextConfig)
     steps: int | None = None
     minutes: float | None = 36.0
-    batch: int = 8
+    batch: int = 6  # an even number: each half has a thread of its own
     lr: float = 2e-3
     drop_all: float = 0.2  # how often neither caption nor melody is told
     drop_melody: float = 0.5
@@ -110,7 +110,11 @@ def make_tokenizer(captions: list[list[str]], pieces: int) -> Any:
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", special.index("</s>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
     )
 
 
@@ -164,7 +168,9 @@ def told(conditioner: Conditioner, texts: list[str], melody: Tensor, keep: Tenso
 def losses(lm: LM, codes: Tensor, condition: Any) -> Tensor:
     """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code."""
     config = lm.config
-    steps = delay(codes, config.delays, config.special)[..., : codes.shape[-1] + 1]
+    steps = delay(codes, delays(config.codebooks, config.channels), config.special)[
+        ..., : codes.shape[-1] + 1
+    ]
     logits = lm(steps[..., :-1], prefix=condition.prefix, prefix_mask=condition.prefix_mask)
     each = [
         F.cross_entropy(logits[:, k].flatten(0, 1), steps[:, k, 1:].flatten(), ignore_index=config.special)
@@ -191,6 +197,7 @@ class LMLearner:
             torch.optim.Muon(matrices, run.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
         ]
+        self.learned = list(self.model.parameters())
         self.average = Average(self.model, run.average)
 
     def step(self, step: int, lr: float) -> Row:
@@ -203,27 +210,35 @@ class LMLearner:
         keep = torch.from_numpy(rng.random(len(rows)) >= run.drop_all)
         hear = torch.from_numpy(rng.random(len(rows)) >= run.drop_melody) & keep
         texts = [text if k or rng.random() < 0.5 else "" for text, k in zip(texts, keep, strict=True)]
-        with self._precision():
-            condition = told(self.model["conditioner"], texts, melody * hear[:, None], keep)
-            each = losses(self.model["lm"], codes, condition)
-        loss = each.mean()
+        heard = melody * hear[:, None]
+
+        def loss(part: slice) -> Tensor:
+            with self._precision():
+                condition = told(self.model["conditioner"], texts[part], heard[part], keep[part])
+                return losses(self.model["lm"], codes[part], condition)
+
+        half = len(rows) // 2
+        each = side_by_side(loss, (slice(0, half), slice(half, None)), self.learned)
+        norm = nn.utils.clip_grad_norm_(self.learned, 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
             optimizer.step()
         self.average.update(self.model, step)
-        return {"loss": float(loss.detach()), "norm": float(norm)} | {f"book{k}": float(e) for k, e in enumerate(each.detach())}
+        return {"loss": float(each.mean()), "norm": float(norm)} | {
+            f"book{k}": float(e) for k, e in enumerate(each)
+        }
 
     def _rows(self, step: int, times: int) -> np.ndarray:
         """The clips of a batch: every clip once, in an order of its own, then all again in another."""
-        per = self.run.batch * sum(times for _, times in LENGTHS) / len(LENGTHS)
-        first = round(step // len(LENGTHS) * per * len(LENGTHS)) + self.run.batch * sum(t for _, t in LENGTHS[: step % len(LENGTHS)])
+        batches = [times for _, times in LENGTHS]
+        rounds, rest = divmod(step, len(batches))
+        first = self.run.batch * (rounds * sum(batches) + sum(batches[:rest]))
         places = range(first, first + self.run.batch * times)
-        orders = {n: np.random.default_rng((self.run.seed, 77, n)).permutation(len(self.data)) for n in {p // len(self.data) for p in places}}
+        orders = {
+            n: np.random.default_rng((self.run.seed, 77, n)).permutation(len(self.data))
+            for n in {p // len(self.data) for p in places}
+        }
         return np.array([orders[p // len(self.data)][p % len(self.data)] for p in places])
 
     @torch.no_grad()
@@ -253,7 +268,11 @@ class LMLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """See `run.Learner`."""
-        return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "average": self.average.weights}
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "average": self.average.weights,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `run.Learner`."""
@@ -277,7 +296,9 @@ def load(folder: str | Path) -> nn.ModuleDict:
 
     folder = Path(folder)
     if not (folder / "lm.pt").is_file():
-        raise FileNotFoundError(f"{folder / 'lm.pt'} is missing: train a language model first (python -m mgkit train lm)")
+        raise FileNotFoundError(
+            f"{folder / 'lm.pt'} is missing: train a language model first (python -m mgkit train lm)"
+        )
     result = torch.load(folder / "lm.pt", weights_only=True)
     run = LMRun("", "", "", "", lm=LMConfig(**result["lm"]), text=TextConfig(**result["text"]))
     model = new_model(run, AutoTokenizer.from_pretrained(folder / "tokenizer"), result["melody_frames"])
@@ -287,7 +308,9 @@ def load(folder: str | Path) -> nn.ModuleDict:
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train lm`."""
-    parser = argparse.ArgumentParser(prog="python -m mgkit train lm", description="Teaches the language model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit train lm", description="Teaches the language model."
+    )
     parser.add_argument("--data", default="runs/band", help="rendered clips to learn from")
     parser.add_argument("--valid", default="runs/valid", help="rendered clips to measure on")
     parser.add_argument("--tokens", default="runs/tokens", help="tokens of --data")
@@ -295,7 +318,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="runs/lm", help="folder of the run; goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=36.0, help="budget in minutes of the clock")
     parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
-    parser.add_argument("--batch", type=int, default=8, help="whole clips in a batch (or twice as many halves)")
+    parser.add_argument(
+        "--batch", type=int, default=6, help="whole clips in a batch (or twice as many halves)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
@@ -304,7 +329,10 @@ def main(argv: list[str] | None = None) -> None:
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
                 minutes=None if args.steps else args.minutes, batch=args.batch, seed=args.seed)  # fmt: skip
     if (run.lm.codebooks, run.lm.codebook_size) != (data.plan["codebooks"], data.plan["codebook_size"]):
-        raise ValueError(f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}")
+        raise ValueError(
+            f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}"
+        )
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
     learner = LMLearner(run, data, valid, make_tokenizer(data.captions, run.text.pieces))
     print(json.dumps(train(run, args.out, learner, lr=run.lr, measure_every=200)))
 

@@ -16,7 +16,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,13 +41,17 @@ class Clips:
         folder = Path(folder)
         about = folder / "dataset.json"
         if not about.is_file():
-            raise FileNotFoundError(f"{folder} has no dataset.json: render it whole first (python -m mgkit train data)")
+            raise FileNotFoundError(
+                f"{folder} has no dataset.json: render it whole first (python -m mgkit train data)"
+            )
         plan = json.loads(about.read_text())
         if plan["rate"] != rate:
             raise ValueError(f"{folder} was rendered at {plan['rate']} Hz, and the codec is for {rate} Hz")
         self.pieces = [json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()]
         if not self.pieces or len(self.pieces) != plan["clips"]:
-            raise ValueError(f"{folder} holds {len(self.pieces)} descriptions and promises {plan['clips']} clips")
+            raise ValueError(
+                f"{folder} holds {len(self.pieces)} descriptions and promises {plan['clips']} clips"
+            )
         self.mix, self.melody = (self._wave(folder / name, plan) for name in ("mix.i16", "melody.i16"))
         self.samples = plan["samples"]
 
@@ -54,7 +59,9 @@ class Clips:
     def _wave(path: Path, plan: dict) -> np.ndarray:
         size = plan["clips"] * plan["samples"] * 2
         if path.stat().st_size != size:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes where {size} are promised: render it again")
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes where {size} are promised: render it again"
+            )
         return np.memmap(path, np.int16, "r", shape=(plan["clips"], plan["samples"]))
 
     def __len__(self) -> int:
@@ -107,29 +114,56 @@ def train(run: Any, out: str | Path, learner: Learner, *, lr: float, measure_eve
     claim(out, run)
     step, used, history, last = 0, 0.0, [], {}
     if (out / "checkpoint.pt").is_file():
-        state = torch.load(out / "checkpoint.pt", weights_only=False)  # our own file: it holds numpy numbers too
+        state = torch.load(
+            out / "checkpoint.pt", weights_only=False
+        )  # our own file: it holds numpy numbers too
         learner.load_state_dict(state["learner"])
         step, used, history, last = state["step"], state["used"], state["history"], state["last"]
 
     def save() -> None:
-        state = {"learner": learner.state_dict(), "step": step, "used": used, "history": history, "last": last}
+        state = {
+            "learner": learner.state_dict(),
+            "step": step,
+            "used": used,
+            "history": history,
+            "last": last,
+        }
         write_whole(out / "checkpoint.pt", lambda path: torch.save(state, path))
         write_log(out, history)
         learner.save(out)
 
     recent: list[Row] = []
-    with stopping() as stop, tqdm(total=100, bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}") as bar:
+    with (
+        stopping() as stop,
+        tqdm(
+            total=100, bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+        ) as bar,
+    ):
         bar.set_description(out.name)
-        while (progress := step / run.steps if run.steps else used / (60 * run.minutes)) < 1 and not stop.is_set():
+        while (
+            progress := step / run.steps if run.steps else used / (60 * run.minutes)
+        ) < 1 and not stop.is_set():
             began = time.monotonic()
             recent.append(learner.step(step, learning_rate(lr, progress)))
             step += 1
             if not all(math.isfinite(value) for value in recent[-1].values()):
-                raise FloatingPointError(f"the loss of step {step} is not a number; the last checkpoint is {out}")
+                raise FloatingPointError(
+                    f"the loss of step {step} is not a number; the last checkpoint is {out}"
+                )
             if step % 20 == 0:
-                history.append({"step": step, "minutes": round(used / 60, 2), "lr": learning_rate(lr, progress)} | mean(recent))
+                history.append(
+                    {"step": step, "minutes": round(used / 60, 2), "lr": learning_rate(lr, progress)}
+                    | mean(recent)
+                )
                 recent = []
-                bar.set_postfix({"step": step} | {k: f"{v:.3f}" for k, v in (history[-1] | last).items() if k[0] != "b" and k not in ("step", "minutes")})
+                bar.set_postfix(
+                    {"step": step}
+                    | {
+                        k: f"{v:.3f}"
+                        for k, v in (history[-1] | last).items()
+                        if k[0] != "b" and k not in ("step", "minutes")
+                    }
+                )
             if step % measure_every == 0:
                 last = learner.measure()
                 history.append({"step": step, "minutes": round(used / 60, 2)} | last)
@@ -149,8 +183,12 @@ def claim(out: Path, run: Any) -> None:
     path = out / "run.json"
     if path.is_file() and path.read_text() != text:
         old, new = json.loads(path.read_text()), json.loads(text)
-        other = ", ".join(f"{k} {old.get(k)} (now {new.get(k)})" for k in sorted(old | new) if old.get(k) != new.get(k))
-        raise ValueError(f"{out} holds another run: {other}; start in another folder, or with the former settings")
+        other = ", ".join(
+            f"{k} {old.get(k)} (now {new.get(k)})" for k in sorted(old | new) if old.get(k) != new.get(k)
+        )
+        raise ValueError(
+            f"{out} holds another run: {other}; start in another folder, or with the former settings"
+        )
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
@@ -201,6 +239,26 @@ def stopping() -> Iterator[threading.Event]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def side_by_side(
+    loss: Callable[[Any], Tensor], parts: Sequence[Any], parameters: Sequence[nn.Parameter]
+) -> Tensor:
+    """Sets gradients as `loss(part)` [...] averaged over all would, each part in a thread of its own; the mean loss.
+
+    Two threads that share every operation wait for each other after each; two that each have their own do not.
+    """
+
+    def work(part: Any) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        found = loss(part)
+        return found.detach(), torch.autograd.grad(found.mean(), parameters, allow_unused=True)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        done = list(pool.map(work, parts))
+    for parameter, *grads in zip(parameters, *(grads for _, grads in done), strict=True):
+        known = [grad for grad in grads if grad is not None]
+        parameter.grad = torch.stack(known).sum(dim=0) / len(parts) if known else None
+    return torch.stack([found for found, _ in done]).mean(dim=0)
 
 
 class Average:

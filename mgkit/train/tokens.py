@@ -1,13 +1,15 @@
 """What the language model learns from: every clip as the codec's tokens, with its melody's pitch classes.
 
-    codes.npy    int16 [clips, K, T]
-    melody.npy   int8 [clips, F], F = chroma frames of a clip
-    tokens.json  where they come from; written last: with it, all is there
+codes.npy    int16 [clips, K, T]
+melody.npy   int8 [clips, F], F = chroma frames of a clip
+tokens.json  where they come from; written last: with it, all is there
 """
 
 import argparse
 import hashlib
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,6 @@ from mgkit.codec import Codec
 from . import codec as codec_training
 from .run import Clips, waves, write_whole
 
-BATCH = 8
-
 
 def chroma_frames(samples: int) -> int:
     """Pitch classes of a clip: 79 for ten seconds."""
@@ -35,9 +35,8 @@ def digest(codec: Codec) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
-@torch.no_grad()
-def write(codec: Codec, data: Clips, out: str | Path, clips: int, bf16: bool = False) -> None:
-    """Tokens of the first `clips` of `data` into `out`; goes on where it was stopped, does nothing where all is there.
+def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
+    """Tokens of the first `clips` of `data` into `out`; does nothing where just they are there.
 
     Errors: ValueError where `out` holds the tokens of another codec.
     """
@@ -55,14 +54,18 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int, bf16: bool = F
     shapes = {"codes.npy": (np.int16, (clips, codec.config.codebooks, frames)),
               "melody.npy": (np.int8, (clips, chroma_frames(data.samples)))}  # fmt: skip
     codes, heard = (np.zeros(shape, dtype) for dtype, shape in shapes.values())
-    for start in tqdm(range(0, clips, BATCH), desc="tokens", unit="batch"):
-        rows = slice(start, min(start + BATCH, clips))
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            latents = codec.encoder(waves(data.mix[rows])[:, None])
-        codes[rows] = codec.quantizer.encode(latents.float(), codec.config.codebooks).short().numpy()
-        for i in range(rows.start, rows.stop):
-            wave = waves(data.melody[i])[None]
-            heard[i] = melody.classes(wave, codec.config.sample_rate, heard.shape[1]).numpy()
+
+    @torch.no_grad()
+    def one(clip: int) -> None:
+        codes[clip] = codec.encode(waves(data.mix[clip])[None, None])[0].short().numpy()
+        heard[clip] = melody.classes(
+            waves(data.melody[clip])[None], codec.config.sample_rate, heard.shape[1]
+        ).numpy()
+
+    # one clip and one thread each: what a clip needs fits a core's cache, and cores that share one wait for each other
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _ in tqdm(pool.map(one, range(clips)), total=clips, desc="tokens", unit="clip"):
+            pass
     for name, values in (("codes.npy", codes), ("melody.npy", heard)):
         np.save(out / name, values)
     write_whole(out / "tokens.json", lambda path: path.write_text(json.dumps(plan, indent=1) + "\n"))
@@ -77,7 +80,9 @@ class Tokens:
     def __init__(self, folder: str | Path, data: str | Path):
         folder = Path(folder)
         if not (folder / "tokens.json").is_file():
-            raise FileNotFoundError(f"{folder} has no tokens.json: make them first (python -m mgkit train tokens)")
+            raise FileNotFoundError(
+                f"{folder} has no tokens.json: make them first (python -m mgkit train tokens)"
+            )
         self.plan = json.loads((folder / "tokens.json").read_text())
         self.codes, self.melody = np.load(folder / "codes.npy"), np.load(folder / "melody.npy")
         pieces = [json.loads(line) for line in (Path(data) / "pieces.jsonl").read_text().splitlines()]
@@ -96,16 +101,17 @@ class Tokens:
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train tokens`."""
-    parser = argparse.ArgumentParser(prog="python -m mgkit train tokens", description="Encodes the clips once.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit train tokens", description="Encodes the clips once."
+    )
     parser.add_argument("--data", default="runs/band", help="rendered clips")
     parser.add_argument("--codec", default="runs/codec", help="folder of the codec's run")
     parser.add_argument("--out", default="runs/tokens", help="folder to write")
     parser.add_argument("--clips", type=int, default=None, help="only the first so many")
-    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16")
     args = parser.parse_args(argv)
     codec = codec_training.load(args.codec)
     data = Clips(args.data, codec.config.sample_rate)
-    write(codec, data, args.out, min(args.clips or len(data), len(data)), args.bf16)
+    write(codec, data, args.out, min(args.clips or len(data), len(data)))
 
 
 if __name__ == "__main__":

@@ -329,6 +329,9 @@ def chroma(folder: Path) -> None:
 
     keep("chroma/raw", raw(wave(filling.tune(2.0)))[0])
     keep("chroma/raw of 9001 samples", raw(wave(filling.tune(1.0)[:, :9001]))[0])
+    keep(
+        "chroma/raw of a whisper", raw(wave(filling.tune(2.0) * np.float32(1e-5)))[0]
+    )  # below the norm's eps
     cases = {
         "3 s": wave(filling.tune(3.0)),
         "30 s": wave(filling.tune(30.0)),

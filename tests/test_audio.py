@@ -1,0 +1,272 @@
+"""What `audio` promises: files hold what was written and how it was made, levels are those asked for."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pyloudnorm
+import pytest
+import soundfile
+import torch
+from tiny import noise, tune
+
+from mgkit import audio
+
+RATE = 32000
+ENDINGS = tuple(audio.FORMATS)
+EXACT = (".wav", ".flac")
+STRATEGIES = ("loudness", "peak", "rms", "clip")
+MANIFEST = {
+    "mgkit": "0.1.0",
+    "licence": "MIT, the mgkit authors",
+    "text": "calm 'piano' \"and\" rain, für Élise, 雪 🎹\n\tat \\night",
+    "settings": {"top_p": 0.1, "cfg_coef_beta": None, "use_sampling": True},
+}
+
+
+def decibels(level):
+    return 20 * math.log10(float(level))
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_written_wave_is_read_back_with_its_length_rate_and_sound(tmp_path, ending, channels):
+    wave = tune(1.03, channels=channels)[:, : RATE + 123]
+    path = audio.write(tmp_path / f"a{ending}", wave, RATE, "clip")
+    back, rate = audio.read(path)
+    assert rate == RATE and back.shape == wave.shape and back.dtype == torch.float32
+    error = (back - wave).pow(2).mean() / wave.pow(2).mean()
+    if ending in EXACT:
+        assert (back - wave).abs().max() < 1 / 32768
+    assert decibels(error.sqrt().clamp(min=1e-9)) < -25
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_left_stays_left(tmp_path, ending):
+    wave = torch.cat([tune(0.5), 0.05 * tune(0.5)])
+    back, _ = audio.read(audio.write(tmp_path / f"a{ending}", wave, RATE, "clip"))
+    assert 15 < back[0].std() / back[1].std() < 25
+
+
+@pytest.mark.parametrize("samples", [1, 2, 100, 1152, 1153, 5000])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_short_clips_keep_their_length(tmp_path, ending, samples):
+    back, _ = audio.read(audio.write(tmp_path / f"a{ending}", tune(1.0)[:, 40 : 40 + samples], RATE))
+    assert back.shape == (1, samples)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
+def test_every_common_rate_can_be_written_in_every_format(tmp_path, rate):
+    for ending in ENDINGS:
+        back, seen = audio.read(audio.write(tmp_path / f"a{ending}", noise(2, rate // 2), rate))
+        assert seen == rate and back.shape == (2, rate // 2)
+
+
+def test_endings_may_be_in_capitals_and_the_path_comes_back(tmp_path):
+    path = audio.write(str(tmp_path / "SONG.WAV"), tune(0.2), RATE)
+    assert path == tmp_path / "SONG.WAV" and soundfile.info(path).format == "WAV"
+
+
+def test_arrays_doubles_and_halves_are_written_as_tensors_are(tmp_path):
+    wave = tune(0.2)
+    audio.write(tmp_path / "a.wav", wave, RATE)
+    for i, same in enumerate((wave.numpy(), wave.double(), wave[0], wave.clone().requires_grad_())):
+        audio.write(tmp_path / f"{i}.wav", same, float(RATE))
+        assert (tmp_path / f"{i}.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
+    audio.write(tmp_path / "half.wav", wave.half(), RATE)
+    torch.testing.assert_close(audio.read(tmp_path / "half.wav")[0], audio.read(tmp_path / "a.wav")[0], atol=2e-3, rtol=0)
+
+
+def test_ten_minutes_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
+    """libsndfile's OGG encoder puts a whole `write` on the stack; macOS gives worker threads 512 kB of it."""
+    program = (
+        "import sys, threading, torch; from mgkit import audio;"
+        "threading.stack_size(512 * 1024);"
+        "wave = torch.randn(1, 600 * 8000, generator=torch.Generator().manual_seed(0)) / 10;"
+        "thread = threading.Thread(target=audio.write, args=(sys.argv[1], wave, 8000, 'peak'));"
+        "thread.start(); thread.join()"
+    )
+    path = tmp_path / "long.ogg"
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr or f"died of signal {-done.returncode}"
+    assert soundfile.info(path).frames == 600 * 8000
+
+
+def environment():
+    """The environment of a subprocess that finds mgkit where this process did."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+# --- the manifest -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 2_000, 20_000, 500_000])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_manifest_travels_in_the_file_whatever_its_length(tmp_path, ending, size):
+    manifest = {**MANIFEST, "prompt": "Ab+/" * (size // 4)}
+    path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, "clip", manifest)
+    assert audio.read_manifest(path) == manifest
+    assert audio.read(path)[0].shape == (1, RATE // 2)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_manifest_changes_no_sample(tmp_path, ending):
+    wave = tune(0.5)
+    bare, said = (audio.write(tmp_path / f"{i}{ending}", wave, RATE, "clip", [None, MANIFEST][i]) for i in (0, 1))
+    assert torch.equal(audio.read(bare)[0], audio.read(said)[0])
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_licence_can_be_read_without_mgkit(tmp_path, ending):
+    path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, "clip", MANIFEST)
+    with soundfile.SoundFile(path) as file:
+        said = file.license if ending != ".wav" else ""
+    assert MANIFEST["licence"] in (said or path.read_bytes().decode("latin-1"))
+
+
+# --- whole or not at all ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_is_replaced_whole(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    for seconds in (0.5, 0.2):
+        audio.write(path, tune(seconds), RATE)
+        assert audio.read(path)[0].shape[-1] == round(seconds * RATE)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch, error):
+    path = audio.write(tmp_path / "a.wav", tune(0.5), RATE)
+    before, real = path.read_bytes(), soundfile.SoundFile.write
+
+    def half(file, data):
+        real(file, data[: len(data) // 2])
+        raise error
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", half)
+    with pytest.raises(error):
+        audio.write(path, noise(1, RATE), RATE)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.wav"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_others_may_read_what_was_written(tmp_path):
+    assert audio.write(tmp_path / "a.wav", tune(0.1), RATE).stat().st_mode & 0o777 == 0o644
+
+
+# --- rates and channels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "to"),
+    [(44100, 32000), (48000, 32000), (32000, 44100), (11025, 48000), (44101, 32000), (31999, 32000), (96000, 8000)],
+)
+@pytest.mark.parametrize("samples", [1, 2, 3, 441, 4410, 12345])
+def test_a_resampled_wave_has_exactly_the_samples_it_should(rate, to, samples):
+    for channels in (1, 2):
+        back = audio.resample(noise(channels, samples), rate, to)
+        assert back.shape == (channels, -(-samples * to // rate)) and back.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("rate", "to"), [(44100, 32000), (22050, 32000), (48000, 32000)])
+def test_resampling_keeps_pitch_level_and_channels(rate, to):
+    def tone(rate):
+        time = torch.arange(rate) / rate
+        return torch.stack([(2 * torch.pi * hertz * time).sin() for hertz in (440, 3000)])
+
+    back, middle = audio.resample(tone(rate), rate, to), slice(to // 10, -to // 10)
+    torch.testing.assert_close(back[:, middle], tone(to)[:, middle], atol=1e-3, rtol=0)
+
+
+def test_resampling_to_the_same_rate_changes_nothing():
+    wave = noise(2, 1000)
+    assert torch.equal(audio.resample(wave, 44100, 44100), wave)
+
+
+def test_channels_are_averaged_or_copied():
+    wave = noise(2, 100)
+    torch.testing.assert_close(audio.to_channels(wave, 1), (wave[:1] + wave[1:]) / 2)
+    assert torch.equal(audio.to_channels(wave[:1], 2), torch.cat([wave[:1], wave[:1]]))
+    for channels in (1, 2):
+        assert torch.equal(audio.to_channels(wave[:channels], channels), wave[:channels])
+
+
+# --- levels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gain", [0.02, 0.3, 3.0])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [16000, 32000, 44100])
+def test_loudness_brings_every_wave_to_minus_14_lufs(rate, channels, gain):
+    level = audio.normalize(gain * tune(3.0, channels=channels), rate, "loudness")
+    loudness = pyloudnorm.Meter(rate).integrated_loudness(level.numpy().T)
+    assert level.abs().max() < 1, "clipped, so this wave says nothing about the level"
+    assert loudness == pytest.approx(-14, abs=0.05)
+
+
+@pytest.mark.parametrize("gain", [0.01, 1.0, 7.0])
+def test_peak_rms_and_clip_reach_their_levels(gain):
+    wave = gain * tune(1.0, channels=2)
+    assert decibels(audio.normalize(wave, RATE, "peak").abs().max()) == pytest.approx(-1, abs=1e-3)
+    mono = audio.normalize(wave, RATE, "rms").mean(dim=0)
+    assert decibels(mono.pow(2).mean().sqrt()) == pytest.approx(-18, abs=1e-3)
+    top = 10 ** (-1 / 20)
+    torch.testing.assert_close(audio.normalize(wave, RATE, "clip"), wave.clamp(-top, top))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("samples", [1, 5, 400, 12799, 12800, 12801, 40000])
+def test_no_level_passes_full_scale_and_nothing_becomes_nan(strategy, samples):
+    for wave in (noise(1, samples), 50 * noise(2, samples), torch.ones(1, samples), 1e-6 * noise(2, samples)):
+        level = audio.normalize(wave, RATE, strategy)
+        assert level.shape == wave.shape and level.dtype == torch.float32
+        assert level.isfinite().all() and level.abs().max() <= 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("seconds", [0.1, 2.0])
+def test_silence_stays_silence(strategy, seconds):
+    wave = torch.zeros(2, round(seconds * RATE))
+    assert torch.equal(audio.normalize(wave, RATE, strategy), wave)
+
+
+def test_near_silence_is_not_blown_up_by_loudness():
+    wave = 1e-3 * noise(1, RATE)
+    assert torch.equal(audio.normalize(wave, RATE, "loudness"), wave)
+
+
+def test_clips_too_short_for_a_loudness_take_the_peak_level():
+    wave = tune(0.399)
+    torch.testing.assert_close(audio.normalize(wave, RATE, "loudness"), audio.normalize(wave, RATE, "peak"))
+
+
+def test_both_channels_get_the_same_gain():
+    wave = tune(1.0, channels=2)
+    for strategy in ("loudness", "peak", "rms"):
+        level = audio.normalize(0.1 * wave, RATE, strategy)
+        torch.testing.assert_close(level[1] / level[0].std(), wave[1] / wave[0].std())
+
+
+def test_a_file_is_at_minus_14_lufs_unless_asked_otherwise(tmp_path):
+    data, _ = soundfile.read(audio.write(tmp_path / "a.wav", 0.05 * tune(2.0), RATE))
+    assert pyloudnorm.Meter(RATE).integrated_loudness(data) == pytest.approx(-14, abs=0.05)
+
+
+def test_check_gives_floats_with_a_channel_axis_and_the_same_numbers():
+    wave = noise(1, 50)
+    for same in (wave, wave[0], wave.numpy(), wave.double()):
+        checked = audio.check(same)
+        assert checked.dtype == torch.float32 and torch.equal(checked, wave)
+
+
+def test_a_manifest_is_plain_json(tmp_path):
+    path = audio.write(tmp_path / "a.flac", tune(0.5), RATE, "clip", MANIFEST)
+    with soundfile.SoundFile(path) as file:
+        assert json.loads(file.comment) == MANIFEST

@@ -1,0 +1,350 @@
+"""Training: codewords, codec, language model, and runs that can be stopped and trusted."""
+
+import doctest
+import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mgkit.codec import CodecConfig, Quantizer
+from mgkit.delay import delay, delays
+from mgkit.lm import LM, LMConfig
+from mgkit.train import codec as codec_training
+from mgkit.train import lm as lm_training
+from mgkit.train import measure, run, tokens
+from mgkit.train.codec import Books, CodecLearner, CodecRun, mel_distances, si_sdr
+from mgkit.train.lm import LMLearner, LMRun, TextConfig
+
+RATE = 32000
+CODEC = CodecConfig(filters=4, dim=8, codebooks=2, codebook_size=16)
+CAPTIONS = [["calm piano", "slow piano"], ["fast violin, drums", "violin"], ["sad cello", "cello"]]
+
+
+def sound(seed: int, seconds: float = 1.5) -> np.ndarray:
+    """int16 [N]: a few decaying tones."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * RATE)) / RATE
+    wave = sum(np.sin(2 * np.pi * f * t) * np.exp(-3 * (t % 0.5)) for f in rng.uniform(150, 900, 3))
+    return (wave * 6000).astype(np.int16)
+
+
+def clips() -> SimpleNamespace:
+    mix = np.stack([sound(seed) for seed in range(3)])
+    return SimpleNamespace(mix=mix, melody=mix)
+
+
+def codec_run(**changed) -> CodecRun:
+    run = CodecRun("", "", None, CODEC, steps=6, minutes=None, batch=2, frames=25, books_from=2, bf16=False)
+    return replace(run, **changed)
+
+
+class Music:
+    """A stand-in for `Tokens`: codes [clips, 2, 12] and pitch classes [clips, 4]."""
+
+    def __init__(self, clips: int = 5):
+        rng = np.random.default_rng(0)
+        self.codes, self.melody = rng.integers(0, 16, (clips, 2, 12)), rng.integers(0, 12, (clips, 4))
+        self.captions = [CAPTIONS[i % 3] for i in range(clips)]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    music = tokens.Tokens.music
+
+
+LM_SHAPE = LMConfig(32, 2, 2, 64, 2, 16, cross_attention=False)
+
+
+def lm_run(**changed) -> LMRun:
+    text = TextConfig(dim=24, layers=1, heads=2, head_dim=12, feed_forward=32, pieces=150)
+    return replace(
+        LMRun("", "", "", "", LM_SHAPE, text, steps=6, minutes=None, batch=2, bf16=False), **changed
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return lm_training.make_tokenizer(CAPTIONS, 150)
+
+
+# -- codewords -----------------------------------------------------------------------------------------------------
+
+
+def test_codewords_learn_and_the_unused_move():
+    torch.manual_seed(0)
+    centres = torch.randn(12, 8) * 3
+    rng = np.random.default_rng(0)
+
+    def batch() -> torch.Tensor:
+        return (centres[torch.randint(12, (200,))] + 0.1 * torch.randn(200, 8)).view(4, 50, 8).transpose(1, 2)
+
+    quantizer = Quantizer(CODEC)
+    with torch.no_grad():
+        quantizer.codebooks[0].fill_(50.0)  # out of reach: all but one of them are dead
+    books = Books(quantizer)
+    before = float(books(batch(), 2, None)[1])
+    for _ in range(500):
+        books(batch(), 2, rng)
+    latents = batch()
+    words, commit = books(latents, 2, None)
+    assert float(commit) < 0.1 * before
+    assert F.mse_loss(words, latents) < 0.05 * latents.var()
+    assert books.perplexity()[0] > 8
+    assert torch.equal(
+        words.detach().round(decimals=4), quantizer.decode(quantizer.encode(latents, 2)).round(decimals=4)
+    )
+
+
+def test_k_means_starts_near_the_latents():
+    latents = torch.randn(400, 8) * 0.05 + 2
+    quantizer = Quantizer(CODEC)
+    books = Books(quantizer)
+    books.start(latents, np.random.default_rng(0))
+    left = latents.t()[None] - books(latents.t()[None], 2, None)[0]
+    assert left.pow(2).mean() < 0.6 * latents.var()
+
+
+def test_gradients_pass_the_codewords_straight():
+    books = Books(Quantizer(CODEC))
+    latents = torch.randn(1, 8, 5, requires_grad=True)
+    books(latents, 2, None)[0].sum().backward()
+    assert torch.equal(latents.grad, torch.ones_like(latents))
+
+
+def test_codec_overfits_a_second_of_sound():
+    data = clips()
+    learner = CodecLearner(codec_run(batch=4, books_from=20), data, data)
+    start = learner.measure()["valid_mel_db"]
+    rows = [learner.step(step, 3e-3 * min(1, step / 10)) for step in range(90)]
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert learner.measure()["valid_mel_db"] < 0.8 * start
+
+
+def test_distances_are_zero_for_equal_and_known_for_scaled_sounds():
+    wave = torch.from_numpy(sound(0).astype(np.float32) / 32768)
+    assert mel_distances(wave, wave, RATE)[0] == 0
+    loud = mel_distances(wave, wave * 2, RATE)[0]
+    assert 1.0 < float(loud) <= 6.03  # 6.02 dB but in the bands that are silent
+    assert float(si_sdr(wave, 0.5 * wave)) > 60
+    noise = torch.randn_like(wave) * wave.std()
+    assert abs(float(si_sdr(wave, wave + noise))) < 0.5
+
+
+# -- the language model --------------------------------------------------------------------------------------------
+
+
+def test_loss_counts_codes_and_no_gaps():
+    torch.manual_seed(0)
+    lm = LM(LM_SHAPE)
+    codes = torch.randint(0, 16, (2, 2, 7))
+    nothing = SimpleNamespace(prefix=None, prefix_mask=None)
+    steps = delay(codes, delays(2), LM_SHAPE.special)[..., :8]
+    logits = lm(steps[..., :-1]).log_softmax(dim=-1)
+    for k, found in enumerate(lm_training.losses(lm, codes, nothing)):
+        # step s predicts step s + 1; codebook k holds its first code at step k + 1 and loses its last k ones
+        said = [-logits[b, k, s, codes[b, k, s - k]] for b in range(2) for s in range(k, 7)]
+        assert torch.allclose(found, torch.stack(said).mean(), atol=1e-5)
+
+
+def test_loss_does_not_see_what_it_predicts():
+    torch.manual_seed(0)
+    lm, seen = LM(LM_SHAPE), []
+    codes = torch.randint(0, 16, (1, 2, 7))
+    steps = delay(codes, delays(2), LM_SHAPE.special)[..., :8]
+    for value in (1, 2):
+        changed = steps.clone()
+        changed[..., 5] = value
+        seen.append(lm(changed[..., :-1]))
+    assert torch.allclose(seen[0][:, :, :5], seen[1][:, :, :5], atol=1e-6)
+    assert not torch.allclose(seen[0][:, :, 5:], seen[1][:, :, 5:], atol=1e-6)
+
+
+def test_what_training_drops_is_what_generation_calls_null(tokenizer):
+    model = lm_training.new_model(lm_run(), tokenizer, 4)
+    texts, melody = ["calm piano", "fast violin, drums"], torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    conditioner = model["conditioner"].eval()
+    with torch.no_grad():
+        described = conditioner.describe(texts)
+        for keep, hears, expected in (
+            (True, True, conditioner(described, melody)),
+            (False, False, conditioner.null(described)),
+            (True, False, conditioner(described)),
+        ):
+            found = lm_training.told(conditioner, texts, melody * hears, torch.tensor([keep, keep]))
+            assert torch.allclose(found.prefix, expected.prefix, atol=1e-6)
+            assert torch.equal(found.prefix_mask, expected.prefix_mask)
+
+
+def test_language_model_learns_its_batch(tokenizer):
+    learner = LMLearner(lm_run(drop_all=0.0, batch=4), Music(), Music(), tokenizer)
+    first = learner.step(0, 0.0)["loss"]
+    last = [learner.step(step, 1e-2)["loss"] for step in range(60)][-1]
+    assert last < 0.6 * first
+    assert learner.measure()["valid_none"] > 0
+
+
+def test_halves_side_by_side_give_the_gradients_of_the_whole():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(4, 3), torch.randn(6, 4)
+    model(x).pow(2).mean(dim=0).mean().backward()
+    expected = model.weight.grad.clone()
+    found = run.side_by_side(
+        lambda part: model(x[part]).pow(2).mean(dim=0), (slice(0, 3), slice(3, 6)), list(model.parameters())
+    )
+    assert torch.allclose(model.weight.grad, expected, atol=1e-6)
+    assert torch.allclose(found, model(x).pow(2).mean(dim=0), atol=1e-6)
+
+
+def test_every_clip_is_seen_once_before_any_is_seen_twice(tokenizer):
+    learner = LMLearner(lm_run(batch=2), Music(12), Music(12), tokenizer)
+    seen = np.concatenate([learner._rows(step, lm_training.LENGTHS[step % 2][1]) for step in range(4)])
+    assert sorted(seen.tolist()) == list(range(12))
+
+
+def test_tokenizer_knows_every_sign_and_survives_saving(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("Calm PIANO", "ukulele & kazoo (#7)!", "café"):
+        ids = again(text).input_ids
+        assert ids == tokenizer(text.lower()).input_ids
+        assert tokenizer.unk_token_id not in ids
+        assert ids[-1] == tokenizer.eos_token_id
+
+
+# -- runs ----------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Stands for a power cut."""
+
+
+def weights_of(out, name: str) -> dict:
+    return torch.load(out / name, weights_only=True)["weights"]
+
+
+@pytest.mark.parametrize("kind", ["codec", "lm"])
+def test_resumed_run_equals_an_unbroken_one(kind, tmp_path, tokenizer):
+    settings = codec_run() if kind == "codec" else lm_run()
+
+    def learner():
+        return (
+            CodecLearner(settings, clips(), clips())
+            if kind == "codec"
+            else LMLearner(settings, Music(), Music(), tokenizer)
+        )
+
+    whole = learner()
+    run.train(settings, tmp_path / "whole", whole, lr=1e-3, measure_every=2)
+    broken = learner()
+    step = broken.step
+
+    def cut(number: int, lr: float) -> dict:
+        if number == 5:
+            raise Stopped
+        return step(number, lr)
+
+    broken.step = cut
+    with pytest.raises(Stopped):
+        run.train(settings, tmp_path / "broken", broken, lr=1e-3, measure_every=2)
+    run.train(settings, tmp_path / "broken", learner(), lr=1e-3, measure_every=2)
+    one, other = (weights_of(tmp_path / name, f"{kind}.pt") for name in ("whole", "broken"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    assert (tmp_path / "broken" / "log.csv").read_text().count("\n") == (
+        tmp_path / "whole" / "log.csv"
+    ).read_text().count("\n")
+
+
+def test_broken_save_leaves_the_former_checkpoint(tmp_path):
+    settings = codec_run(steps=2)
+    run.train(settings, tmp_path, CodecLearner(settings, clips(), clips()), lr=1e-3, measure_every=1)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full_disk(path) -> None:
+        path.write_bytes(b"half of")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        run.write_whole(tmp_path / "checkpoint.pt", full_disk)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_another_run_is_not_continued(tmp_path):
+    run.claim(tmp_path / "run", codec_run())
+    run.claim(tmp_path / "run", codec_run())
+    with pytest.raises(ValueError, match="holds another run: batch 2 .now 4.; start in another folder"):
+        run.claim(tmp_path / "run", codec_run(batch=4))
+
+
+def test_unusable_folders_are_named_in_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no dataset.json"):
+        run.Clips(tmp_path, RATE)
+    (tmp_path / "dataset.json").write_text(json.dumps({"rate": 32000, "clips": 1, "samples": 8}))
+    (tmp_path / "pieces.jsonl").write_text(json.dumps({"captions": ["a"]}) + "\n")
+    for name in ("mix.i16", "melody.i16"):
+        (tmp_path / name).write_bytes(bytes(16))
+    assert run.Clips(tmp_path, RATE).mix.shape == (1, 8)
+    with pytest.raises(ValueError, match="32000 Hz, and the codec is for 16000"):
+        run.Clips(tmp_path, 16000)
+    os.truncate(tmp_path / "melody.i16", 10)
+    with pytest.raises(ValueError, match="10 bytes where 16 are promised"):
+        run.Clips(tmp_path, RATE)
+    with pytest.raises(FileNotFoundError, match="train tokens"):
+        tokens.Tokens(tmp_path, tmp_path)
+    with pytest.raises(FileNotFoundError, match="train codec"):
+        codec_training.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="train lm"):
+        lm_training.load(tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
+    settings = codec_run(steps=2)
+    learner = CodecLearner(settings, clips(), clips())
+    learner.step = lambda step, lr: {"loss": float("nan")}
+    with pytest.raises(FloatingPointError, match="step 1"):
+        run.train(settings, tmp_path, learner, lr=1e-3, measure_every=1)
+
+
+def test_tokens_are_what_the_codec_says(tmp_path):
+    mix = np.stack([sound(seed, 1.0) for seed in range(3)])
+    data = SimpleNamespace(mix=mix, melody=mix, samples=mix.shape[1])
+    codec = CodecLearner(codec_run(), clips(), clips()).codec.eval()
+    tokens.write(codec, data, tmp_path, 3)
+    (tmp_path / "pieces.jsonl").write_text("".join(json.dumps({"captions": c}) + "\n" for c in CAPTIONS))
+    codes, heard = tokens.Tokens(tmp_path, tmp_path).music(np.array([2, 0]), 50)
+    with torch.no_grad():
+        assert torch.equal(codes, codec.encode(run.waves(mix[[2, 0]])[:, None]))
+    assert heard.shape == (2, 8)
+    other = CodecLearner(codec_run(seed=1), clips(), clips()).codec
+    with pytest.raises(ValueError, match="tokens of another codec"):
+        tokens.write(other, data, tmp_path, 3)
+
+
+# -- judges --------------------------------------------------------------------------------------------------------
+
+
+def test_judges_hear_what_is_there():
+    t = np.arange(8 * RATE) / RATE
+    scale = [60, 62, 64, 65, 67, 69, 71, 72, 67, 64, 60, 60, 67, 60]
+    tone = sum(
+        np.sin(2 * np.pi * 440 * 2 ** ((scale[i] - 69) / 12) * t) * ((t * 2).astype(int) % 14 == i)
+        for i in range(14)
+    )
+    wave = (0.3 * tone * np.exp(-4 * (t * 2 % 1))).astype(np.float32)
+    assert measure.key(wave, RATE) == (0, "major")
+    assert measure.tempo_right(measure.tempo(wave, RATE), 120, octaves=True)
+    agree, cosine = measure.follows(wave, wave, RATE)
+    assert agree == 1 and cosine > 0.6
+    shifted = np.roll(wave, RATE // 2)
+    assert measure.follows(wave, shifted, RATE)[0] < 0.7
+
+
+@pytest.mark.parametrize("module", [run, measure])
+def test_examples_in_the_docstrings_hold(module):
+    assert doctest.testmod(module).failed == 0
