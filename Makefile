@@ -37,7 +37,8 @@ $(VENV)/.test: $(VENV)/.lab
 # The page holds its pictures and sounds itself; all that it fetches is the Colab badge.
 demo: $(VENV)/.lab
 	@mkdir -p outputs
-	$(BIN)/python -m nbconvert --log-level=WARN --execute notebooks/01_demo.ipynb --to html --embed-images \
+	$(BIN)/python -m nbconvert --log-level=ERROR --KernelManager.transport=ipc \
+	  --execute notebooks/01_demo.ipynb --to html --embed-images \
 	  --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= --HTMLExporter.jquery_url= \
 	  --ExecutePreprocessor.store_widget_state=False --output-dir=outputs --output=01_demo.html
 	@test -s outputs/demo.wav

@@ -1,8 +1,9 @@
-"""`python -m mgkit`: generate, replay, fetch and train from the command line."""
+"""`python -m mgkit`: generate, replay, fetch, bench and train from the command line."""
 
 import argparse
 import sys
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -11,43 +12,56 @@ from . import __version__
 TRAIN = {  # python -m mgkit train WHAT: the module that does it
     "data": "mgkit.train.band",
     "codec": "mgkit.train.codec",
+    "tokens": "mgkit.train.tokens",
     "lm": "mgkit.train.lm",
+    "export": "mgkit.train.export",
     "measure": "mgkit.train.measure",
 }
+
+
+STRATEGIES = ("loudness", "peak", "rms", "clip")  # of `audio.normalize`, which would be slow to import here
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; a mistake of the user's is one line on stderr and a status of 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:  # has its own options
-        command = lambda: import_module(TRAIN[argv[1]]).main(argv[2:])  # noqa: E731
+    if argv[:1] == ["bench"]:
+        command = partial(import_module("mgkit.bench").main, argv[1:])
+    elif argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:
+        command = partial(import_module(TRAIN[argv[1]]).main, argv[2:])
     else:
         arguments = _parser().parse_args(argv)
-        command = lambda: arguments.command(arguments)  # noqa: E731
+        command = partial(arguments.command, arguments)
     try:
         return command() or 0
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"mgkit: {error}", file=sys.stderr)
+        print(f"mgkit: {error}".splitlines()[0], file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mgkit: stopped", file=sys.stderr)
+        return 130
 
 
 def _generate(arguments: argparse.Namespace) -> None:
     from . import MusicGen, audio
     from .generate import Settings
 
-    chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
-    if audio.FORMATS.get(arguments.out.suffix.lower()) is None:  # before the minutes of work, not after
+    # What can be known to be wrong is said before the minutes of work, not after.
+    if arguments.out.suffix.lower() not in audio.FORMATS:
         raise ValueError(f"{arguments.out.name!r} must end in {', '.join(audio.FORMATS)}")
+    if arguments.out.is_dir():
+        raise ValueError(f"{str(arguments.out)!r} is a folder; give the name of a file")
     if not arguments.out.parent.is_dir():
         raise ValueError(f"there is no folder {str(arguments.out.parent)!r} to write to")
-    model = MusicGen.get_pretrained(arguments.model, arguments.device)
-    if chosen["duration"] is None:
-        chosen["duration"] = model.duration
-    model.set_generation_params(**chosen)
-    common = {"progress": True, "seed": arguments.seed, "negative": arguments.negative}
-    texts = [arguments.prompt]
     if arguments.melody and arguments.prompt_audio:
         raise ValueError("--melody and --prompt-audio are two ways to start; give one of them")
+    chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    Settings(**chosen)
+    model = MusicGen.get_pretrained(arguments.model, arguments.device)
+    model.set_generation_params(**{"duration": model.duration, **chosen})
+    common = {"progress": True, "seed": arguments.seed, "negative": arguments.negative}
+    texts = [arguments.prompt]
     if arguments.melody:
         separate = import_module("mgkit.melody").demucs() if arguments.separate else None
         wave = model.generate_with_chroma(texts, *audio.read(arguments.melody), separate=separate, **common)
@@ -65,11 +79,12 @@ def _replay(arguments: argparse.Namespace) -> None:
     from . import MusicGen, audio
 
     manifest = audio.read_manifest(arguments.file)
-    model = MusicGen.get_pretrained(arguments.model or manifest["model"], arguments.device)
+    model = MusicGen.get_pretrained(arguments.model or manifest.get("model", "nano"), arguments.device)
     wave, tokens = model.replay(manifest, progress=True)
     print(f"the same {tokens.shape[-1]} frames of tokens came out")
     if arguments.out:
-        print(audio.write(arguments.out, wave[0], model.sample_rate, manifest=model.manifests[0]))
+        strategy = manifest.get("strategy", "loudness")
+        print(audio.write(arguments.out, wave[0], model.sample_rate, strategy, model.manifests[0]))
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -77,10 +92,10 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
     if arguments.name == "nano":
         raise ValueError("nano ships with mgkit; there is nothing to fetch")
-    folder = weights.download(weights.PRESETS.get(arguments.name, arguments.name), arguments.dest)
-    print(
-        f"{folder}: licence of the weights: {weights.CC_BY_NC if 'facebook/' in str(arguments.name) + weights.PRESETS.get(arguments.name, '') else 'see its README.md'}"
-    )
+    hub_id = weights.hub_id(arguments.name)
+    folder = weights.download(hub_id, arguments.dest)
+    licence = weights.CC_BY_NC if hub_id.startswith("facebook/") else "see its README.md"
+    print(f"{folder}: licence of the weights: {licence}")
     print(f"load it with  MusicGen.get_pretrained({str(folder)!r})")
 
 
@@ -110,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--prompt-audio", type=Path, help="audio file to go on from")
     make.add_argument("--negative", help="what to keep away from")
     make.add_argument("--seed", type=int, help="the same seed makes the same music; left out, a random one")
-    make.add_argument("--strategy", default="loudness", help="level of the file: loudness, peak, rms or clip")
+    make.add_argument("--strategy", default="loudness", choices=STRATEGIES, help="level of the file")
     for field in fields(Settings):
         option, help = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         if field.metadata["kind"] is bool:

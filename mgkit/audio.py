@@ -24,7 +24,7 @@ LOUDNESS = -14.0  # LUFS
 PEAK = -1.0  # dB below full scale
 RMS = -18.0  # dB below full scale
 QUIET = 2e-3  # RMS under which a wave counts as silence, whose loudness is left alone
-CHUNK = 1 << 16  # samples to write at a time: libsndfile's Vorbis keeps a whole write on the stack
+CHUNK = 1 << 14  # samples to write at a time: libsndfile's Vorbis keeps a whole write on the stack
 BLOCK = 0.4  # seconds; ITU-R BS.1770 measures loudness in blocks of this length
 
 FORMATS = {  # file ending: what soundfile calls the format and its encoding
@@ -80,10 +80,14 @@ def write(
         with soundfile.SoundFile(draft, "w", rate, data.shape[1], encoding, format=form) as file:
             file.software = "mgkit"
             if manifest:
-                file.comment = json.dumps(manifest)
+                comment = json.dumps({**manifest, "strategy": strategy})
+                if form != "WAV":
+                    file.comment = comment
                 file.license = manifest.get("licence", "")
             for start in range(0, len(data), CHUNK):
                 file.write(data[start : start + CHUNK])
+        if manifest and form == "WAV":
+            _append_riff_comment(draft, comment)
         os.chmod(draft, 0o644)
         os.replace(draft, path)
     except soundfile.LibsndfileError as error:  # which calls a full disk a system error
@@ -112,10 +116,23 @@ def read_manifest(path: str | os.PathLike) -> dict:
     return manifest
 
 
+def _append_riff_comment(path: str, comment: str) -> None:
+    """Adds a comment of any length to the end of a WAV file; libsndfile's own breaks the file over some 50 kB."""
+    text = comment.encode()
+    text += b"\0" * (len(text) % 2)
+    info = b"INFOICMT" + len(text).to_bytes(4, "little") + text
+    with open(path, "r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.write(b"\0" * (end % 2) + b"LIST" + len(info).to_bytes(4, "little") + info)
+        size = file.tell() - 8
+        file.seek(4)
+        file.write(size.to_bytes(4, "little"))
+
+
 def _riff_comment(path: Path) -> str:
-    """The comment of a WAV file, of any length; libsndfile writes it whole and reads back 2 kB."""
+    """The comment at the end of a WAV file."""
     data = path.read_bytes()
-    start = data.index(b"ICMT") + 8
+    start = data.rindex(b"INFOICMT") + 12
     return data[start : start + int.from_bytes(data[start - 4 : start], "little")].rstrip(b"\0").decode()
 
 
@@ -157,7 +174,8 @@ def resample(wave: Tensor, rate: int, to: int) -> Tensor:
     if rate == to:
         return wave
     data = librosa.resample(wave.cpu().numpy(), orig_sr=rate, target_sr=to, res_type="soxr_hq", fix=True)
-    return torch.from_numpy(data).to(wave.device)
+    length = -(-wave.shape[-1] * int(to) // int(rate))  # librosa rounds its float, which can be one more
+    return torch.from_numpy(librosa.util.fix_length(data, size=length)).to(wave.device)
 
 
 def to_channels(wave: Tensor, channels: int) -> Tensor:

@@ -334,9 +334,9 @@ class MusicGen:
                 f"the model {self.name!r} takes no melody; nano, melody, melody-large and stereo-melody do"
             )
         loop = round(self.max_duration * self.sample_rate)
-        several = (
+        long = (
             plan[-1].end * self.codec.config.hop > loop
-        )  # windows: each hears the melody from where it starts
+        )  # then a window hears the melody from where it starts
         grids = {window.start: torch.zeros(batch, length, dtype=torch.long) for window in plan}
         for i, wave in enumerate(check_waves(given, batch, "the melody", may_lack=True)):
             if wave is None:
@@ -345,7 +345,7 @@ class MusicGen:
             if not wave.any():
                 raise ValueError("the melody is silent: check the recording, or leave the melody out")
             for start, grid in grids.items():
-                heard = melody.rotate(wave, start * self.codec.config.hop, loop) if several else wave
+                heard = melody.rotate(wave, start * self.codec.config.hop, loop) if long else wave
                 grid[i] = melody.classes(heard, self.sample_rate, length)
         return grids
 
@@ -355,19 +355,28 @@ class MusicGen:
         self, job: Job, progress: bool, return_tokens: bool, on_step: OnStep | None, stop: Stop | None
     ) -> Tensor | tuple[Tensor, Tensor]:
         tokens = self._tokens(job, progress, on_step or self._on_step, stop)
-        wave = self.generate_audio(tokens)
+        try:
+            wave = self.generate_audio(tokens)
+        except KeyboardInterrupt:  # the tokens took the time; what is left takes little
+            print("decoding what was made; Ctrl-C again gives it up", file=sys.stderr)
+            wave = self.generate_audio(tokens)
         return (wave, tokens) if return_tokens else wave
 
     def _tokens(self, job: Job, progress: bool, on_step: OnStep | None, stop: Stop | None) -> Tensor:
         """Tokens [B, K, T]; fewer than asked for where `stop` or Ctrl-C ended the run."""
+        made = [job.prompt]
         with _bar(progress, on_step) as on_step:
-            made = [frame[..., None] for frame in self._frames(job, on_step, stop)]
-        tokens = torch.cat([job.prompt, *made], dim=-1)
+            try:
+                for frame in self._frames(job, on_step, stop):
+                    made.append(frame[..., None])
+            except KeyboardInterrupt:
+                self._say_stopped(made, job)
+        tokens = torch.cat(made, dim=-1)
         self.manifests = self._manifests(job, tokens)
         return tokens
 
     def _stream(self, job: Job, chunk: int, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
-        made = [job.prompt]
+        made, sent = [job.prompt], 0
 
         def chunks() -> Iterator[Tensor]:
             if job.prompt.shape[-1]:
@@ -389,23 +398,25 @@ class MusicGen:
                     wave = next(waves, None)
                 if wave is None:
                     break
+                sent += wave.shape[-1]
                 yield wave
+        except KeyboardInterrupt:
+            self._say_stopped(made, job)
+            rest = self.generate_audio(torch.cat(made, dim=-1))[..., sent:]
+            if rest.shape[-1]:
+                yield rest
         finally:
             self.manifests = self._manifests(job, torch.cat(made, dim=-1))
 
+    def _say_stopped(self, made: list[Tensor], job: Job) -> None:
+        seconds = sum(part.shape[-1] for part in made) / self.frame_rate
+        total = job.plan[-1].end / self.frame_rate
+        print(f"stopped after {seconds:g} of {total:g} s; what was made is kept", file=sys.stderr)
+
     def _frames(self, job: Job, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
-        """The new frames [B, K] of the job; Ctrl-C ends them."""
+        """The new frames [B, K] of the job."""
         generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-        made = job.prompt.shape[-1]
-        try:
-            for frame in frames(
-                self.lm, self._told(job), job.prompt, job.plan, job.settings, generators, on_step, stop
-            ):
-                made += 1
-                yield frame
-        except KeyboardInterrupt:
-            seconds, total = made / self.frame_rate, job.plan[-1].end / self.frame_rate
-            print(f"stopped after {seconds:g} of {total:g} s; what was made is kept", file=sys.stderr)
+        return frames(self.lm, self._told(job), job.prompt, job.plan, job.settings, generators, on_step, stop)
 
     @torch.no_grad()
     def _told(self, job: Job) -> Callable[[int], list[Condition]]:
@@ -444,9 +455,9 @@ class MusicGen:
     def _fingerprint(self) -> str:
         """Tells weights apart: a digest of a few of them."""
         parts = (self.lm.norm.weight, self.lm.heads[0].weight[:64], self.codec.encoder[0].weight)
-        return hashlib.sha256(b"".join(part.float().cpu().numpy().tobytes() for part in parts)).hexdigest()[
-            :16
-        ]
+        return hashlib.sha256(
+            b"".join(part.detach().float().cpu().numpy().tobytes() for part in parts)
+        ).hexdigest()[:16]
 
     def _machine(self) -> str:
         """What the same numbers depend on besides the manifest."""

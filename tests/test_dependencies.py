@@ -23,6 +23,7 @@ ROWS = [
     {"show"},
     {"player"},
     {"studio"},
+    {"bench"},
     {"__main__"},
 ]
 ORDER = {name: row for row, names in enumerate(ROWS) for name in names}

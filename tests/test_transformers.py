@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from tiny import CODEC, RATE, codec, noise, oracle_run, scattered, t5, tiny, tokenizer, tune
 from torch import Tensor, nn
 from transformers import (
     EncodecConfig,
+    EncodecModel,
     MusicgenConfig,
     MusicgenDecoderConfig,
     MusicgenForConditionalGeneration,
@@ -398,7 +398,7 @@ def saved_by_transformers(folder: Path, melody: bool, channels: int) -> None:
         model = MusicgenForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and name.startswith(("decoder.", "enc_to_dec", "audio_enc")):
+            if parameter.dim() > 1 and name.startswith(("decoder.", "enc_to_dec", "audio_enc_to")):
                 parameter.normal_(std=1.4 if "embed_tokens" in name else 0.15)
             elif name.endswith("original0"):  # the gains of the codec's weight norm
                 parameter.mul_(2.5)
@@ -452,6 +452,16 @@ SHAPES = {
     "melody": LMConfig(dim=1536, layers=48, heads=24, feed_forward=6144, cross_attention=False),
     "large": LMConfig(dim=2048, layers=48, heads=32, feed_forward=8192),
 }
+T5 = T5Config(vocab_size=len(tokenizer()), d_model=768, d_ff=3072, num_layers=12, num_heads=12)
+SMALL_CODEC = EncodecConfig(
+    sampling_rate=RATE,
+    target_bandwidths=[2.2],
+    upsampling_ratios=[8, 5, 4, 4],
+    num_filters=4,
+    hidden_size=16,
+    codebook_size=2048,
+    use_causal_conv=False,
+)
 PUBLISHED = {
     "small": 0.3e9,
     "medium": 1.5e9,
@@ -460,8 +470,8 @@ PUBLISHED = {
 }  # arXiv:2306.05284, section 3.1
 
 
-def oracle_decoder(config: LMConfig) -> PreTrainedModel:
-    """transformers' language model of that shape, without memory for its weights."""
+def oracle_of(config: LMConfig) -> PreTrainedModel:
+    """transformers' model with a language model of that shape, without memory for its weights."""
     shape = {
         "vocab_size": config.codebook_size,
         "num_hidden_layers": config.layers,
@@ -472,51 +482,34 @@ def oracle_decoder(config: LMConfig) -> PreTrainedModel:
         "audio_channels": config.channels,
         "pad_token_id": config.special,
         "bos_token_id": config.special,
-        "attn_implementation": "sdpa",
     }
+    parts = {"text_encoder": T5, "audio_encoder": SMALL_CODEC}
     with torch.device("meta"):
         if config.cross_attention:
-            return transformers.MusicgenForCausalLM(MusicgenDecoderConfig(**shape))
-        return transformers.MusicgenMelodyForCausalLM(MusicgenMelodyDecoderConfig(**shape))
+            return MusicgenForConditionalGeneration(
+                MusicgenConfig(**parts, decoder=MusicgenDecoderConfig(**shape))
+            )
+        decoder = MusicgenMelodyDecoderConfig(**shape)
+        return MusicgenMelodyForConditionalGeneration(MusicgenMelodyConfig(**parts, decoder=decoder))
 
 
 def true_shape(kind: str) -> tuple[MusicGen, PreTrainedModel]:
     """A random model with the language model and T5 of a published one, here and in transformers: one copy of weights.
 
-    The codec is tiny, but for the size of its codebooks.
+    The codecs are tiny, but for the size of their codebooks.
     """
     config = SHAPES[kind]
-    text = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer()), d_model=768, d_ff=3072, num_layers=12, num_heads=12)
-    )
+    text = TextEncoder(tokenizer(), T5EncoderModel(T5).eval())
     with torch.device("meta"):
         lm = LM(config)
     lm = scattered(lm.to_empty(device="cpu"))
-    conditioner = Conditioner(
-        TextEncoder(tokenizer(), text.eval()), config.dim, None if config.cross_attention else 235
-    )
+    conditioner = Conditioner(text, config.dim, None if config.cross_attention else 235)
     ours = weights.Model(codec(CodecConfig(filters=4, dim=16)), lm, conditioner)
     for part in (ours.codec, lm, conditioner):
         part.eval().requires_grad_(False)
 
-    audio = EncodecConfig(
-        sampling_rate=RATE,
-        target_bandwidths=[2.2],
-        upsampling_ratios=[8, 5, 4, 4],
-        num_filters=4,
-        hidden_size=16,
-        codebook_size=2048,
-        use_causal_conv=False,
-    )
-    whole = (
-        MusicgenForConditionalGeneration if config.cross_attention else MusicgenMelodyForConditionalGeneration
-    )
-    parts = {
-        "text_encoder": text,
-        "audio_encoder": transformers.EncodecModel(audio),
-        "decoder": oracle_decoder(config),
-    }
-    oracle = whole(**parts).eval()
+    oracle = oracle_of(config)
+    oracle.text_encoder, oracle.audio_encoder = text.t5, EncodecModel(SMALL_CODEC)
     state = {
         hugging_face(f"{part}.{name}"): parameter
         for part in ("lm", "conditioner")
@@ -529,7 +522,7 @@ def true_shape(kind: str) -> tuple[MusicGen, PreTrainedModel]:
     positions.weights = positions.get_embedding(*positions.weights.shape)
     settings = oracle.generation_config
     settings.decoder_start_token_id = settings.pad_token_id = settings.bos_token_id = config.special
-    return MusicGen(ours), oracle
+    return MusicGen(ours), oracle.eval().requires_grad_(False)
 
 
 @pytest.mark.slow
@@ -573,7 +566,7 @@ def test_published_shapes_have_as_many_parameters(name: str) -> None:
     with torch.device("meta"):
         ours = LM(SHAPES[name])
     count = sum(parameter.numel() for parameter in ours.parameters())
-    assert count == sum(parameter.numel() for parameter in oracle_decoder(SHAPES[name]).parameters())
+    assert count == sum(parameter.numel() for parameter in oracle_of(SHAPES[name]).decoder.parameters())
     across = sum(p.numel() for name, p in ours.named_parameters() if "cross" in name)
     print(f"{name}: {count:,} parameters, {across:,} of them for cross-attention")
     assert 0.92 * (count - across) < PUBLISHED[name] < 1.1 * count

@@ -1,0 +1,764 @@
+"""What holds for any weights: tiny random models of both layouts, the four ways to make music, and what stops them."""
+
+import inspect
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from tiny import CODEC, RATE, codec, noise, tiny, tune
+from torch import Tensor
+
+from mgkit import MusicGen, audio
+from mgkit.delay import delay, delays, undelay
+from mgkit.generate import Settings, Window, choose, frames, windows
+from mgkit.sampling import draw, guide, guide_double, probabilities
+
+LAYOUTS = ("text", "melody")
+TEXTS = ["calm piano", "", "fast loud drums with a dark choir"]
+
+
+@cache
+def model_of(layout: str) -> MusicGen:
+    """A tiny model, made once: what a test sets, it sets before it generates."""
+    return tiny(melody=layout == "melody", channels=2 if layout == "stereo" else 1)
+
+
+def run(model: MusicGen, texts: list[str | None], seed: object = 0, **more: object) -> Tensor:
+    """The tokens of a run: `melody` or `prompt`, where given, say which of the ways it is."""
+    if "melody" in more:
+        return model.generate_with_chroma(
+            texts, more.pop("melody"), RATE, return_tokens=True, seed=seed, **more
+        )[1]
+    if "prompt" in more:
+        return model.generate_continuation(
+            more.pop("prompt"), RATE, texts, return_tokens=True, seed=seed, **more
+        )[1]
+    return model.generate(texts, return_tokens=True, seed=seed, **more)[1]
+
+
+def close(ours: Tensor, theirs: Tensor, most: float = 1e-5) -> bool:
+    """Whether two tensors of one shape are within `most` of the largest value."""
+    assert ours.shape == theirs.shape
+    return bool((ours - theirs).abs().max() <= most * theirs.abs().max())
+
+
+# --- the delay --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("codebooks", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 50])
+def test_undelay_inverts_delay(length: int, codebooks: int, channels: int) -> None:
+    shifts = delays(codebooks * channels, channels)
+    codes = torch.randint(32, (2, codebooks * channels, length))
+    assert torch.equal(undelay(delay(codes, shifts, 32), shifts), codes)
+
+
+@pytest.mark.parametrize("length", [1, 3, 50])
+def test_delayed_steps_hold_each_frame_one_step_later_in_each_codebook(length: int) -> None:
+    codes = torch.randint(32, (1, 4, length))
+    steps = delay(codes, delays(4), 32)
+    assert steps.shape == (1, 4, length + 4)
+    for s, q in itertools.product(range(length + 4), range(4)):
+        frame = s - 1 - q
+        assert steps[0, q, s] == (codes[0, q, frame] if 0 <= frame < length else 32)
+
+
+# --- the language model -----------------------------------------------------------------------------------------
+
+
+def told(model: MusicGen, texts: list[str]) -> dict[str, Tensor | None]:
+    """What the model is told, padded: arguments of the language model."""
+    with torch.no_grad():
+        condition = model.conditioner(model.conditioner.describe(texts))
+    return {name: getattr(condition, name) for name in ("cross", "cross_mask", "prefix", "prefix_mask")}
+
+
+@pytest.mark.parametrize("parts", [(1,) * 30, (5, 1, 1, 8, 15), (30,)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_cached_steps_equal_one_pass(layout: str, parts: tuple[int, ...]) -> None:
+    model = model_of(layout)
+    steps, condition = torch.randint(33, (3, 4, 30)), told(model, TEXTS)
+    prefix = 0 if condition["prefix"] is None else condition["prefix"].shape[1]
+    cache = model.lm.cache(3, prefix + 30)
+    first, *rest = steps.split(parts, dim=-1)
+    logits = [model.lm(first, cache, **condition), *(model.lm(part, cache) for part in rest)]
+    assert close(torch.cat(logits, dim=2), model.lm(steps, **condition))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_future_tokens_do_not_change_the_past(layout: str) -> None:
+    model = model_of(layout)
+    steps, condition = torch.randint(33, (3, 4, 20)), told(model, TEXTS)
+    changed = steps.clone()
+    changed[..., 12:] = (changed[..., 12:] + 1) % 33
+    logits, others = model.lm(steps, **condition), model.lm(changed, **condition)
+    assert close(logits[:, :, :12], others[:, :, :12], 1e-6)
+    assert not close(logits[:, :, 12:], others[:, :, 12:], 1e-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_padding_does_not_change_logits(layout: str) -> None:
+    model = model_of(layout)
+    steps = torch.randint(33, (3, 4, 20))
+    together = model.lm(steps, **told(model, TEXTS))
+    for i, text in enumerate(TEXTS):
+        assert close(together[i : i + 1], model.lm(steps[i : i + 1], **told(model, [text])))
+
+
+# --- a sample is its own ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sample_in_a_batch_equals_the_sample_alone(layout: str, sampling: bool) -> None:
+    model = model_of(layout)
+    model.set_generation_params(use_sampling=sampling, duration=0.6)
+    seeds = [5, 17, 4]
+    together = run(model, TEXTS, seeds)
+    assert len({tuple(row.flatten().tolist()) for row in together}) == 3
+    for i, text in enumerate(TEXTS):
+        assert torch.equal(together[i : i + 1], run(model, [text], seeds[i]))
+
+
+def test_a_sample_with_or_without_a_melody_in_a_batch_equals_the_sample_alone() -> None:
+    model, waves = model_of("melody"), [tune(2), None, tune(5, notes=(61, 66, 70))]
+    model.set_generation_params(duration=0.6)
+    together = run(model, TEXTS, 3, melody=waves)
+    for i, text in enumerate(TEXTS):
+        alone = (
+            run(model, [text], 3 + i) if waves[i] is None else run(model, [text], 3 + i, melody=[waves[i]])
+        )
+        assert torch.equal(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_continuation_in_a_batch_equals_the_continuation_alone(layout: str) -> None:
+    model, prompts = model_of(layout), noise(3, 1, 10_000)
+    model.set_generation_params(duration=0.8)
+    together = run(model, TEXTS, 3, prompt=prompts)
+    for i, text in enumerate(TEXTS):
+        assert torch.equal(together[i : i + 1], run(model, [text], 3 + i, prompt=prompts[i]))
+
+
+def test_a_negative_prompt_is_its_own_samples_alone() -> None:
+    model, negative = model_of("text"), ["sad", None, "loud fast guitar"]
+    model.set_generation_params(duration=0.6)
+    together = run(model, TEXTS, 3, negative=negative)
+    for i, text in enumerate(TEXTS):
+        assert torch.equal(together[i : i + 1], run(model, [text], 3 + i, negative=[negative[i]]))
+
+
+def test_a_number_as_seed_is_that_number_and_those_that_follow() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.4)
+    assert torch.equal(run(model, TEXTS, 7), run(model, TEXTS, [7, 8, 9]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_seed_gives_the_same_tokens_and_another_gives_others(layout: str) -> None:
+    model = model_of(layout)
+    model.set_generation_params(duration=0.4)
+    assert torch.equal(run(model, TEXTS, 7), run(model, TEXTS, 7))
+    assert not torch.equal(run(model, TEXTS, 7), run(model, TEXTS, 70))
+
+
+def test_without_a_seed_torchs_global_generator_decides() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.4)
+    with torch.random.fork_rng():
+        made = []
+        for _ in range(2):
+            torch.manual_seed(11)
+            made += [run(model, ["calm piano"], None), run(model, ["calm piano"], None)]
+    assert torch.equal(made[0], made[2]) and torch.equal(made[1], made[3])
+    assert not torch.equal(made[0], made[1])
+
+
+def test_generating_leaves_torchs_global_generator_alone_where_a_seed_is_given() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.2)
+    before = torch.get_rng_state()
+    run(model, ["calm piano"], 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_words_change_the_music_and_a_missing_text_is_an_empty_one(layout: str) -> None:
+    model = model_of(layout)
+    model.set_generation_params(duration=0.4)
+    assert not torch.equal(run(model, ["calm piano"]), run(model, ["fast drums"]))
+    assert torch.equal(run(model, [None]), run(model, [""]))
+    assert torch.equal(model.generate_unconditional(1, return_tokens=True, seed=0)[1], run(model, [None]))
+
+
+def test_a_melody_changes_the_music() -> None:
+    model = model_of("melody")
+    model.set_generation_params(duration=0.4)
+    tokens = [run(model, ["calm piano"], melody=tune(3, notes=notes)) for notes in ((60, 64), (61, 66))]
+    assert not torch.equal(*tokens)
+    assert not torch.equal(tokens[0], run(model, ["calm piano"]))
+
+
+# --- guidance and sampling --------------------------------------------------------------------------------------
+
+
+def test_guidance_goes_from_null_through_the_condition() -> None:
+    conditional, null = noise(2, 4, 32, seed=1), noise(2, 4, 32, seed=2)
+    assert close(guide(conditional, null, 1.0), conditional)
+    assert close(guide(conditional, null, 0.0), null)
+    assert close(guide(conditional, null, 3.0), 3 * conditional - 2 * null)
+
+
+def test_double_guidance_is_the_formula_of_the_paper() -> None:
+    both, melody, null = (noise(2, 4, 32, seed=seed) for seed in range(3))
+    for coef, beta in ((3.0, 5.0), (2.0, 0.0), (0.5, 1.0)):
+        expected = null + coef * (melody + beta * (both - melody) - null)
+        assert close(guide_double(both, melody, null, coef, beta), expected)
+    assert close(guide_double(both, melody, null, 3.0, 1.0), guide(both, null, 3.0))
+    assert close(guide_double(both, melody, null, 3.0, 0.0), guide(melody, null, 3.0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_guidance_in_two_steps_equals_guidance_in_one(layout: str) -> None:
+    model, made = model_of(layout), []
+    for two in (False, True):
+        model.set_generation_params(duration=0.6, two_step_cfg=two)
+        made.append(run(model, TEXTS))
+    assert torch.equal(*made)
+
+
+def test_double_guidance_whose_text_counts_as_much_as_the_melody_is_plain_guidance() -> None:
+    model, made = model_of("melody"), []
+    for beta in (None, 1.0, 4.0):
+        model.set_generation_params(use_sampling=False, duration=0.6, cfg_coef_beta=beta)
+        made.append(run(model, ["calm piano"], melody=tune(2)))
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_temperature_zero_is_the_likeliest_token_whatever_the_seed(layout: str) -> None:
+    model = model_of(layout)
+    model.set_generation_params(use_sampling=False, duration=0.4)
+    likeliest = run(model, TEXTS, 1)
+    model.set_generation_params(temperature=0.0, duration=0.4)
+    assert torch.equal(run(model, TEXTS, 2), likeliest)
+
+
+def test_choosing_without_sampling_is_argmax() -> None:
+    logits = noise(3, 4, 32)
+    assert torch.equal(choose([logits], Settings(use_sampling=False), []), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 32, 250])
+def test_top_k_keeps_the_k_likeliest_in_proportion(k: int) -> None:
+    logits = noise(5, 32)
+    whole, kept = logits.softmax(-1), probabilities(logits, top_k=k)
+    assert ((kept > 0).sum(-1) == min(k, 32)).all()
+    for before, after in zip(whole, kept, strict=True):
+        likeliest = before.topk(min(k, 32)).indices
+        assert torch.allclose(after[likeliest], before[likeliest] / before[likeliest].sum())
+
+
+def test_top_k_keeps_ties_with_the_kth() -> None:
+    assert torch.equal(
+        probabilities(torch.tensor([1.0, 2.0, 2.0, 2.0, 0.0]), top_k=2) > 0, torch.tensor([0, 1, 1, 1, 0]) > 0
+    )
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.9, 1.0])
+def test_top_p_keeps_the_fewest_likely_tokens_that_reach_p(p: float) -> None:
+    logits = 6 * noise(20, 32)
+    whole, kept = logits.softmax(-1), probabilities(logits, top_p=p)
+    for before, after in zip(whole, kept, strict=True):
+        chosen = before[after > 0]
+        assert (
+            len(chosen) >= 1 and chosen.min() >= before[after == 0].amax() if (after == 0).any() else p > 0.3
+        )
+        assert chosen.sum() >= p - 1e-6
+        assert chosen.sum() - chosen.min() <= p + 1e-6
+        assert torch.allclose(after[after > 0], chosen / chosen.sum())
+
+
+def test_top_p_wins_over_top_k() -> None:
+    logits = noise(5, 32)
+    assert torch.equal(probabilities(logits, top_k=1, top_p=0.9), probabilities(logits, top_p=0.9))
+
+
+def test_temperature_divides_the_logits() -> None:
+    logits = noise(5, 32)
+    assert torch.allclose(probabilities(logits, temperature=0.5), (2 * logits).softmax(-1))
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.6}])
+def test_tokens_are_drawn_as_often_as_their_probability_says(settings: dict) -> None:
+    probs = probabilities(torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5]), **settings).expand(40_000, 5)
+    exponential = torch.empty(40_000, 5).exponential_(generator=torch.Generator().manual_seed(0))
+    often = torch.bincount(draw(probs, exponential), minlength=5) / 40_000
+    assert (often - probs[0]).abs().max() < 0.01
+    assert (often[probs[0] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("top", [{"top_k": 1, "temperature": 3.0}, {"top_p": 1e-6, "temperature": 3.0}])
+def test_keeping_one_token_is_the_likeliest(top: dict) -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.4, **top)
+    made = run(model, TEXTS)
+    model.set_generation_params(use_sampling=False, duration=0.4)
+    assert torch.equal(made, run(model, TEXTS))
+
+
+def test_defaults_of_set_generation_params_are_those_of_settings() -> None:
+    parameters = inspect.signature(MusicGen.set_generation_params).parameters
+    given = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+    assert given == {field.name: field.default for field in fields(Settings)}
+    model = tiny()
+    model.set_generation_params()
+    assert model.settings == Settings()
+
+
+# --- work that cannot matter is not done ------------------------------------------------------------------------
+
+
+def rows_seen(model: MusicGen, make: Callable[[], object]) -> list[int]:
+    """How many rows each pass through the language model had while `make` ran."""
+    rows, hidden = [], model.lm.hidden
+
+    def count(steps: Tensor, *rest: object, **named: object) -> Tensor:
+        rows.append(steps.shape[0])
+        return hidden(steps, *rest, **named)
+
+    with patch.object(model.lm, "hidden", count):
+        make()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings", "texts", "more", "rows"),
+    [
+        ("text", {}, ["calm piano", "sad"], {}, 4),
+        ("text", {"cfg_coef": 1.0}, ["calm piano", "sad"], {}, 2),
+        ("text", {}, ["", None], {}, 2),
+        ("text", {}, ["", "sad"], {}, 4),
+        ("text", {}, ["", None], {"negative": "sad"}, 4),
+        ("text", {"two_step_cfg": True}, ["calm piano", "sad"], {}, 2),
+        ("melody", {}, ["calm piano"], {}, 2),
+        ("melody", {}, [""], {}, 1),
+        ("melody", {}, [""], {"melody": tune(1)}, 2),
+        ("melody", {"cfg_coef": 1.0}, [""], {"melody": tune(1)}, 1),
+        ("melody", {"cfg_coef_beta": 4.0}, ["sad"], {"melody": tune(1)}, 3),
+    ],
+)
+def test_no_stream_runs_that_cannot_matter(
+    layout: str, settings: dict, texts: list, more: dict, rows: int
+) -> None:
+    model = model_of(layout)
+    model.set_generation_params(duration=0.1, **settings)
+    seen = rows_seen(model, lambda: run(model, texts, **more))
+    assert set(seen) == {rows}
+    assert len(seen) == (5 + 3) * (2 if settings.get("two_step_cfg") else 1)  # 5 frames and the delay
+
+
+@pytest.mark.parametrize(("negative", "times"), [(None, 1), ("sad", 2)])
+def test_text_is_encoded_once_however_many_windows(negative: str | None, times: int) -> None:
+    model = tiny(window=0.5)
+    model.set_generation_params(duration=1.3)
+    with patch.object(model.conditioner.text, "forward", wraps=model.conditioner.text.forward) as encode:
+        run(model, ["calm piano"], negative=negative)
+    assert encode.call_count == times
+
+
+def test_text_keys_are_projected_once_a_window() -> None:
+    model = tiny(window=0.5)
+    model.set_generation_params(duration=0.8)  # two windows
+    across = model.lm.layers[0].cross_attention
+    with patch.object(across, "keys_values", wraps=across.keys_values) as project:
+        run(model, ["calm piano"])
+    assert project.call_count == 2
+
+
+def test_each_step_is_fed_once() -> None:
+    model, fed = model_of("text"), []
+    model.set_generation_params(duration=0.4)
+    hidden = model.lm.hidden
+    with patch.object(
+        model.lm, "hidden", lambda steps, *rest: fed.append(steps.shape[-1]) or hidden(steps, *rest)
+    ):
+        run(model, ["calm piano"], prompt=noise(1, 6400))
+    assert fed == [11] + [1] * 12  # the start and 10 frames of prompt at once; 10 new frames and the delay
+
+
+# --- streaming --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("size", range(1, 8))
+@torch.no_grad()
+def test_decoding_in_chunks_equals_decoding_at_once(size: int, channels: int) -> None:
+    made = codec()
+    for total in (1, 2, 3, 4, 5, 6, 7, 8, 30):
+        codes = torch.randint(CODEC.codebook_size, (2, 4 * channels, total))
+        chunks = list(made.decode_stream(codes.split(size, dim=-1), channels))
+        assert all(chunk.shape[-1] > 0 for chunk in chunks)
+        assert close(torch.cat(chunks, dim=-1), made.decode(codes, channels))
+
+
+@torch.no_grad()
+def test_decoding_in_uneven_chunks_equals_decoding_at_once() -> None:
+    codes = torch.randint(CODEC.codebook_size, (1, 4, 40))
+    chunks = codec().decode_stream(codes.split([1, 9, 2, 1, 1, 20, 6], dim=-1))
+    assert close(torch.cat(list(chunks), dim=-1), codec().decode(codes))
+
+
+@torch.no_grad()
+def test_sound_follows_its_codes_by_a_tenth_of_a_second() -> None:
+    made = codec()
+    given = 0
+
+    def one_by_one():
+        nonlocal given
+        for given in range(1, 21):
+            yield torch.randint(CODEC.codebook_size, (1, 4, 1))
+
+    stream = made.decode_stream(one_by_one())
+    for sounded, _ in enumerate(itertools.islice(stream, 10), start=1):
+        assert given - sounded <= made.LOOKAHEAD + made.CONTEXT + 1  # it looks one chunk ahead for the last
+        assert (made.LOOKAHEAD + made.CONTEXT) / CODEC.frame_rate == 0.1
+
+
+WAYS = {
+    "text": ("text", {}),
+    "melody": ("melody", {"melody_wavs": tune(2), "melody_sample_rate": RATE}),
+    "continuation": ("text", {"prompt": noise(1, 12_000), "prompt_sample_rate": RATE}),
+    "stereo": ("stereo", {}),
+    "both": (
+        "melody",
+        {
+            "melody_wavs": tune(2),
+            "melody_sample_rate": RATE,
+            "prompt": noise(1, 12_000),
+            "prompt_sample_rate": RATE,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
+def test_streamed_equals_whole(seconds: float, way: str) -> None:
+    layout, told = WAYS[way]
+    model = model_of(layout)
+    model.set_generation_params(duration=1.16)
+    chunks = list(model.stream(["calm piano"], seed=4, chunk_seconds=seconds, **told))
+    manifest = model.manifests[0]
+    streamed = torch.cat(chunks, dim=-1)
+    assert streamed.shape == (1, model.audio_channels, 58 * 640)
+    wave, tokens = model.replay(manifest)
+    assert close(streamed, wave)
+    if way in ("text", "stereo"):
+        assert torch.equal(tokens, run(model, ["calm piano"], 4))
+    elif way == "melody":
+        assert torch.equal(tokens, run(model, ["calm piano"], 4, melody=told["melody_wavs"]))
+    elif way == "continuation":
+        assert torch.equal(tokens, run(model, ["calm piano"], 4, prompt=told["prompt"]))
+
+
+def test_a_stream_of_a_long_piece_equals_the_whole() -> None:
+    model = tiny(window=0.6)
+    model.set_generation_params(duration=1.3)
+    streamed = torch.cat(list(model.stream(TEXTS, seed=4, chunk_seconds=0.2)), dim=-1)
+    assert close(streamed, model.generate(TEXTS, seed=4))
+
+
+def test_a_stream_gives_sound_before_the_piece_is_made() -> None:
+    model, done = model_of("text"), []
+    model.set_generation_params(duration=1.0)
+    stream = model.stream(
+        ["calm piano"], seed=4, chunk_seconds=0.1, on_step=lambda step, total: done.append(step)
+    )
+    first = next(stream)
+    assert first.shape[-1] > 0
+    assert len(done) < 20
+
+
+def test_a_stopped_stream_ends_with_all_that_was_made() -> None:
+    model, stop = model_of("text"), threading.Event()
+    model.set_generation_params(duration=1.0)
+    whole = run(model, ["calm piano"], 4)
+    on_step = lambda done, total: stop.set() if done == 23 else None  # noqa: E731
+    chunks = list(model.stream(["calm piano"], seed=4, chunk_seconds=0.1, on_step=on_step, stop=stop))
+    assert close(torch.cat(chunks, dim=-1), model.generate_audio(whole[..., :20]))
+
+
+def test_a_stream_that_is_left_says_what_it_made() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=1.0)
+    whole = run(model, ["calm piano"], 4)
+    stream = model.stream(["calm piano"], seed=4, chunk_seconds=0.2)
+    next(stream)
+    stream.close()
+    made = model.manifests[0]["frames"]
+    assert 10 <= made < 50
+    assert torch.equal(model.replay(model.manifests[0])[1], whole[..., :made])
+
+
+# --- stopping and progress --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stopping_at_any_step_leaves_the_beginning_of_the_whole(layout: str) -> None:
+    model = model_of(layout)
+    model.set_generation_params(duration=0.2)
+    whole = run(model, TEXTS)
+    for last in range(1, 14):
+        stop = threading.Event()
+        on_step = lambda done, total: stop.set() if done == last else None  # noqa: B023, E731
+        wave, tokens = model.generate(TEXTS, return_tokens=True, seed=0, on_step=on_step, stop=stop)
+        assert torch.equal(tokens, whole[..., : max(0, last - 3)])
+        assert wave.shape == (3, 1, tokens.shape[-1] * 640)
+
+
+@pytest.mark.parametrize("way", ["text", "continuation", "long"])
+@pytest.mark.parametrize("last", [1, 3, 4, 5, 20, 34])
+def test_ctrl_c_at_any_step_returns_what_was_made(last: int, way: str, capsys: pytest.CaptureFixture) -> None:
+    model = tiny(window=0.4) if way == "long" else model_of("text")
+    model.set_generation_params(duration=0.9)
+    more = {"prompt": noise(1, 6400)} if way == "continuation" else {}
+    whole = run(model, TEXTS[:1], **more)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == last:
+            raise KeyboardInterrupt
+
+    tokens = run(model, TEXTS[:1], on_step=interrupt, **more)
+    made = tokens.shape[-1] - (10 if more else 0)
+    assert torch.equal(tokens, whole[..., : tokens.shape[-1]])
+    lost = 3 * (2 if way == "long" and last > 23 else 1) + 1  # the delay of each window, and the step itself
+    assert made == max(0, last - lost)
+    assert "what was made is kept" in capsys.readouterr().err
+    assert model.manifests[0]["frames"] == tokens.shape[-1]
+
+
+def test_an_event_that_is_set_before_makes_nothing() -> None:
+    model, stop = model_of("text"), threading.Event()
+    model.set_generation_params(duration=0.4)
+    stop.set()
+    wave, tokens = model.generate(TEXTS, return_tokens=True, stop=stop)
+    assert tokens.shape == (3, 4, 0) and wave.shape == (3, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("window", "duration", "prompt"), [(10.0, 0.5, 0), (10.0, 0.5, 10), (0.4, 1.1, 0), (0.4, 1.1, 25)]
+)
+def test_progress_counts_every_step_up_to_the_true_total(window: float, duration: float, prompt: int) -> None:
+    model, seen = tiny(window=window), []
+    model.set_generation_params(duration=duration)
+    model.set_custom_progress_callback(lambda done, total: seen.append((done, total)))
+    more = {"prompt": noise(1, 640 * prompt)} if prompt else {}
+    tokens = run(model, ["calm piano"], **more)
+    assert tokens.shape[-1] == round(duration * 50)
+    total = len(seen)
+    assert seen == [(step, total) for step in range(1, total + 1)]
+
+
+def test_a_runs_own_callback_replaces_the_models() -> None:
+    model, own, other = tiny(), [], []
+    model.set_generation_params(duration=0.1)
+    model.set_custom_progress_callback(lambda *step: other.append(step))
+    run(model, ["calm piano"], on_step=lambda *step: own.append(step))
+    assert own and not other
+    model.set_custom_progress_callback(None)
+    run(model, ["calm piano"])
+    assert not other
+
+
+def test_a_progress_bar_ends_at_the_total(capsys: pytest.CaptureFixture) -> None:
+    model, seen = model_of("text"), []
+    model.set_generation_params(duration=0.3)
+    model.generate(["calm piano"], progress=True, on_step=lambda *step: seen.append(step))
+    assert "18/18" in capsys.readouterr().err
+    assert seen[-1] == (18, 18)
+
+
+# --- prompts and long pieces ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["text", "melody", "stereo"])
+@pytest.mark.parametrize("samples", [640, 6401, 25_600])
+def test_a_continuation_keeps_its_prompt(samples: int, layout: str) -> None:
+    model = model_of(layout)
+    prompt = noise(2, model.audio_channels, samples)
+    model.set_generation_params(duration=1.0)
+    tokens = run(model, ["calm piano", "sad"], prompt=prompt)
+    known = model.codec.encode(prompt)
+    assert tokens.shape[-1] == 50
+    assert torch.equal(tokens[..., : known.shape[-1]], known)
+
+
+def test_another_prompt_is_continued_otherwise() -> None:
+    model = model_of("text")
+    model.set_generation_params(use_sampling=False, duration=1.0)
+    made = [run(model, ["calm piano"], prompt=noise(1, 12_800, seed=seed)) for seed in (1, 2)]
+    assert not torch.equal(made[0][..., 20:], made[1][..., 20:])
+
+
+@pytest.mark.parametrize("total", range(1, 60))
+def test_windows_cover_the_piece_once_and_never_run_past_its_end(total: int) -> None:
+    for prompt, window, stride in itertools.product((0, 3, 25), (10, 20), (1, 6, 9)):
+        plan = windows(total, prompt, window, stride)
+        assert (plan == []) == (prompt >= total)
+        done = prompt
+        for start, known, end in plan:
+            assert start + known == done < end <= min(total, start + window)
+            assert known <= max(prompt, window - stride)
+            done = end
+        assert not plan or done == total
+
+
+def test_a_window_goes_on_from_the_tokens_that_it_shares_with_the_last() -> None:
+    model = tiny(window=2.0)
+    model.set_generation_params(use_sampling=False, duration=4.1)
+    tokens = run(model, ["calm piano"])
+    assert tokens.shape[-1] == 205
+    model.set_generation_params(use_sampling=False, duration=2.0)
+    assert torch.equal(tokens[..., :100], run(model, ["calm piano"]))
+    with torch.no_grad():
+        texts = model.conditioner.describe(["calm piano"])
+        streams = [model.conditioner(texts), model.conditioner.null(texts)]
+        for start, end in ((60, 160), (120, 205)):
+            window = Window(0, 40, end - start)
+            known = tokens[..., start : start + 40]
+            made = list(frames(model.lm, lambda start: streams, known, [window], model.settings, []))
+            assert torch.equal(torch.stack(made, dim=-1), tokens[..., start + 40 : end])
+
+
+def test_a_melody_turns_with_the_windows() -> None:
+    """Each window hears the melody from where it starts, over and over where it is short."""
+    model, notes = tiny(melody=True, window=2.048), (60, 64, 67, 69, 72, 71)
+    model.set_generation_params(duration=4.0, extend_stride=1.024)
+    run(model, ["calm piano"], melody=tune(2.4, notes=notes))
+    manifest = model.manifests[0]
+    job_grids = {int(start): grid for start, grid in manifest["melody"].items()}
+    assert sorted(job_grids) == [0, 51, 102]
+    assert len(set(job_grids.values())) == 3
+
+
+def test_sixty_one_seconds_are_sixty_one_seconds() -> None:
+    model = tiny(window=30.0, layers=1)
+    model.set_generation_params(duration=61, cfg_coef=1.0)
+    wave, tokens = model.generate(["calm piano"], return_tokens=True, seed=1)
+    assert tokens.shape == (1, 4, 3050)
+    assert wave.shape == (1, 1, 61 * RATE)
+    model.set_generation_params(duration=30, cfg_coef=1.0)
+    assert torch.equal(run(model, ["calm piano"], 1), tokens[..., :1500])
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.03, 0.5, 1.0, 1.23])
+def test_the_duration_is_met_to_the_nearest_frame(seconds: float) -> None:
+    model = tiny(window=0.6)
+    model.set_generation_params(duration=seconds)
+    assert model.generate(["calm piano"]).shape[-1] == 640 * max(1, round(seconds * 50))
+
+
+# --- manifests --------------------------------------------------------------------------------------------------
+
+REPLAYED = {
+    "text": ("text", lambda model, **more: model.generate(["calm piano"], **more)),
+    "negative": ("text", lambda model, **more: model.generate(["calm piano"], negative="sad", **more)),
+    "unconditional": ("text", lambda model, **more: model.generate_unconditional(1, **more)),
+    "melody": ("melody", lambda model, **more: model.generate_with_chroma(["sad"], tune(2), RATE, **more)),
+    "continuation": (
+        "text",
+        lambda model, **more: model.generate_continuation(noise(1, 9_000), RATE, ["calm piano"], **more),
+    ),
+    "stereo": ("stereo", lambda model, **more: model.generate(["calm piano"], **more)),
+}
+
+
+@pytest.mark.parametrize("way", REPLAYED)
+@pytest.mark.parametrize("ending", audio.FORMATS)
+def test_a_file_replays(ending: str, way: str, tmp_path: Path) -> None:
+    layout, make = REPLAYED[way]
+    model = model_of(layout)
+    model.set_generation_params(duration=0.5, temperature=1.2, top_k=20)
+    wave, tokens = make(model, return_tokens=True, seed=9)
+    path = audio.write(tmp_path / f"made{ending}", wave[0], model.sample_rate, manifest=model.manifests[0])
+    model.set_generation_params(duration=3.0)  # another setting of the model does not matter
+    replayed, again = model.replay(audio.read_manifest(path))
+    assert torch.equal(again, tokens)
+    assert close(replayed, wave)
+
+
+@pytest.mark.parametrize("ending", audio.FORMATS)
+def test_a_file_with_a_long_prompt_and_melody_replays(ending: str, tmp_path: Path) -> None:
+    """Five seconds of stereo prompt and three windows of melody: a manifest of some 10 kB."""
+    model = tiny(melody=True, channels=2, window=6.0)
+    model.set_generation_params(duration=5.2)
+    told = {
+        "melody_wavs": tune(6),
+        "melody_sample_rate": RATE,
+        "prompt": noise(2, 5 * RATE),
+        "prompt_sample_rate": RATE,
+    }
+    wave = torch.cat(list(model.stream(["calm piano " * 100], seed=9, **told)), dim=-1)
+    path = audio.write(tmp_path / f"made{ending}", wave[0], model.sample_rate, manifest=model.manifests[0])
+    assert audio.read_manifest(path) == model.manifests[0]
+    assert close(model.replay(audio.read_manifest(path))[0], wave)
+
+
+@pytest.mark.parametrize("ending", audio.FORMATS)
+def test_every_format_carries_a_manifest_of_any_size_and_script(ending: str, tmp_path: Path) -> None:
+    manifest = {"mgkit": "0", "licence": "MIT", "text": 'Ünïcødé 音楽 🎹 "quoted"\n', "prompt": "x" * 60_000}
+    path = audio.write(tmp_path / f"made{ending}", noise(1, RATE), RATE, manifest=manifest)
+    assert audio.read_manifest(path) == manifest
+    assert audio.read(path)[0].shape[-1] >= RATE
+
+
+def test_a_run_that_was_stopped_replays() -> None:
+    model, stop = model_of("text"), threading.Event()
+    model.set_generation_params(duration=0.6)
+    on_step = lambda done, total: stop.set() if done == 17 else None  # noqa: E731
+    tokens = run(model, ["calm piano"], 9, on_step=on_step, stop=stop)
+    assert tokens.shape[-1] == 14
+    assert torch.equal(model.replay(model.manifests[0])[1], tokens)
+
+
+def test_each_sample_of_a_batch_replays_alone() -> None:
+    model = model_of("melody")
+    model.set_generation_params(duration=0.4)
+    tokens = run(model, TEXTS, 9, melody=[tune(1), None, tune(2)])
+    for i, manifest in enumerate(model.manifests):
+        assert torch.equal(model.replay(manifest)[1], tokens[i : i + 1])
+
+
+def test_a_long_piece_replays() -> None:
+    model = tiny(melody=True, window=1.0)
+    model.set_generation_params(duration=2.1, two_step_cfg=True, cfg_coef_beta=2.0)
+    tokens = run(model, ["calm piano"], 9, melody=tune(1.7))
+    assert torch.equal(model.replay(model.manifests[0])[1], tokens)
+
+
+def test_other_weights_do_not_replay() -> None:
+    model, other = model_of("text"), tiny(layers=1)
+    model.set_generation_params(duration=0.2)
+    run(model, ["calm piano"])
+    with pytest.raises(ValueError, match="other weights"):
+        other.replay(model.manifests[0])
+
+
+def test_a_manifest_whose_prompt_was_changed_does_not_replay() -> None:
+    model = model_of("text")
+    model.set_generation_params(use_sampling=False, duration=0.4)
+    run(model, ["calm piano"])
+    with pytest.raises(ValueError, match="came out different"):
+        model.replay(model.manifests[0] | {"text": "fast drums"})
