@@ -37,10 +37,11 @@ $(VENV)/.test: $(VENV)/.lab
 # The page holds its pictures and sounds itself; all that it fetches is the Colab badge.
 demo: $(VENV)/.lab
 	@mkdir -p outputs
-	$(BIN)/python -m nbconvert --log-level=ERROR --KernelManager.transport=ipc \
+	$(BIN)/python -m nbconvert --log-level=ERROR --ExecutePreprocessor.extra_arguments=--log-level=40 \
 	  --execute notebooks/01_demo.ipynb --to html --embed-images \
 	  --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= --HTMLExporter.jquery_url= \
-	  --ExecutePreprocessor.store_widget_state=False --output-dir=outputs --output=01_demo.html
+	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.startup_timeout=300 \
+	  --output-dir=outputs --output=01_demo.html
 	@test -s outputs/demo.wav
 	@echo
 	@echo "Made by the embedded model just now:"

@@ -83,7 +83,8 @@ def write(
                 comment = json.dumps({**manifest, "strategy": strategy})
                 if form != "WAV":
                     file.comment = comment
-                file.license = manifest.get("licence", "")
+                if manifest.get("licence"):
+                    file.license = manifest["licence"]
             for start in range(0, len(data), CHUNK):
                 file.write(data[start : start + CHUNK])
         if manifest and form == "WAV":

@@ -221,7 +221,9 @@ class Codec(nn.Module):
 
     def _latents(self, codes: Tensor, channels: int) -> Tensor:
         """Latents [B * C, D, T] of codes [B, K * C, T]."""
-        if codes.is_floating_point() or codes.dim() != 3 or codes.shape[1] % channels:
+        if codes.is_floating_point():
+            raise ValueError(f"codes are whole numbers, as encode gives them, not {codes.dtype}")
+        if codes.dim() != 3 or codes.shape[1] % channels:
             raise ValueError(
                 f"codes are [batch, codebooks * {channels} channels, frames], not {list(codes.shape)}"
             )

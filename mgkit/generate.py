@@ -107,9 +107,9 @@ def _checked(setting: Field, value: Any) -> Any:
     kind, fits = setting.metadata["kind"], setting.metadata["fits"]
     number = isinstance(value, Real) and (kind is bool or not isinstance(value, bool))
     try:
-        if number and kind(value) == value and math.isfinite(value) and fits(value):
+        if number and math.isfinite(value) and kind(value) == value and fits(value):
             return kind(value)
-    except OverflowError:
+    except OverflowError:  # an int beyond all floats
         pass
     raise ValueError(f"{setting.name} is {value!r}; it must be {setting.metadata['takes']}")
 

@@ -50,6 +50,12 @@ def check_texts(texts: Texts, what: str = "descriptions") -> list[str]:
             raise ValueError(
                 f"{what} holds {text!r}, a {type(text).__name__}; it must hold strings, or None for no text"
             )
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{what} holds {text!r}, which is not valid Unicode: read it again as UTF-8"
+            ) from None
     return [text or "" for text in rows]
 
 
@@ -115,12 +121,13 @@ def from_manifest(manifest: dict, codebooks: int) -> Job:
     Errors: ValueError where something is missing or was changed.
     """
     try:
+        int(manifest["frames"])
         return Job(
-            texts=[manifest["text"]],
-            negative=[manifest["negative"]],
+            texts=check_texts([manifest["text"]]),
+            negative=check_texts([manifest["negative"]]),
             melody={int(start): unpack(grid)[None] for start, grid in manifest["melody"].items()},
             prompt=unpack(manifest["prompt"]).view(1, codebooks, -1),
-            seeds=[manifest["seed"]],
+            seeds=check_seeds([manifest["seed"]], 1),
             settings=Settings(**manifest["settings"]),
             plan=[],
         )

@@ -231,21 +231,21 @@ class MusicGen:
         if not isinstance(chunk_seconds, Real) or not 0 < chunk_seconds < math.inf:
             raise ValueError(f"chunk_seconds is {chunk_seconds!r}; it must be a number of seconds over 0")
         chunk = max(1, round(chunk_seconds * self.frame_rate))
-        return self._stream(job, chunk, on_step or self._on_step, stop)
+        return self._stream(job, self._frames(job, on_step or self._on_step, stop), chunk)
 
     def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
         """Wave [1, C, N] and tokens [1, K, T] of the run that `manifest` (of `audio.read_manifest`) tells of, made again.
 
         Errors: ValueError where the weights are others than those that made it, or the tokens come out different.
         """
-        job = from_manifest(manifest, self.lm.config.codebooks)
         if manifest.get("weights") != self._fingerprint():
             raise ValueError(
                 f"it was made with other weights than those of {self.name!r} here: load the ones that made it"
             )
+        job = from_manifest(manifest, self.lm.config.codebooks)
         prompt = job.prompt.to(self.lm.device)
         job = replace(job, prompt=prompt, plan=self._plan(job.settings, prompt.shape[-1]))
-        tokens = self._tokens(job, progress, None, None)[..., : manifest.get("frames")]
+        tokens = self._tokens(job, progress, None, None)[..., : int(manifest["frames"])]
         if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
                 f"the tokens came out different: the file was made with {manifest.get('machine')}, this is "
@@ -375,14 +375,14 @@ class MusicGen:
         self.manifests = self._manifests(job, tokens)
         return tokens
 
-    def _stream(self, job: Job, chunk: int, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
+    def _stream(self, job: Job, frames: Iterator[Tensor], chunk: int) -> Iterator[Tensor]:
         made, sent = [job.prompt], 0
 
         def chunks() -> Iterator[Tensor]:
             if job.prompt.shape[-1]:
                 yield job.prompt
             held: list[Tensor] = []
-            for frame in self._frames(job, on_step, stop):
+            for frame in frames:
                 made.append(frame[..., None])
                 held.append(frame[..., None])
                 if len(held) == chunk:
@@ -484,12 +484,18 @@ def _bar(progress: bool, also: OnStep | None) -> Iterator[OnStep | None]:
         return
     from tqdm.auto import tqdm
 
-    with tqdm(unit=" steps") as bar:
+    bar = None
 
-        def on_step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if also:
-                also(done, total)
+    def on_step(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:  # drawn once there is something to show
+            bar = tqdm(total=total, unit=" steps")
+        bar.update(done - bar.n)
+        if also:
+            also(done, total)
 
+    try:
         yield on_step
+    finally:
+        if bar is not None:
+            bar.close()

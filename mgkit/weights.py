@@ -147,7 +147,7 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
     except (
         Exception
     ) as error:  # from the many readers of many files: theirs are of every kind, and pages long
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise WeightsError(f"{folder} does not hold a MusicGen that can be read ({reason})") from error
     model.name = name
     if PRESETS.get(name, name).startswith("facebook/"):
@@ -197,7 +197,11 @@ def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -
     fill(_named(model), source, hugging_face, folder)
     generation = folder / "generation_config.json"
     frames = json.loads(generation.read_text()).get("max_length") if generation.exists() else None
-    if frames:
+    if frames is not None:
+        if not isinstance(frames, int) or frames < 1:
+            raise WeightsError(
+                f"{generation}: max_length is {frames!r}; it must be the frames of a window, such as 1500"
+            )
         model.window = frames / codec.frame_rate
     model.licence = said.get("licence", model.licence)
     return model

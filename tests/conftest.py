@@ -30,12 +30,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
 
 
+def on_ci() -> bool:
+    return os.environ.get("CI", "") not in ("", "0", "false")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
-    on_ci = os.environ.get("CI", "") not in ("", "0", "false")
     expected = hasattr(report, "wasxfail") or any(item.get_closest_marker(name) for name in MAY_SKIP)
-    if on_ci and report.skipped and not expected:
+    if on_ci() and report.skipped and not expected:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} skipped on CI, where it must run: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector):
+    report = yield
+    if on_ci() and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} skipped on CI, where it must run: {report.longrepr}"
     return report

@@ -79,7 +79,9 @@ def test_arrays_doubles_and_halves_are_written_as_tensors_are(tmp_path):
         audio.write(tmp_path / f"{i}.wav", same, float(RATE))
         assert (tmp_path / f"{i}.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
     audio.write(tmp_path / "half.wav", wave.half(), RATE)
-    torch.testing.assert_close(audio.read(tmp_path / "half.wav")[0], audio.read(tmp_path / "a.wav")[0], atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        audio.read(tmp_path / "half.wav")[0], audio.read(tmp_path / "a.wav")[0], atol=2e-3, rtol=0
+    )
 
 
 def test_a_long_piece_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
@@ -92,7 +94,9 @@ def test_a_long_piece_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
         "thread.start(); thread.join()"
     )
     path = tmp_path / "long.ogg"
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=environment()
+    )
     assert done.returncode == 0, done.stderr or f"died of signal {-done.returncode}"
     assert soundfile.info(path).frames == 60 * 8000
 
@@ -118,7 +122,9 @@ def test_the_manifest_travels_in_the_file_whatever_its_length(tmp_path, ending, 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_manifest_changes_no_sample(tmp_path, ending):
     wave = tune(0.5)
-    bare, said = (audio.write(tmp_path / f"{i}{ending}", wave, RATE, "clip", [None, MANIFEST][i]) for i in (0, 1))
+    bare, said = (
+        audio.write(tmp_path / f"{i}{ending}", wave, RATE, "clip", [None, MANIFEST][i]) for i in (0, 1)
+    )
     assert torch.equal(audio.read(bare)[0], audio.read(said)[0])
 
 
@@ -167,7 +173,15 @@ def test_others_may_read_what_was_written(tmp_path):
 
 @pytest.mark.parametrize(
     ("rate", "to"),
-    [(44100, 32000), (48000, 32000), (32000, 44100), (11025, 48000), (44101, 32000), (31999, 32000), (96000, 8000)],
+    [
+        (44100, 32000),
+        (48000, 32000),
+        (32000, 44100),
+        (11025, 48000),
+        (44101, 32000),
+        (31999, 32000),
+        (96000, 8000),
+    ],
 )
 @pytest.mark.parametrize("samples", [1, 2, 3, 441, 4410, 12345])
 def test_a_resampled_wave_has_exactly_the_samples_it_should(rate, to, samples):

@@ -97,7 +97,11 @@ def test_ten_thousand_words_are_refused_before_a_step_is_made(text):
     steps = []
     long = "calm piano " * 5000
     for prompts in ({"descriptions": [long]}, {"descriptions": ["calm"], "negative": long}):
-        refusal(lambda prompts=prompts: text.generate(**prompts, on_step=lambda *n: steps.append(n)), "10001", "512")
+        refusal(
+            lambda prompts=prompts: text.generate(**prompts, on_step=lambda *n: steps.append(n)),
+            "10001",
+            "512",
+        )
     assert not steps
 
 
@@ -126,7 +130,9 @@ BAD_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_SETTINGS.items() for value in bad])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, bad in BAD_SETTINGS.items() for value in bad]
+)
 def test_a_setting_that_makes_no_sense_is_named_and_the_others_stay(text, name, value):
     before = text.settings
     seen = str(value) if value != 10**400 else ""
@@ -135,7 +141,9 @@ def test_a_setting_that_makes_no_sense_is_named_and_the_others_stay(text, name, 
 
 
 def test_numbers_of_numpy_and_whole_floats_are_numbers(text):
-    text.set_generation_params(duration=np.float32(SECONDS), top_k=3.0, temperature=np.float64(0.9), use_sampling=1)
+    text.set_generation_params(
+        duration=np.float32(SECONDS), top_k=3.0, temperature=np.float64(0.9), use_sampling=1
+    )
     assert text.generate(["calm"]).shape == (1, 1, round(SECONDS * RATE))
 
 
@@ -156,12 +164,16 @@ def test_double_guidance_without_a_melody_is_refused(text, melody):
 # --- seeds ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [3.5, "12", "ab", 2**70, -(2**70), [1.7, 2], ["a", 1], [None, 1], [2**70, 1], [1], [1, 2, 3], []])
+@pytest.mark.parametrize(
+    "seed", [3.5, "12", "ab", 2**70, -(2**70), [1.7, 2], ["a", 1], [None, 1], [2**70, 1], [1], [1, 2, 3], []]
+)
 def test_seeds_are_whole_numbers_one_for_each_sample(text, seed):
     refusal(lambda: text.generate(["calm", "sad"], seed=seed), "seed")
 
 
-@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), torch.tensor(3), [3, 4], (3, 4), np.array([3, 4]), range(3, 5)])
+@pytest.mark.parametrize(
+    "seed", [np.int64(3), np.uint8(3), torch.tensor(3), [3, 4], (3, 4), np.array([3, 4]), range(3, 5)]
+)
 def test_seeds_may_be_whole_numbers_of_any_make(text, seed):
     tokens = [text.generate(["calm", "sad"], return_tokens=True, seed=s)[1] for s in (3, seed)]
     assert torch.equal(*tokens)
@@ -182,7 +194,7 @@ BAD_WAVES = {
     "NaN": (GOOD * math.nan, ["NaN"]),
     "infinity": (GOOD / 0, ["infinity"]),
     "no samples": (GOOD[:, :0], ["no samples"]),
-    "no waves": ([], ["0"]),
+    "no waves": ([], []),
     "None": (None, ["None"]),
     "a path": (Path("a.wav"), ["a.wav", "read"]),
     "a string": ("a.wav", ["a.wav", "read"]),
@@ -192,15 +204,20 @@ BAD_WAVES = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_WAVES)
-@pytest.mark.parametrize("role", ["audio prompt", "melody"])
+@pytest.mark.parametrize(
+    ("role", "case"),
+    [
+        *(("audio prompt", case) for case in BAD_WAVES),
+        *(("melody", case) for case in BAD_WAVES if case != "None"),
+    ],
+)
 def test_a_wave_that_is_none_is_refused_by_its_role(text, melody, role, case):
     wave, words = BAD_WAVES[case]
     ways = {
         "audio prompt": lambda: text.generate_continuation(wave, RATE, ["calm"]),
         "melody": lambda: melody.generate_with_chroma(["calm"], wave, RATE),
     }
-    assert role in refusal(ways[role], *words) or "samples" in words
+    refusal(ways[role], role, *words)
 
 
 @pytest.mark.parametrize("case", [case for case in BAD_WAVES if case != "too many"])
@@ -348,7 +365,9 @@ def test_ctrl_c_at_any_step_returns_what_was_made(text, whole, interruptible, ca
 
 
 @pytest.mark.parametrize("call", [1, 2, 5, STEPS])
-def test_ctrl_c_inside_the_language_model_returns_what_was_made(text, whole, interruptible, monkeypatch, call):
+def test_ctrl_c_inside_the_language_model_returns_what_was_made(
+    text, whole, interruptible, monkeypatch, call
+):
     interrupt_call(monkeypatch, text.lm, "hidden", call)
     wave, tokens = text.generate(["calm", "sad"], True, True, seed=5)
     assert_begins(text, whole, wave, tokens)
@@ -370,7 +389,9 @@ def test_ctrl_c_at_any_step_of_a_stream_yields_what_was_made(text, whole, interr
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_ctrl_c_inside_the_decoder_of_a_stream_yields_what_was_made(text, whole, interruptible, monkeypatch, call):
+def test_ctrl_c_inside_the_decoder_of_a_stream_yields_what_was_made(
+    text, whole, interruptible, monkeypatch, call
+):
     interrupt_call(monkeypatch, text.codec.decoder[1], "resume", call)
     with plays(text, whole) as chunks:
         chunks.extend(text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06))
@@ -469,7 +490,11 @@ def test_an_error_in_a_callback_is_the_callers_own_and_breaks_nothing(text, whol
 def test_the_progress_bar_is_closed_however_a_run_ends(text, interruptible, capsys):
     import tqdm.auto
 
-    for end in ({"on_step": ctrl_c_at(4)}, {"stop": StopAfter(3)}, {"on_step": lambda done, total: 1 // (done - 5)}):
+    for end in (
+        {"on_step": ctrl_c_at(4)},
+        {"stop": StopAfter(3)},
+        {"on_step": lambda done, total: 1 // (done - 5)},
+    ):
         try:
             text.generate(["calm"], progress=True, **end)
         except ZeroDivisionError:
@@ -570,7 +595,7 @@ def test_a_tensor_too_many_is_refused_by_name(folder):
 )
 def test_a_config_that_disagrees_with_its_weights_is_refused(folder, change, word):
     edit(folder / "config.json", **change)
-    refusal(lambda: load(folder), str(folder), word)
+    refusal(lambda: load(folder), word)
 
 
 @pytest.mark.parametrize(
@@ -588,11 +613,15 @@ def test_a_codec_of_another_architecture_is_refused(folder, change):
     refusal(lambda: load(folder), "codec", str(*change.values()))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "5", "null", "{}", '{"a": 1} x', '{"model_type": 5}', "\x00\x01"])
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "5", "null", "{}", '{"a": 1} x', '{"model_type": 5}', "\x00\x01"]
+)
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+)
 def test_a_broken_json_file_is_refused_or_does_not_matter(folder, name, content):
     (folder / name).write_text(content)
-    if name in ("generation_config.json", "tokenizer_config.json") and content in ("{}", '{"model_type": 5}'):
+    if name == "generation_config.json" and content in ("{}", '{"model_type": 5}'):
         load(folder)  # nothing that is needed was in it
     else:
         refusal(lambda: load(folder), str(folder))
@@ -610,7 +639,9 @@ def test_a_model_of_another_type_is_refused_by_type(folder, kind):
     refusal(lambda: load(folder), kind, "musicgen")
 
 
-@pytest.mark.parametrize("missing", [["config.json"], ["model.safetensors"], ["tokenizer.json", "tokenizer_config.json"]])
+@pytest.mark.parametrize(
+    "missing", [["config.json"], ["model.safetensors"], ["tokenizer.json", "tokenizer_config.json"]]
+)
 def test_a_folder_that_lacks_a_part_is_refused(folder, missing):
     for name in missing:
         (folder / name).unlink()
@@ -647,7 +678,9 @@ def pickled(content, file):
 def test_code_in_a_bin_file_is_not_run(tmp_path, write, hidden):
     ran = tmp_path / "ran"
     payload = Payload(ran)
-    write({"best_state": {"x": payload}, "xp.cfg": "a: 1"} if hidden else payload, tmp_path / "state_dict.bin")
+    write(
+        {"best_state": {"x": payload}, "xp.cfg": "a: 1"} if hidden else payload, tmp_path / "state_dict.bin"
+    )
     sentence = refusal(lambda: load(tmp_path), "state_dict.bin")
     assert not ran.exists()
     assert "weights_only" not in sentence, "tells how to run the code after all"
@@ -737,7 +770,9 @@ def test_an_empty_folder_says_what_should_be_in_it(tmp_path):
 @pytest.mark.parametrize("name", ["small", "facebook/musicgen-melody", "someone/something"])
 def test_without_a_network_the_command_is_named(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    sentence = refusal(lambda: MusicGen.get_pretrained(name), "python -m mgkit fetch", kinds=FileNotFoundError)
+    sentence = refusal(
+        lambda: MusicGen.get_pretrained(name), "python -m mgkit fetch", kinds=FileNotFoundError
+    )
     assert name.split("/")[-1] in sentence
 
 
@@ -777,7 +812,9 @@ def read_only(monkeypatch):
     def refuse(path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
 
-    monkeypatch.setattr(os, "open", lambda p, f, *a, **k: refuse(p) if f & os.O_CREAT else real_open(p, f, *a, **k))
+    monkeypatch.setattr(
+        os, "open", lambda p, f, *a, **k: refuse(p) if f & os.O_CREAT else real_open(p, f, *a, **k)
+    )
     monkeypatch.setattr(os, "mkdir", lambda p, *a, **k: refuse(p))
     yield
     monkeypatch.setattr(os, "mkdir", real_mkdir)
@@ -786,14 +823,18 @@ def read_only(monkeypatch):
 @pytest.fixture(params=list(audio.FORMATS))
 def recording(request, tmp_path):
     """A file that must survive."""
-    return audio.write(tmp_path / f"a{request.param}", tune(0.1), RATE, manifest={"mgkit": "0", "text": "first"})
+    return audio.write(
+        tmp_path / f"a{request.param}", tune(0.1), RATE, manifest={"mgkit": "0", "text": "first"}
+    )
 
 
 @pytest.mark.parametrize("free", [0, 3000, 20000])
 def test_a_full_disk_leaves_the_earlier_recording(recording, free):
     before = contents(recording.parent)
     with full_disk(free):
-        refusal(lambda: audio.write(recording, noise(2, 5 * RATE), RATE), recording.name, "disk", kinds=OSError)
+        refusal(
+            lambda: audio.write(recording, noise(2, 5 * RATE), RATE), recording.name, "disk", kinds=OSError
+        )
     assert contents(recording.parent) == before
     assert audio.read_manifest(recording)["text"] == "first"
 
@@ -863,7 +904,9 @@ def test_an_ending_that_cannot_be_written_is_refused(tmp_path, name):
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):
-    sentence = refusal(lambda: audio.write(tmp_path / "no" / "a.wav", GOOD, RATE), str(tmp_path / "no"), kinds=OSError)
+    sentence = refusal(
+        lambda: audio.write(tmp_path / "no" / "a.wav", GOOD, RATE), str(tmp_path / "no"), kinds=OSError
+    )
     assert "/." not in sentence, "names a draft, which is none of the user's business"
 
 
@@ -874,7 +917,9 @@ def test_a_folder_is_no_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.wav"]
 
 
-@pytest.mark.parametrize("case", [case for case in BAD_WAVES if case not in ("no waves", "too many", "one too deep")])
+@pytest.mark.parametrize(
+    "case", [case for case in BAD_WAVES if case not in ("no waves", "too many", "one too deep")]
+)
 def test_what_is_no_wave_is_not_written(tmp_path, case):
     wave, words = BAD_WAVES[case]
     refusal(lambda: audio.write(tmp_path / "a.wav", wave, RATE), *([] if isinstance(wave, tuple) else words))
@@ -940,16 +985,26 @@ def test_a_file_that_does_not_say_how_it_was_made_is_refused(tmp_path, ending):
         refusal(lambda: audio.read_manifest(tmp_path / f"a{ending}"), f"a{ending}", "how it was made")
 
 
-@pytest.mark.parametrize("key", ["weights", "settings", "text", "seed", "melody", "prompt", "frames", "tokens"])
-@pytest.mark.parametrize("value", [..., None, 5, "x", [], {}, "eJw="])
+BAD_VALUES = {
+    "weights": [..., None, 5],
+    "settings": [..., None, 5, "x", []],
+    "text": [..., 5, [], {}],
+    "negative": [..., 5, []],
+    "seed": [..., None, "x", [], {}, -1, 2**70],
+    "melody": [..., None, 5, "x", [], {"x": "eJw="}, {"0": "eJw="}, {"0": 5}],
+    "prompt": [..., None, 5, "x", [], "eJw=", "eJwDAAAAAAE="],
+    "frames": ["x", [], {}, 5, -1],
+    "tokens": [..., None, 5, "x"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, bad in BAD_VALUES.items() for value in bad])
 def test_a_broken_manifest_is_refused(text, manifest, key, value):
-    broken = {name: value if name == key else was for name, was in manifest.items() if (name, value) != (key, ...)}
-    if (key, value) in (("melody", {}), ("frames", 5), ("seed", 5), ("text", "x")) and broken == manifest:
-        pytest.fail("nothing was broken")
-    if (key, value) == ("melody", {}):
-        text.replay(broken)  # as it was
-    else:
-        refusal(lambda: text.replay(broken))
+    broken = {
+        name: value if name == key else was for name, was in manifest.items() if (name, value) != (key, ...)
+    }
+    assert broken != manifest
+    refusal(lambda: text.replay(broken))
 
 
 @pytest.mark.parametrize("manifest", [None, {}, [], "calm", {"mgkit": "9.9"}])

@@ -69,6 +69,8 @@ def test_notebook_runs(path, tmp_path):
     folder.mkdir()
     (tmp_path / "data").symlink_to(ROOT / "data")
     notebook = read(path)
-    NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=SECONDS, startup_timeout=SECONDS, resources={"metadata": {"path": str(folder)}}
+    ).execute()
     errors = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert not errors

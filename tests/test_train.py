@@ -44,11 +44,11 @@ def codec_run(**changed) -> CodecRun:
 
 
 class Music:
-    """A stand-in for `Tokens`: codes [clips, 2, 12] and pitch classes [clips, 4]."""
+    """A stand-in for `Tokens`: codes [clips, 2, 40] and pitch classes [clips, 4]."""
 
     def __init__(self, clips: int = 5):
         rng = np.random.default_rng(0)
-        self.codes, self.melody = rng.integers(0, 16, (clips, 2, 12)), rng.integers(0, 12, (clips, 4))
+        self.codes, self.melody = rng.integers(0, 16, (clips, 2, 40)), rng.integers(0, 12, (clips, 4))
         self.captions = [CAPTIONS[i % 3] for i in range(clips)]
 
     def __len__(self) -> int:
@@ -201,9 +201,9 @@ def test_halves_side_by_side_give_the_gradients_of_the_whole():
 
 
 def test_every_clip_is_seen_once_before_any_is_seen_twice(tokenizer):
-    learner = LMLearner(lm_run(batch=2), Music(12), Music(12), tokenizer)
-    seen = np.concatenate([learner._rows(step, lm_training.LENGTHS[step % 2][1]) for step in range(4)])
-    assert sorted(seen.tolist()) == list(range(12))
+    learner = LMLearner(lm_run(batch=2), Music(34), Music(34), tokenizer)
+    seen = np.concatenate([learner._rows(step, lm_training.VIEWS[step % 3][1]) for step in range(3)])
+    assert sorted(seen.tolist()) == list(range(34))
 
 
 def test_tokenizer_knows_every_sign_and_survives_saving(tokenizer, tmp_path):

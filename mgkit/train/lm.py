@@ -27,9 +27,11 @@ from mgkit.lm import LM, LMConfig
 from mgkit.text import TextEncoder
 
 from .run import Average, Row, side_by_side, train, write_whole
-from .tokens import Tokens
+from .tokens import STRIDE, Tokens
 
-LENGTHS = ((1.0, 1), (0.5, 2))  # share of the clip, from its beginning, and how many times the batch
+# Views take turns: share of the clip, how many times the batch, and whether from its beginning or from anywhere. What a
+# caption says can be heard from what has sounded so far, once a second has sounded: only beginnings teach to listen to it.
+VIEWS = ((1.0, 1, False), (0.1, 8, False), (0.1, 8, True))
 
 
 @dataclass(frozen=True)
@@ -203,9 +205,11 @@ class LMLearner:
     def step(self, step: int, lr: float) -> Row:
         """One batch; see `run.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, step))
-        share, times = LENGTHS[step % len(LENGTHS)]
+        share, times, anywhere = VIEWS[step % len(VIEWS)]
         rows = self._rows(step, times)
-        codes, melody = self.data.music(rows, round(share * self.data.codes.shape[-1]))
+        frames = round(share * self.data.codes.shape[-1])
+        start = rng.integers(1 + (self.data.codes.shape[-1] - frames) // STRIDE) if anywhere else 0
+        codes, melody = self.data.music(rows, frames, int(start))
         texts = [disturb(str(rng.choice(self.data.captions[i])), run, rng) for i in rows]
         keep = torch.from_numpy(rng.random(len(rows)) >= run.drop_all)
         hear = torch.from_numpy(rng.random(len(rows)) >= run.drop_melody) & keep
@@ -231,7 +235,7 @@ class LMLearner:
 
     def _rows(self, step: int, times: int) -> np.ndarray:
         """The clips of a batch: every clip once, in an order of its own, then all again in another."""
-        batches = [times for _, times in LENGTHS]
+        batches = [times for _, times, _ in VIEWS]
         rounds, rest = divmod(step, len(batches))
         first = self.run.batch * (rounds * sum(batches) + sum(batches[:rest]))
         places = range(first, first + self.run.batch * times)

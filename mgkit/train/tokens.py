@@ -23,6 +23,8 @@ from mgkit.codec import Codec
 from . import codec as codec_training
 from .run import Clips, waves, write_whole
 
+STRIDE, STRIDE_CHROMA = 32, 5  # frames of codes and of chroma that take equally long: 32 * 640 = 5 * 4096 samples
+
 
 def chroma_frames(samples: int) -> int:
     """Pitch classes of a clip: 79 for ten seconds."""
@@ -93,10 +95,12 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def music(self, rows: np.ndarray, frames: int) -> tuple[Tensor, Tensor]:
-        """Codes [B, K, frames] of the clips' beginnings, and pitch classes [B, F] of the whole clips."""
-        codes = torch.from_numpy(self.codes[rows, :, :frames].astype(np.int64))
-        return codes, torch.from_numpy(self.melody[rows].astype(np.int64))
+    def music(self, rows: np.ndarray, frames: int, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Codes [B, K, frames] of the clips from frame `start` * STRIDE on, and pitch classes [B, F] in a loop from there."""
+        at = start * STRIDE
+        codes = torch.from_numpy(self.codes[rows, :, at : at + frames].astype(np.int64))
+        heard = torch.from_numpy(self.melody[rows].astype(np.int64))
+        return codes, heard.roll(-start * STRIDE_CHROMA, dims=1)
 
 
 def main(argv: list[str] | None = None) -> None:

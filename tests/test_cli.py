@@ -1,0 +1,449 @@
+"""The command line: what it makes, what it says, and that a mistake is one line."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import RATE, tiny, tune
+
+import mgkit
+from mgkit import audio
+from mgkit.__main__ import main
+from mgkit.generate import Settings
+
+DATA = Path(__file__).parent.parent / "data"
+TUNE = DATA / "melodies" / "ode_to_joy.ogg"
+RECORDING = DATA / "recordings" / "loop_tabla.flac"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    tiny(melody=True).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def textual(tmp_path_factory):
+    path = tmp_path_factory.mktemp("textual")
+    tiny().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def made(folder, tmp_path):
+    """A file that `generate` made."""
+    run(
+        "generate",
+        "calm piano",
+        "--model",
+        folder,
+        "--duration",
+        "0.3",
+        "--seed",
+        "7",
+        "-o",
+        tmp_path / "made.wav",
+    )
+    return tmp_path / "made.wav"
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails the test where a model is loaded."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded before the mistake was named")
+
+    monkeypatch.setattr(mgkit.MusicGen, "get_pretrained", staticmethod(refuse))
+
+
+@pytest.fixture
+def no_steps(monkeypatch):
+    """Fails the test where generation begins."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("generation began before the mistake was named")
+
+    monkeypatch.setattr("mgkit.musicgen.frames", refuse)
+
+
+def run(*words):
+    assert main([str(word) for word in words]) == 0
+
+
+def mistake(capsys, *words):
+    """The one line that the command ends with, and its status of 2."""
+    capsys.readouterr()
+    try:
+        status = main([str(word) for word in words])
+    except SystemExit as end:  # argparse's, after the usage
+        lines = capsys.readouterr().err.splitlines()
+        assert end.code == 2 and lines[0].startswith("usage:")
+        return lines[-1]
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("mgkit: "), shown.err
+    assert shown.out == ""
+    return lines[0]
+
+
+def environment(**changes):
+    """The environment of a subprocess that finds mgkit where this process did."""
+    here = os.pathsep.join([str(Path(mgkit.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": here, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | changes
+
+
+# --- generate ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", list(audio.FORMATS))
+def test_generate_writes_a_file_of_the_length_asked_for_that_says_how_it_was_made(
+    folder, tmp_path, capsys, ending
+):
+    out = tmp_path / f"a{ending}"
+    run("generate", "calm piano", "--model", folder, "--duration", "0.3", "--seed", "7", "-o", out)
+    wave, rate = audio.read(out)
+    assert rate == RATE and wave.shape == (1, round(0.3 * RATE))
+    said = audio.read_manifest(out)
+    assert (said["text"], said["seed"], said["frames"]) == ("calm piano", 7, 15)
+    shown = capsys.readouterr().out
+    assert str(out) in shown and "0.3 s" in shown and "seed 7" in shown
+
+
+def test_the_same_seed_makes_the_same_tokens_and_another_others(folder, tmp_path):
+    tokens = []
+    for i, seed in enumerate((7, 7, 8)):
+        out = tmp_path / f"{i}.wav"
+        run("generate", "calm", "--model", folder, "--duration", "0.3", "--seed", seed, "-o", out)
+        tokens.append(audio.read_manifest(out)["tokens"])
+    assert tokens[0] == tokens[1] != tokens[2]
+
+
+def test_without_a_seed_one_is_drawn_and_said(folder, tmp_path, capsys):
+    run("generate", "calm", "--model", folder, "--duration", "0.1", "-o", tmp_path / "a.wav")
+    seed = audio.read_manifest(tmp_path / "a.wav")["seed"]
+    assert f"seed {seed}" in capsys.readouterr().out
+
+
+def test_every_setting_is_an_option_with_its_words_and_default_in_the_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in fields(Settings):
+        assert f"--{setting.name.replace('_', '-')}" in shown
+        assert " ".join(setting.metadata["help"].split()) in shown
+        if setting.name != "duration" and setting.default is not None:
+            assert f"{setting.metadata['help']} (default: {setting.default})" in shown
+
+
+def test_every_setting_arrives(folder, tmp_path):
+    chosen = {
+        "use_sampling": False,
+        "top_k": 5,
+        "top_p": 0.5,
+        "temperature": 0.7,
+        "duration": 0.3,
+        "cfg_coef": 2.0,
+        "cfg_coef_beta": 4.0,
+        "two_step_cfg": True,
+        "extend_stride": 5.0,
+    }
+    assert chosen.keys() == {setting.name for setting in fields(Settings)}
+    words = []
+    for name, value in chosen.items():
+        option = name.replace("_", "-")
+        words += [
+            f"--no-{option}" if value is False else f"--{option}",
+            *([] if isinstance(value, bool) else [value]),
+        ]
+    run("generate", "calm", "--model", folder, "--melody", TUNE, "-o", tmp_path / "a.wav", *words)
+    assert audio.read_manifest(tmp_path / "a.wav")["settings"] == chosen
+
+
+def test_left_out_settings_take_their_defaults_and_a_piece_is_no_longer_than_a_window(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        mgkit.MusicGen, "generate", lambda model, texts, **rest: pytest.fail(str(model.settings))
+    )
+    with pytest.raises(pytest.fail.Exception) as caught:
+        main(["generate", "calm", "--model", folder, "-o", str(tmp_path / "a.wav")])
+    assert str(caught.value) == str(Settings(duration=10.0))
+
+
+def test_a_melody_is_followed(folder, tmp_path):
+    common = ("generate", "calm", "--model", folder, "--duration", "0.3", "--seed", "7")
+    run(*common, "-o", tmp_path / "without.wav")
+    run(*common, "-o", tmp_path / "with.wav", "--melody", TUNE)
+    bare, tuned = (audio.read_manifest(tmp_path / f"{name}.wav") for name in ("without", "with"))
+    assert tuned["melody"] and not bare["melody"]
+    assert tuned["tokens"] != bare["tokens"]
+
+
+def test_a_prompt_is_gone_on_from(folder, tmp_path):
+    prompt = audio.write(tmp_path / "prompt.flac", audio.read(RECORDING)[0][:, :8820], 44100)  # 0.2 s
+    run(
+        "generate",
+        "",
+        "--model",
+        folder,
+        "--duration",
+        "0.5",
+        "--prompt-audio",
+        prompt,
+        "-o",
+        tmp_path / "a.wav",
+    )
+    said = audio.read_manifest(tmp_path / "a.wav")
+    assert said["frames"] == 25 and said["prompt"]
+    assert audio.read(tmp_path / "a.wav")[0].shape[-1] == RATE // 2
+
+
+def test_the_level_is_the_one_asked_for(folder, tmp_path):
+    for strategy, level in (("peak", 10 ** (-1 / 20)), ("rms", None)):
+        run(
+            "generate",
+            "",
+            "--model",
+            folder,
+            "--duration",
+            "0.3",
+            "--strategy",
+            strategy,
+            "-o",
+            tmp_path / "a.wav",
+        )
+        wave, _ = audio.read(tmp_path / "a.wav")
+        if level:
+            assert wave.abs().max() == pytest.approx(level, abs=1e-3)
+        else:
+            assert wave.pow(2).mean().sqrt() == pytest.approx(10 ** (-18 / 20), rel=0.1)
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == mgkit.__version__
+
+
+# --- replay -----------------------------------------------------------------------------------------------------
+
+
+def test_replay_makes_the_same_file_again(made, tmp_path, capsys):
+    run("replay", made, "-o", tmp_path / "again.wav")
+    assert "15 frames" in capsys.readouterr().out
+    assert torch.equal(audio.read(tmp_path / "again.wav")[0], audio.read(made)[0])
+    assert audio.read_manifest(tmp_path / "again.wav") == audio.read_manifest(made)
+
+
+@pytest.mark.parametrize("way", ["--melody", "--prompt-audio"])
+def test_replay_needs_neither_the_melody_nor_the_prompt(folder, tmp_path, capsys, way):
+    source = audio.write(tmp_path / "source.wav", tune(0.2), RATE)
+    words = ("--duration", "0.4", "--negative", "sad drums", "--top-k", "9", way, source)
+    run("generate", "calm", "--model", folder, "-o", tmp_path / "a.flac", *words)
+    source.unlink()
+    run("replay", tmp_path / "a.flac")
+    assert "20 frames" in capsys.readouterr().out
+
+
+def test_replay_takes_weights_that_moved(made, folder, tmp_path, capsys):
+    moved = tmp_path / "moved"
+    moved.symlink_to(folder)
+    run("replay", made, "--model", moved)
+    assert "15 frames" in capsys.readouterr().out
+
+
+def test_replay_of_a_file_that_does_not_say_how_it_was_made_is_one_line(capsys):
+    for foreign in (RECORDING, TUNE):
+        line = mistake(capsys, "replay", foreign)
+        assert foreign.name in line and "how it was made" in line
+
+
+def test_replay_with_other_weights_is_one_line(made, textual, capsys):
+    assert "weights" in mistake(capsys, "replay", made, "--model", textual)
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "broken manifest"])
+def test_replay_of_what_cannot_be_read_is_one_line(tmp_path, capsys, content):
+    file = tmp_path / "a.wav"
+    if content == "empty":
+        file.write_bytes(b"")
+    elif content == "broken manifest":
+        audio.write(file, tune(0.1), RATE, manifest={"mgkit": "9.9", "licence": "?", "model": 5})
+    assert len(mistake(capsys, "replay", file)) > 20
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["a.aac", "a", "no/such/folder/a.wav", "folder.wav", "."])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    no_work, tmp_path, monkeypatch, capsys, out
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.wav").mkdir()
+    assert (out.removesuffix("/a.wav") if "/" in out else out) in mistake(
+        capsys, "generate", "calm", "-o", out
+    )
+    assert os.listdir(tmp_path) == ["folder.wav"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--strategy", "loud"], "loud"),
+        (["--duration", "-1"], "duration"),
+        (["--duration", "nan"], "duration"),
+        (["--duration", "long"], "duration"),
+        (["--top-k", "2.5"], "top-k"),
+        (["--top-p", "2"], "top_p"),
+        (["--temperature", "inf"], "temperature"),
+        (["--seed", "1.5"], "seed"),
+        (["--melody", TUNE, "--prompt-audio", RECORDING], "--melody"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_before_any_work(
+    no_work, tmp_path, monkeypatch, capsys, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    assert said in mistake(capsys, "generate", "calm", *words)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--melody", "no.wav"], "no.wav"),
+        (["--prompt-audio", "no.wav"], "no.wav"),
+        (["--melody", __file__], "test_cli.py"),
+        (["--prompt-audio", TUNE, "--duration", "0.5"], "duration"),
+        (["--seed", 2**70], "seed"),
+        (["--seed", "-1"], "seed"),
+        (["--cfg-coef-beta", "3"], "cfg_coef_beta"),
+        (["--duration", "12", "--extend-stride", "11"], "extend_stride"),
+        (["--negative", "sad " * 999], "tokens"),
+        (["--device", "gpu"], "gpu"),
+    ],
+)
+def test_what_cannot_be_generated_from_is_one_line_before_any_step(
+    folder, no_steps, tmp_path, monkeypatch, capsys, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    assert said in mistake(capsys, "generate", "calm", "--model", folder, *words)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_melody_for_a_model_without_is_one_line(textual, no_steps, capsys):
+    assert "melody" in mistake(capsys, "generate", "calm", "--model", textual, "--melody", TUNE)
+
+
+def test_an_unknown_model_suggests_the_nearest(capsys):
+    assert "'melody'" in mistake(capsys, "generate", "calm", "--model", "meldy")
+
+
+@pytest.mark.parametrize("command", [["generate", "calm", "--model"], ["fetch"]])
+@pytest.mark.parametrize("name", ["small", "facebook/musicgen-small"])
+def test_without_a_network_the_command_to_run_is_named(command, name, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    line = mistake(capsys, *command, name)
+    assert "python -m mgkit fetch facebook/musicgen-small --dest" in line
+
+
+def test_fetch_of_what_is_no_model_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "'melody'" in mistake(capsys, "fetch", "meldy")
+    assert "nano" in mistake(capsys, "fetch", "nano")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["generate"], ["sing"], ["generate", "calm", "--loud"], ["train", "drums"]]
+)
+def test_what_is_no_command_shows_the_usage(capsys, words):
+    assert "error:" in mistake(capsys, *words)
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_file_stays(made, folder, monkeypatch, capsys):
+    before = made.read_bytes()
+
+    def replace(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", replace)
+    words = ("generate", "sad", "--model", folder, "--duration", "0.1", "-o", made)
+    assert main([str(word) for word in words]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and re.fullmatch(
+        r"mgkit: .*made\.wav.*No space.*", shown.splitlines()[-1]
+    )
+    assert made.read_bytes() == before and os.listdir(made.parent) == [made.name]
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["mgkit.MusicGen.get_pretrained", "mgkit.audio.write"])
+def test_ctrl_c_outside_generation_is_one_line_and_a_status_of_130(
+    folder, tmp_path, monkeypatch, capsys, where
+):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    out = tmp_path / "a.wav"
+    assert main(["generate", "calm", "--model", folder, "--duration", "0.1", "-o", str(out)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("mgkit: stopped")
+    assert not out.exists()
+
+
+def test_ctrl_c_before_the_first_frame_writes_nothing_and_says_so(folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mgkit.lm.LM.hidden", interrupt)
+    out = tmp_path / "a.wav"
+    assert main(["generate", "calm", "--model", folder, "--duration", "0.1", "-o", str(out)]) != 0
+    assert "stopped" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a child alone")
+def test_ctrl_c_while_generating_writes_what_was_made(folder, tmp_path):
+    """The real thing: a process of its own, interrupted after its first steps, whose file then replays."""
+    out = tmp_path / "a.wav"
+    words = ["generate", "calm", "--model", folder, "--duration", "3000", "--seed", "7", "-o", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mgkit", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
+    )
+    try:
+        shown, deadline = b"", time.monotonic() + 120
+        while not re.search(rb" [1-9]\d+/\d+ ", shown):  # ten steps and more, on the bar
+            assert time.monotonic() < deadline and process.poll() is None, shown.decode()
+            if select.select([process.stderr], [], [], 1)[0]:
+                shown += os.read(process.stderr.fileno(), 4096)
+        process.send_signal(signal.SIGINT)
+        said, rest = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    error = (shown + rest).decode()
+    assert "Traceback" not in error and "stopped" in error
+    assert process.returncode in (0, 130) and str(out) in said.decode()
+    frames = audio.read_manifest(out)["frames"]
+    assert 0 < frames < 150000
+    assert audio.read(out)[0].shape == (1, frames * 640)

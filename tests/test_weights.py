@@ -1,0 +1,520 @@
+"""Weights go from either layout into the modules and out again: the same numbers, strictly, in one copy of memory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from golden import filling
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import RATE, noise, oracle_run, tiny, tune
+from torch import Tensor
+from transformers import (
+    EncodecModel,
+    MusicgenForConditionalGeneration,
+    MusicgenMelodyForConditionalGeneration,
+    PreTrainedModel,
+)
+
+from mgkit import MusicGen, audio, weights
+from mgkit.lm import LMConfig
+
+Save = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """The folder of a tiny model, "text" or "melody", as mgkit saves it. Not to be written to."""
+
+    @cache
+    def save(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        tiny(melody=kind == "melody").save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def audiocraft(tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """The folder of a tiny model of a kind of `filling.KINDS`, as audiocraft exports it. Not to be written to."""
+    return cache(lambda kind: filling.audiocraft_folder(tmp_path_factory.mktemp(kind), kind))
+
+
+def load(folder: Path, **more: object) -> MusicGen:
+    return MusicGen.get_pretrained(str(folder), "cpu", **more)
+
+
+def oracle_of(folder: Path, melody: bool) -> PreTrainedModel:
+    """The folder in transformers, which must find all tensors that it looks for and no others."""
+    kind = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
+    oracle, told = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(told.values()), told
+    return oracle.eval()
+
+
+def tensors(model: MusicGen) -> dict[str, Tensor]:
+    """Every tensor of the model by its name."""
+    return {
+        f"{part}.{name}": parameter
+        for part in ("codec", "lm", "conditioner")
+        for name, parameter in getattr(model, part).named_parameters()
+    }
+
+
+def difference(ours: MusicGen, theirs: MusicGen) -> float:
+    """The largest difference of any two tensors, as a part of the tensor's largest value."""
+    there = tensors(theirs)
+    assert tensors(ours).keys() == there.keys()
+    return max(float((p - there[name]).abs().max() / p.abs().max()) for name, p in tensors(ours).items())
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A copy of the folder, to be changed."""
+    to.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        if file.is_file():
+            (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """The folder after `change` of the tensors of its one safetensors file."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return folder
+
+
+# --- round trips ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", filling.KINDS)
+def test_audiocrafts_layout_to_ours_to_hugging_faces_gives_the_same_tokens(
+    kind: str, audiocraft: Save, tmp_path: Path
+) -> None:
+    first = load(audiocraft(kind))
+    first.save_pretrained(tmp_path)
+    second, melody = load(tmp_path), kind.endswith("melody")
+    assert difference(first, second) < 1e-6  # the codec's weight norm is taken apart and folded again
+    assert (first.max_duration, first.audio_channels) == (second.max_duration, second.audio_channels)
+    assert first.codec.config == second.codec.config and first.lm.config == second.lm.config
+
+    texts, made = ["calm piano", "sad guitar"], []
+    for model in (first, second):
+        model.set_generation_params(use_sampling=False, duration=104 / 50)
+        if melody:
+            made.append(model.generate_with_chroma(texts, tune(3), RATE, return_tokens=True))
+        else:
+            made.append(model.generate(texts, return_tokens=True))
+    ids, mask = second.conditioner.text.tokens(texts)
+    told = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
+    if melody:
+        from transformers import MusicgenMelodyFeatureExtractor
+
+        extractor = MusicgenMelodyFeatureExtractor.from_pretrained(tmp_path)
+        heard = extractor(tune(3)[None].expand(2, -1, -1), sampling_rate=RATE, return_tensors="pt")
+        told |= {"input_features": heard.input_features}
+    wave, tokens = oracle_run(oracle_of(tmp_path, melody), 104, **told)
+    assert len(tokens.unique()) > 8
+    for ours in made:
+        assert torch.equal(ours[1], tokens)
+        assert (ours[0] - wave).abs().max() < 1e-5
+
+
+def test_hugging_faces_layout_to_ours_to_hugging_faces_changes_nothing(saved: Save, tmp_path: Path) -> None:
+    load(saved("melody")).save_pretrained(tmp_path)
+    first, second = (load_file(folder / "model.safetensors") for folder in (saved("melody"), tmp_path))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.allclose(tensor, second[name], rtol=1e-6)
+    for file in ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"):
+        assert json.loads((saved("melody") / file).read_text()) == json.loads((tmp_path / file).read_text())
+
+
+def test_saving_in_half_precision_loads_here_and_in_transformers(saved: Save, tmp_path: Path) -> None:
+    whole = load(saved("text"))
+    whole.save_pretrained(tmp_path, torch.float16)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
+    half = load(tmp_path)
+    assert {parameter.dtype for parameter in tensors(half).values()} == {torch.float32}
+    assert 1e-6 < difference(whole, half) < 2e-3
+    half.set_generation_params(use_sampling=False, duration=104 / 50)
+    ids, mask = half.conditioner.text.tokens(["calm piano"])
+    told = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
+    tokens = half.generate(["calm piano"], return_tokens=True)[1]
+    assert torch.equal(tokens, oracle_run(oracle_of(tmp_path, melody=False), 104, **told)[1])
+
+
+def test_files_of_audiocraft_in_half_precision_load(audiocraft: Save, tmp_path: Path) -> None:
+    """As they are published."""
+    half = load(filling.audiocraft_folder(tmp_path, "melody", half=True))
+    assert {parameter.dtype for parameter in tensors(half).values()} == {torch.float32}
+    whole = load(audiocraft("melody"))
+    here, there = tensors(half), tensors(whole)
+    for name in here:
+        if "text.t5" not in name:
+            assert (here[name] - there[name]).abs().max() <= 1e-3 * there[name].abs().max()
+
+
+def test_a_pointer_to_a_published_codec_is_followed(
+    audiocraft: Save, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle, codec_folder = oracle_of(saved("text"), melody=False), tmp_path / "encodec"
+    oracle.audio_encoder.save_pretrained(codec_folder)
+    asked, find = [], weights.find
+    monkeypatch.setattr(
+        weights,
+        "find",
+        lambda name: (
+            asked.append(name) or (codec_folder if "/" in name and not Path(name).is_dir() else find(name))
+        ),
+    )
+    model = load(filling.audiocraft_folder(tmp_path / "model", "small", pointer=True))
+    assert "facebook/encodec_32khz" in asked
+    wave = noise(2, 1, 9_000)
+    with torch.no_grad():
+        assert torch.equal(model.codec.encode(wave), load(saved("text")).codec.encode(wave))
+        theirs = EncodecModel.from_pretrained(codec_folder).eval().encode(wave, bandwidth=1.0).audio_codes[0]
+    assert torch.equal(model.codec.encode(wave), theirs)
+    assert torch.equal(model.lm.heads[0].weight, load(audiocraft("small")).lm.heads[0].weight)
+
+
+# --- spellings and files ----------------------------------------------------------------------------------------
+
+OLD = ("weight_g", "weight_v")
+NEW = ("parametrizations.weight.original0", "parametrizations.weight.original1")
+
+
+def respelled(state: dict[str, Tensor], old: tuple[str, str], new: tuple[str, str]) -> dict[str, Tensor]:
+    assert any(name.endswith(old) for name in state), f"nothing is spelled {old[0]}"
+    for a, b in zip(old, new):
+        state = {
+            name.removesuffix(a) + b if name.endswith(a) else name: tensor for name, tensor in state.items()
+        }
+    return state
+
+
+def test_weight_norm_of_hugging_face_loads_in_its_older_spelling(saved: Save, tmp_path: Path) -> None:
+    folder = rewritten(copied(saved("text"), tmp_path), lambda state: respelled(state, NEW, OLD))
+    assert difference(load(folder), load(saved("text"))) == 0
+
+
+def test_weight_norm_of_audiocraft_loads_in_its_newer_spelling(audiocraft: Save, tmp_path: Path) -> None:
+    folder = filling.audiocraft_folder(tmp_path, "small")
+    file = folder / "compression_state_dict.bin"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["best_state"] = respelled(checkpoint["best_state"], OLD, NEW)
+    torch.save(checkpoint, file)
+    ours, theirs = tensors(load(folder)), tensors(load(audiocraft("small")))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if "text.t5" not in name)
+
+
+def test_weights_in_several_files_load(saved: Save, tmp_path: Path) -> None:
+    oracle_of(saved("melody"), melody=True).save_pretrained(tmp_path, max_shard_size="400KB")
+    for file in saved("melody").glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert difference(load(tmp_path), load(saved("melody"))) < 1e-6
+
+
+def test_t5s_table_loads_under_either_of_its_names(saved: Save, tmp_path: Path) -> None:
+    """transformers writes it under one, published files hold one or both."""
+    shared, tied = "text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"
+
+    def other(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {tied if name == shared else name: tensor for name, tensor in state.items()}
+
+    def both(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state | {tied: state[shared].clone()}
+
+    for i, change in enumerate((other, both)):
+        folder = rewritten(copied(saved("text"), tmp_path / str(i)), change)
+        assert difference(load(folder), load(saved("text"))) == 0
+
+
+# --- strictness -------------------------------------------------------------------------------------------------
+
+PARTS = (
+    "decoder.model.decoder.layers.1.fc1.weight",
+    "decoder.lm_heads.3.weight",
+    "audio_encoder.encoder.layers.0.conv.bias",
+    "audio_encoder.quantizer.layers.2.codebook.embed",
+    "enc_to_dec_proj.bias",
+    "text_encoder.encoder.final_layer_norm.weight",
+)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_missing_tensor_is_named(name: str, saved: Save, tmp_path: Path) -> None:
+    folder = rewritten(copied(saved("text"), tmp_path), lambda state: state.pop(name) is not None and state)
+    with pytest.raises(ValueError, match=f"lacks the tensor '{name}'"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_tensor_of_another_shape_is_named(name: str, saved: Save, tmp_path: Path) -> None:
+    folder = rewritten(
+        copied(saved("text"), tmp_path), lambda state: state | {name: state[name][:-1].clone()}
+    )
+    with pytest.raises(ValueError, match=f"'{name}' is .*; the config asks for"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder.model.decoder.layers.2.fc1.weight", "decoder.lm_heads.4.weight", "extra"]
+)
+def test_an_unknown_tensor_is_named(name: str, saved: Save, tmp_path: Path) -> None:
+    folder = rewritten(copied(saved("text"), tmp_path), lambda state: state | {name: torch.zeros(3)})
+    with pytest.raises(ValueError, match=f"1 tensors? that no MusicGen.*'{name}'"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("state_dict.bin", "transformer.layers.0.self_attn.in_proj_weight"),
+        ("state_dict.bin", "condition_provider.conditioners.description.output_proj.bias"),
+        ("state_dict.bin", "linears.1.weight"),
+        ("compression_state_dict.bin", "decoder.model.0.conv.conv.weight_v"),
+        ("compression_state_dict.bin", "encoder.model.0.conv.conv.bias"),
+    ],
+)
+def test_tensors_of_audiocraft_are_missed_refused_and_measured_by_name(
+    file: str, name: str, tmp_path: Path
+) -> None:
+    folder = filling.audiocraft_folder(tmp_path, "small")
+    checkpoint = torch.load(folder / file, weights_only=True)
+    state, tensor = checkpoint["best_state"], checkpoint["best_state"].pop(name)
+    for changed, said in (
+        (state, "weight" if name.startswith(("linears", "decoder")) else name),
+        (state | {name: tensor, "extra": torch.zeros(2)}, "extra"),
+        (state | {name: tensor[:-1].clone()}, ""),
+    ):
+        torch.save({**checkpoint, "best_state": changed}, folder / file)
+        with pytest.raises(ValueError, match=said):
+            load(folder)
+
+
+# --- memory, precision and place --------------------------------------------------------------------------------
+
+MEASURE = """
+import resource, sys, threading, torch
+from mgkit import MusicGen
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
+
+MusicGen.get_pretrained(sys.argv[1], "cpu")  # what the first load imports is not the model's
+before, most, done = anonymous(), 0, threading.Event()
+
+def watch():
+    global most
+    while not done.wait(0.001):
+        most = max(most, anonymous())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = MusicGen.get_pretrained(sys.argv[2], "cpu", getattr(torch, sys.argv[3]))
+most = max(most, anonymous())
+done.set()
+watcher.join()
+parts = (model.codec, model.lm, model.conditioner)
+size = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+print((most - before) / size, size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory as Linux tells it")
+@pytest.mark.parametrize("layout", ["hugging face", "audiocraft"])
+def test_loading_takes_little_more_memory_than_one_copy(layout: str, saved: Save, tmp_path: Path) -> None:
+    """Of its own: the pages of a mapped file are the file's, and leave when memory is short."""
+    model = tiny(melody=True)
+    config = LMConfig(dim=768, layers=6, heads=12, feed_forward=3072, codebook_size=32, cross_attention=False)
+    with torch.device("meta"):
+        lm = type(model.lm)(config)
+    model.model.lm = lm.to_empty(device="cpu").requires_grad_(False)
+    for parameter in model.model.lm.parameters():
+        parameter.fill_(0.5)
+    if layout == "hugging face":
+        conditioner = model.model.conditioner
+        conditioner.text_proj = torch.nn.Linear(conditioner.text.dim, config.dim)
+        conditioner.melody_proj = torch.nn.Linear(12, config.dim)
+        model.save_pretrained(tmp_path)
+    else:
+        folder = filling.audiocraft_folder(tmp_path, "melody")
+        checkpoint = torch.load(folder / "state_dict.bin", weights_only=True)
+        checkpoint["best_state"] = in_audiocrafts_names(lm, checkpoint["best_state"])
+        checkpoint["xp.cfg"] = checkpoint["xp.cfg"].replace("num_heads: 2", "num_heads: 12")
+        torch.save(checkpoint, folder / "state_dict.bin")
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(saved("melody")), str(tmp_path), "float32"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    copies, size = (float(word) for word in ran.stdout.split())
+    print(f"{copies:.2f} copies of {size / 1e6:.0f} MB")
+    assert size > 170e6
+    assert 0.9 < copies < 1.3
+
+
+def in_audiocrafts_names(lm: torch.nn.Module, small: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of another language model, with the projections of `small` made as wide."""
+    state = {f"emb.{k}.weight": table.weight for k, table in enumerate(lm.embeddings)}
+    state |= {f"linears.{k}.weight": head.weight for k, head in enumerate(lm.heads)}
+    state |= {f"out_norm.{name}": parameter for name, parameter in lm.norm.named_parameters()}
+    for i, layer in enumerate(lm.layers):
+        attention, at = layer.attention, f"transformer.layers.{i}"
+        joint = [getattr(attention, f"{one}_proj").weight for one in "qkv"]
+        state[f"{at}.self_attn.in_proj_weight"] = torch.cat(joint)
+        state[f"{at}.self_attn.out_proj.weight"] = attention.out_proj.weight
+        for part in ("norm1", "norm2", "linear1", "linear2"):
+            for name, parameter in getattr(layer, part).named_parameters():
+                state[f"{at}.{part}.{name}"] = parameter
+    for name, tensor in small.items():
+        if "output_proj" in name:
+            state[name] = tensor.new_zeros(lm.config.dim, *tensor.shape[1:])
+    return state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_language_model_takes_the_precision_that_is_chosen(dtype: torch.dtype, saved: Save) -> None:
+    model = load(saved("melody"), dtype=dtype)
+    assert {parameter.dtype for parameter in model.lm.parameters()} == {dtype}
+    others = [*model.codec.parameters(), *model.conditioner.parameters()]
+    assert {parameter.dtype for parameter in others} == {torch.float32}
+    model.set_generation_params(duration=0.2)
+    wave, tokens = model.generate_with_chroma(["calm piano"], tune(1), RATE, return_tokens=True, seed=1)
+    assert wave.dtype == torch.float32 and wave.isfinite().all()
+    assert tokens.dtype == torch.long
+
+
+def test_on_a_cpu_the_precision_is_single_and_nothing_learns(saved: Save) -> None:
+    model = load(saved("text"))
+    for part in (model.codec, model.lm, model.conditioner):
+        assert not part.training
+        for parameter in part.parameters():
+            assert parameter.dtype == torch.float32 and parameter.device.type == "cpu"
+            assert not parameter.requires_grad
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_precision_is_half_and_logits_are_near_those_of_the_cpu(saved: Save) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA GPU")
+    model, here = MusicGen.get_pretrained(str(saved("text")), "cuda"), load(saved("text"))
+    assert {parameter.dtype for parameter in model.lm.parameters()} == {torch.float16}
+    assert model.lm.device.type == "cuda"
+    steps = torch.randint(33, (2, 4, 30))
+    with torch.no_grad():
+        theirs, ours = here.lm(steps), model.lm(steps.cuda()).cpu()
+    assert (ours - theirs).abs().max() < 0.02 * theirs.abs().max()
+    model.set_generation_params(duration=0.5)
+    wave, tokens = model.generate(["calm piano", ""], return_tokens=True, seed=1)
+    assert wave.shape == (2, 1, 16_000) and wave.isfinite().all()
+    assert torch.equal(model.generate(["calm piano", ""], return_tokens=True, seed=1)[1], tokens)
+
+
+# --- licences and names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["small", "stereo-melody", "facebook/musicgen-large", "facebook/audiogen-medium"]
+)
+def test_the_licence_of_facebooks_weights_is_said_in_a_line_and_in_files(
+    name: str, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(weights, "find", lambda asked: saved("text"))
+    model = MusicGen.get_pretrained(name, "cpu")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert name in said.err and "CC-BY-NC 4.0" in said.err
+    assert model.licence == weights.CC_BY_NC
+    model.set_generation_params(duration=0.1)
+    model.generate(["calm piano"])
+    assert model.manifests[0]["licence"] == weights.CC_BY_NC
+    for ending in audio.FORMATS:
+        path = audio.write(tmp_path / f"a{ending}", noise(1, RATE), RATE, manifest=model.manifests[0])
+        assert "CC-BY-NC" in audio.read_manifest(path)["licence"]
+        if ending in (".flac", ".ogg"):  # the formats that have a tag for it
+            assert "CC-BY-NC" in soundfile.SoundFile(path).license
+    model.save_pretrained(tmp_path / "again")
+    with safe_open(tmp_path / "again" / "model.safetensors", "pt") as file:
+        assert "CC-BY-NC" in file.metadata()["licence"]
+    assert load(tmp_path / "again").licence == weights.CC_BY_NC  # it stays what it was under another name
+
+
+def test_our_own_licence_needs_no_line(saved: Save, capsys: pytest.CaptureFixture) -> None:
+    assert load(saved("text")).licence == weights.MIT
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_licence_that_is_unknown_is_said_to_be(
+    saved: Save, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = rewritten(copied(saved("text"), tmp_path), lambda state: state)  # the file no longer says
+    assert load(folder).licence.startswith("unknown")
+    assert "unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("said", "licence"), [("cc-by-nc-4.0", weights.CC_BY_NC), ("mit", "mit")])
+def test_a_model_card_beside_the_weights_says_the_licence(
+    said: str, licence: str, saved: Save, tmp_path: Path
+) -> None:
+    folder = rewritten(copied(saved("text"), tmp_path), lambda state: state)
+    (folder / "README.md").write_text(f"---\ntags:\n- musicgen\nlicense: {said}\n---\n# A model\n")
+    assert load(folder).licence == licence
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id"),
+    [
+        ("small", "facebook/musicgen-small"),
+        ("melody-large", "facebook/musicgen-melody-large"),
+        ("stereo-medium", "facebook/musicgen-stereo-medium"),
+        ("facebook/musicgen-small", "facebook/musicgen-small"),
+        ("someone/their-model", "someone/their-model"),
+    ],
+)
+def test_without_a_network_one_sentence_names_the_command(
+    name: str, hub_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError) as raised:
+        MusicGen.get_pretrained(name, "cpu")
+    said = str(raised.value)
+    assert len(said.splitlines()) == 1
+    assert f"python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}" in said
+    assert raised.value.__suppress_context__  # and no page of what went wrong before
+
+
+def test_the_nearest_name_is_suggested() -> None:
+    for name, near in (
+        ("smal", "small"),
+        ("steroe-melody", "stereo-melody"),
+        ("mediun", "medium"),
+        ("nanno", "nano"),
+    ):
+        with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+            weights.find(name)
+
+
+def test_a_folder_that_is_named_like_a_model_is_not_taken_for_a_preset(
+    saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is nearer; what it holds is what loads."""
+    copied(saved("text"), tmp_path / "small")
+    monkeypatch.chdir(tmp_path)
+    assert weights.find("small") == Path("small")
+    assert MusicGen.get_pretrained("small", "cpu").lm.config.dim == 128
