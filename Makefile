@@ -11,7 +11,7 @@ FITS  = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo lab test lint clean
+.PHONY: help demo lab pictures test lint clean
 
 help:
 	@echo "make demo   environment, then the first notebook on the embedded model: a WAV and a page to listen to"
@@ -52,6 +52,13 @@ demo: $(VENV)/.lab
 
 lab: $(VENV)/.lab
 	$(BIN)/python -m jupyterlab notebooks/01_demo.ipynb
+
+# The picture in the README, drawn from what the embedded model makes of its sentence.
+pictures: $(VENV)/.lab
+	$(BIN)/python -c "from mgkit import MusicGen, show; model = MusicGen.get_pretrained('nano'); \
+	  model.set_generation_params(duration=8); text = 'happy folk with violin, with drums, 120 bpm'; \
+	  wave, codes = model.generate([text], seed=1, return_tokens=True); \
+	  show.overview(text, codes[0], wave[0], model.sample_rate).savefig('notebooks/images/overview.png', dpi=110)"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -5,7 +5,9 @@ import math
 import os
 import subprocess
 import sys
+from wave import open as open_wav
 
+import numpy as np
 import pyloudnorm
 import pytest
 import soundfile
@@ -128,12 +130,29 @@ def test_the_manifest_changes_no_sample(tmp_path, ending):
     assert torch.equal(audio.read(bare)[0], audio.read(said)[0])
 
 
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_a_wav_file_with_a_manifest_is_whole_to_other_readers(tmp_path, size):
+    path = audio.write(tmp_path / "a.wav", noise(2, 999), RATE, "peak", MANIFEST | {"prompt": "A" * size})
+    data = path.read_bytes()
+    assert int.from_bytes(data[4:8], "little") == len(data) - 8
+    with open_wav(str(path)) as file:
+        assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, RATE, 999)
+        samples = np.frombuffer(file.readframes(999), "<i2").reshape(-1, 2).T / 32768
+    torch.testing.assert_close(audio.read(path)[0], torch.from_numpy(samples.astype(np.float32)))
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_licence_can_be_read_without_mgkit(tmp_path, ending):
     path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, "clip", MANIFEST)
     with soundfile.SoundFile(path) as file:
         said = file.license if ending != ".wav" else ""
     assert MANIFEST["licence"] in (said or path.read_bytes().decode("latin-1"))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_manifest_may_be_the_least_that_is_one(tmp_path, ending):
+    path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, manifest={"mgkit": "0"})
+    assert audio.read_manifest(path)["mgkit"] == "0"
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import resource
 import shutil
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
@@ -118,7 +118,7 @@ def test_the_number_of_unconditional_samples_is_a_whole_number(text, number):
 # --- settings ---------------------------------------------------------------------------------------------------
 
 BAD_SETTINGS = {
-    "duration": [0, -1, math.nan, math.inf, "8", None, [8], 10**400, True],
+    "duration": [0, -1, math.nan, math.inf, "8", None, [8], True],
     "temperature": [-0.1, math.nan, math.inf, "1", None],
     "top_p": [-0.1, 1.1, math.nan, "0.5", None],
     "top_k": [-1, 2.5, math.nan, math.inf, "5", None],
@@ -135,8 +135,7 @@ BAD_SETTINGS = {
 )
 def test_a_setting_that_makes_no_sense_is_named_and_the_others_stay(text, name, value):
     before = text.settings
-    seen = str(value) if value != 10**400 else ""
-    refusal(lambda: text.set_generation_params(**{name: value}), name, seen, "must be")
+    refusal(lambda: text.set_generation_params(**{name: value}), name, str(value), "must be")
     assert text.settings == before
 
 
@@ -495,10 +494,8 @@ def test_the_progress_bar_is_closed_however_a_run_ends(text, interruptible, caps
         {"stop": StopAfter(3)},
         {"on_step": lambda done, total: 1 // (done - 5)},
     ):
-        try:
+        with suppress(ZeroDivisionError):
             text.generate(["calm"], progress=True, **end)
-        except ZeroDivisionError:
-            pass
         assert not [bar for bar in tqdm.auto.tqdm._instances if not bar.disable]
 
 
@@ -820,12 +817,13 @@ def read_only(monkeypatch):
     monkeypatch.setattr(os, "mkdir", real_mkdir)
 
 
+FIRST = {"mgkit": "0.1.0", "licence": "MIT", "text": "first"}
+
+
 @pytest.fixture(params=list(audio.FORMATS))
 def recording(request, tmp_path):
     """A file that must survive."""
-    return audio.write(
-        tmp_path / f"a{request.param}", tune(0.1), RATE, manifest={"mgkit": "0", "text": "first"}
-    )
+    return audio.write(tmp_path / f"a{request.param}", tune(0.1), RATE, manifest=FIRST)
 
 
 @pytest.mark.parametrize("free", [0, 3000, 20000])
@@ -837,6 +835,17 @@ def test_a_full_disk_leaves_the_earlier_recording(recording, free):
         )
     assert contents(recording.parent) == before
     assert audio.read_manifest(recording)["text"] == "first"
+
+
+def test_a_disk_with_no_room_for_the_manifest_leaves_the_earlier_recording(recording):
+    before = contents(recording.parent)
+    with full_disk(20000):
+        refusal(
+            lambda: audio.write(recording, tune(0.1), RATE, manifest=FIRST | {"prompt": "Ab+/" * 9999}),
+            recording.name,
+            kinds=OSError,
+        )
+    assert contents(recording.parent) == before
 
 
 def test_a_read_only_disk_leaves_the_earlier_recording(recording, read_only):

@@ -27,11 +27,12 @@ from mgkit.lm import LM, LMConfig
 from mgkit.text import TextEncoder
 
 from .run import Average, Row, side_by_side, train, write_whole
+from .text import learn_attributes
 from .tokens import STRIDE, Tokens
 
 # Views take turns: share of the clip, how many times the batch, and whether from its beginning or from anywhere. What a
 # caption says can be heard from what has sounded so far, once a second has sounded: only beginnings teach to listen to it.
-VIEWS = ((1.0, 1, False), (0.1, 8, False), (0.1, 8, True))
+VIEWS = ((1.0, 1, False), (0.1, 8, False), (0.1, 8, True), (0.1, 8, False))
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,15 @@ class LMRun:
         )
     )
     text: TextConfig = field(default_factory=TextConfig)
+    start: str | None = None  # folder of a run to begin from, in place of fresh weights
+    text_steps: int = 400  # steps in which T5 learns what captions say, before all else
     steps: int | None = None
     minutes: float | None = 36.0
     batch: int = 6  # an even number: each half has a thread of its own
     lr: float = 2e-3
+    text_lr: float = (
+        0.15  # T5's share of it: faster, and its words all become one before anybody listens to them
+    )
     drop_all: float = 0.2  # how often neither caption nor melody is told
     drop_melody: float = 0.5
     drop_words: float = 0.3  # how often some words of the caption are missing
@@ -187,17 +193,23 @@ def losses(lm: LM, codes: Tensor, condition: Any) -> Tensor:
 class LMLearner:
     """The language model with its conditioner, and their optimizers."""
 
-    def __init__(self, run: LMRun, data: Any, valid: Any, tokenizer: Any):
+    def __init__(self, run: LMRun, data: Any, valid: Any, tokenizer: Any, resumed: bool = False):
         torch.manual_seed(run.seed)
         self.run, self.data, self.valid, self.tokenizer = run, data, valid, tokenizer
-        self.model = new_model(run, tokenizer, data.melody.shape[1])
+        self.model = load(run.start) if run.start else new_model(run, tokenizer, data.melody.shape[1])
+        self.model.train()
+        if run.text_steps and not resumed:
+            learn_attributes(self.model["conditioner"].text, data.pieces, run.text_steps, seed=run.seed)
         matrices = [p for p in self.model["lm"].layers.parameters() if p.dim() == 2]
         taken = {id(p) for p in matrices}
+        t5 = list(self.model["conditioner"].text.t5.parameters())
+        taken |= {id(p) for p in t5}
         others = [p for p in self.model.parameters() if id(p) not in taken]
         # Muon turns the update of a matrix into a rotation: fewer steps, which is what a small computer lacks
         self.optimizers = [
             torch.optim.Muon(matrices, run.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
+            torch.optim.AdamW(t5, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
         ]
         self.learned = list(self.model.parameters())
         self.average = Average(self.model, run.average)
@@ -205,9 +217,9 @@ class LMLearner:
     def step(self, step: int, lr: float) -> Row:
         """One batch; see `run.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, step))
-        share, times, anywhere = VIEWS[step % len(VIEWS)]
+        part, times, anywhere = VIEWS[step % len(VIEWS)]
         rows = self._rows(step, times)
-        frames = round(share * self.data.codes.shape[-1])
+        frames = round(part * self.data.codes.shape[-1])
         start = rng.integers(1 + (self.data.codes.shape[-1] - frames) // STRIDE) if anywhere else 0
         codes, melody = self.data.music(rows, frames, int(start))
         texts = [disturb(str(rng.choice(self.data.captions[i])), run, rng) for i in rows]
@@ -224,9 +236,9 @@ class LMLearner:
         half = len(rows) // 2
         each = side_by_side(loss, (slice(0, half), slice(half, None)), self.learned)
         norm = nn.utils.clip_grad_norm_(self.learned, 1.0)
-        for optimizer in self.optimizers:
+        for optimizer, share in zip(self.optimizers, (1.0, 1.0, run.text_lr), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * share
             optimizer.step()
         self.average.update(self.model, step)
         return {"loss": float(each.mean()), "norm": float(norm)} | {
@@ -325,19 +337,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=int, default=6, help="whole clips in a batch (or twice as many halves)"
     )
+    parser.add_argument("--start", default=None, help="folder of a run whose weights to begin from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
     if valid.plan["codec"] != data.plan["codec"]:
         raise ValueError(f"{args.tokens} and {args.valid_tokens} were made by two codecs; make both with one")
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
-                minutes=None if args.steps else args.minutes, batch=args.batch, seed=args.seed)  # fmt: skip
+                minutes=None if args.steps else args.minutes, batch=args.batch, start=args.start, seed=args.seed)  # fmt: skip
     if (run.lm.codebooks, run.lm.codebook_size) != (data.plan["codebooks"], data.plan["codebook_size"]):
         raise ValueError(
             f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}"
         )
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
-    learner = LMLearner(run, data, valid, make_tokenizer(data.captions, run.text.pieces))
+    resumed = (Path(args.out) / "checkpoint.pt").is_file()
+    if run.start:
+        tokenizer = load(run.start)["conditioner"].text.tokenizer
+    else:
+        tokenizer = make_tokenizer(data.captions, run.text.pieces)
+    learner = LMLearner(run, data, valid, tokenizer, resumed)
     print(json.dumps(train(run, args.out, learner, lr=run.lr, measure_every=200)))
 
 

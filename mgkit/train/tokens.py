@@ -23,7 +23,10 @@ from mgkit.codec import Codec
 from . import codec as codec_training
 from .run import Clips, waves, write_whole
 
-STRIDE, STRIDE_CHROMA = 32, 5  # frames of codes and of chroma that take equally long: 32 * 640 = 5 * 4096 samples
+STRIDE, STRIDE_CHROMA = (
+    32,
+    5,
+)  # frames of codes and of chroma that take equally long: 32 * 640 = 5 * 4096 samples
 
 
 def chroma_frames(samples: int) -> int:
@@ -90,7 +93,8 @@ class Tokens:
         pieces = [json.loads(line) for line in (Path(data) / "pieces.jsonl").read_text().splitlines()]
         if len(pieces) < len(self.codes):
             raise ValueError(f"{folder} holds {len(self.codes)} clips and {data} describes {len(pieces)}")
-        self.captions = [piece["captions"] for piece in pieces[: len(self.codes)]]
+        self.pieces = pieces[: len(self.codes)]
+        self.captions = [piece["captions"] for piece in self.pieces]
 
     def __len__(self) -> int:
         return len(self.codes)
