@@ -48,7 +48,7 @@ demo: $(VENV)/.lab
 	@echo "  listen    outputs/demo.wav"
 	@echo "  read      outputs/01_demo.html   (the whole notebook with players: open it in a browser)"
 	@echo "  your own  make lab               (opens JupyterLab on notebooks/01_demo.ipynb)"
-	@echo "  or        $(BIN)/python -m mgkit generate \"a calm piano with soft strings\" -o outputs/mine.wav"
+	@echo "  or        $(BIN)/python -m mgkit generate \"calm piano in C major, slow\" -o outputs/mine.wav"
 
 lab: $(VENV)/.lab
 	$(BIN)/python -m jupyterlab notebooks/01_demo.ipynb

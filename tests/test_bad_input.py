@@ -826,13 +826,11 @@ def recording(request, tmp_path):
     return audio.write(tmp_path / f"a{request.param}", tune(0.1), RATE, manifest=FIRST)
 
 
-@pytest.mark.parametrize("free", [0, 3000, 20000])
-def test_a_full_disk_leaves_the_earlier_recording(recording, free):
-    before = contents(recording.parent)
+@pytest.mark.parametrize(("seconds", "free"), [(0.1, 0), (0.1, 500), (1, 3000), (1, 7000), (5, 20000)])
+def test_a_full_disk_leaves_the_earlier_recording(recording, seconds, free):
+    before, wave = contents(recording.parent), noise(2, round(seconds * RATE))
     with full_disk(free):
-        refusal(
-            lambda: audio.write(recording, noise(2, 5 * RATE), RATE), recording.name, "disk", kinds=OSError
-        )
+        refusal(lambda: audio.write(recording, wave, RATE), recording.name, kinds=OSError)
     assert contents(recording.parent) == before
     assert audio.read_manifest(recording)["text"] == "first"
 

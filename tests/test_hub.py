@@ -193,6 +193,7 @@ def test_guided_greedy_continuation_of_stereo_small_is_the_published() -> None:
 
 
 def test_logits_of_melody_after_a_text_are_the_published() -> None:
+    """Of `ylacombe/musicgen-melody`, which is `facebook/musicgen-melody` as first converted."""
     model = model_of("melody")
     published = [
         *(1.1100, -2.1065, -3.7699, -0.7102, 1.3707, -1.7028, -2.6802, -6.0367),

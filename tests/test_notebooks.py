@@ -74,3 +74,13 @@ def test_notebook_runs(path, tmp_path):
     ).execute()
     errors = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert not errors
+
+
+@pytest.mark.slow
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert "duration=8" in code
+    exec(code.replace("duration=8", "duration=3"), {})
+    assert (tmp_path / "mine.wav").stat().st_size > 10_000

@@ -19,6 +19,7 @@ from mgkit.train import lm as lm_training
 from mgkit.train import measure, run, tokens
 from mgkit.train.codec import Books, CodecLearner, CodecRun, mel_distances, si_sdr
 from mgkit.train.lm import LMLearner, LMRun, TextConfig
+from mgkit.train.text import learn_attributes
 
 RATE = 32000
 CODEC = CodecConfig(filters=4, dim=8, codebooks=2, codebook_size=16)
@@ -63,7 +64,8 @@ LM_SHAPE = LMConfig(32, 2, 2, 64, 2, 16, cross_attention=False)
 def lm_run(**changed) -> LMRun:
     text = TextConfig(dim=24, layers=1, heads=2, head_dim=12, feed_forward=32, pieces=150)
     return replace(
-        LMRun("", "", "", "", LM_SHAPE, text, steps=6, minutes=None, batch=2, bf16=False), **changed
+        LMRun("", "", "", "", LM_SHAPE, text, text_steps=0, steps=6, minutes=None, batch=2, bf16=False),
+        **changed,
     )
 
 
@@ -216,6 +218,25 @@ def test_tokenizer_knows_every_sign_and_survives_saving(tokenizer, tmp_path):
         assert ids == tokenizer(text.lower()).input_ids
         assert tokenizer.unk_token_id not in ids
         assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_text_encoder_learns_what_captions_say(tokenizer):
+    torch.manual_seed(0)
+    text = lm_training.new_model(lm_run(), tokenizer, 4)["conditioner"].text
+    alike = {
+        "style": "folk",
+        "lead": "piano",
+        "key": 0,
+        "mode": "major",
+        "meter": 4,
+        "mood": "calm",
+        "density": "sparse",
+    }
+    pieces = [alike | {"captions": ["slow piano"], "tempo": 64, "drums": False},
+              alike | {"captions": ["fast piano, drums"], "tempo": 152, "drums": True}]  # fmt: skip
+    history = learn_attributes(text, pieces, 100, batch=8, lr=3e-3)
+    assert history[-1]["style"] == 0  # one style: nothing to guess
+    assert history[-1]["tempo"] < 0.3 and history[-1]["drums"] < 0.3
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
