@@ -50,16 +50,17 @@ class MusicGen:
         GPU and float32 elsewhere. Says in one line what the licence of the weights is, unless it is mgkit's own.
         Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where the weights are not to be had.
         """
-        device = _best_device() if device is None else torch.device(device)
-        if device.type not in ("cpu", _best_device().type):
+        best = _best_device()
+        where = best if device is None else torch.device(device)
+        if where.type not in ("cpu", best.type):
             raise ValueError(
-                f"there is no {device.type} here; leave device out for {_best_device().type}, or give 'cpu'"
+                f"there is no {where.type} here; leave device out for {best.type}, or give 'cpu'"
             )
         if dtype is None:
-            dtype = torch.float32 if device.type == "cpu" else torch.float16
+            dtype = torch.float32 if where.type == "cpu" else torch.float16
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
-        model = weights.load(name, device, dtype)
+        model = weights.load(name, where, dtype)
         if model.licence != weights.MIT:
             print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
         return MusicGen(model)
