@@ -3,6 +3,7 @@
 Letters: C channels, N samples. A wave is a float32 tensor [C, N], full scale at 1.
 """
 
+import io
 import json
 import math
 import os
@@ -74,27 +75,28 @@ def write(
     form, encoding = FORMATS[path.suffix.lower()]
     rate = int(check_rate(rate))
     data = normalize(check(wave), rate, strategy).clamp(-1, 1).cpu().numpy().T
+    comment = json.dumps({**manifest, "strategy": strategy}) if manifest else ""
+    made = (
+        io.BytesIO()
+    )  # whole in memory first: libsndfile says nothing of a disk that fills while it encodes
+    with soundfile.SoundFile(made, "w", rate, data.shape[1], encoding, format=form) as file:
+        file.software = "mgkit"
+        if manifest and manifest.get("licence"):
+            file.license = manifest["licence"]
+        if comment and form != "WAV":
+            file.comment = comment
+        for start in range(0, len(data), CHUNK):
+            file.write(data[start : start + CHUNK])
+    content = made.getvalue()
+    if comment and form == "WAV":
+        content = _with_riff_comment(content, comment)
+
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(descriptor)
     try:
-        with soundfile.SoundFile(draft, "w", rate, data.shape[1], encoding, format=form) as file:
-            file.software = "mgkit"
-            if manifest:
-                comment = json.dumps({**manifest, "strategy": strategy})
-                if form != "WAV":
-                    file.comment = comment
-                if manifest.get("licence"):
-                    file.license = manifest["licence"]
-            for start in range(0, len(data), CHUNK):
-                file.write(data[start : start + CHUNK])
-        if manifest and form == "WAV":
-            _append_riff_comment(draft, comment)
+        with open(descriptor, "wb") as file:
+            file.write(content)
         os.chmod(draft, 0o644)
         os.replace(draft, path)
-    except soundfile.LibsndfileError as error:  # which calls a full disk a system error
-        raise OSError(
-            f"{path} could not be written ({error.error_string}); is there room on the disk?"
-        ) from None
     except OSError as error:
         raise OSError(f"{path} could not be written: {error.strerror or error}") from None
     finally:
@@ -117,17 +119,13 @@ def read_manifest(path: str | os.PathLike) -> dict:
     return manifest
 
 
-def _append_riff_comment(path: str, comment: str) -> None:
-    """Adds a comment of any length to the end of a WAV file; libsndfile's own breaks the file over some 50 kB."""
+def _with_riff_comment(wav: bytes, comment: str) -> bytes:
+    """A WAV file with a comment of any length at its end; libsndfile's own breaks the file over some 50 kB."""
     text = comment.encode()
     text += b"\0" * (len(text) % 2)
     info = b"INFOICMT" + len(text).to_bytes(4, "little") + text
-    with open(path, "r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.write(b"\0" * (end % 2) + b"LIST" + len(info).to_bytes(4, "little") + info)
-        size = file.tell() - 8
-        file.seek(4)
-        file.write(size.to_bytes(4, "little"))
+    body = wav[8:] + b"\0" * (len(wav) % 2) + b"LIST" + len(info).to_bytes(4, "little") + info
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
 def _riff_comment(path: Path) -> str:

@@ -239,6 +239,10 @@ class MusicGen:
 
         Errors: ValueError where the weights are others than those that made it, or the tokens come out different.
         """
+        if not isinstance(manifest, dict):
+            raise ValueError(
+                f"the manifest is a {type(manifest).__name__}; it must be what audio.read_manifest gives"
+            )
         if manifest.get("weights") != self._fingerprint():
             raise ValueError(
                 f"it was made with other weights than those of {self.name!r} here: load the ones that made it"

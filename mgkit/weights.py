@@ -441,6 +441,7 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
         model.conditioner.text.tokenizer.save_pretrained(draft)
         Path(draft, "preprocessor_config.json").write_text(json.dumps(_preprocessor(model), indent=2) + "\n")
         for file in Path(draft).iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone
             os.replace(file, folder / file.name)
 
 

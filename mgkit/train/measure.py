@@ -163,7 +163,7 @@ def interval(hits: Sequence[bool]) -> tuple[float, float, float]:
     n, share, z = len(hits), float(np.mean(hits)), 1.96
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return share, centre - half, centre + half
+    return share, max(0.0, centre - half), min(1.0, centre + half)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
