@@ -32,7 +32,7 @@ def decibels(level):
     return 20 * math.log10(float(level))
 
 
-# --- files ------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -108,7 +108,7 @@ def environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-# --- the manifest -----------------------------------------------------------------------------------------------
+# --- the manifest -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 2_000, 20_000, 500_000])
@@ -155,7 +155,7 @@ def test_a_manifest_may_be_the_least_that_is_one(tmp_path, ending):
     assert audio.read_manifest(path)["mgkit"] == "0"
 
 
-# --- whole or not at all ----------------------------------------------------------------------------------------
+# --- whole or not at all ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -187,7 +187,7 @@ def test_others_may_read_what_was_written(tmp_path):
     assert audio.write(tmp_path / "a.wav", tune(0.1), RATE).stat().st_mode & 0o777 == 0o644
 
 
-# --- rates and channels -----------------------------------------------------------------------------------------
+# --- rates and channels -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_channels_are_averaged_or_copied():
         assert torch.equal(audio.to_channels(wave[:channels], channels), wave[:channels])
 
 
-# --- levels -----------------------------------------------------------------------------------------------------
+# --- levels -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gain", [0.02, 0.3, 3.0])

@@ -64,7 +64,7 @@ def refusal(action, *words, kinds=(ValueError,)):
     return sentence
 
 
-# --- descriptions -----------------------------------------------------------------------------------------------
+# --- descriptions -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_number_of_unconditional_samples_is_a_whole_number(text, number):
     refusal(lambda: text.generate_unconditional(number), "num_samples", repr(number))
 
 
-# --- settings ---------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 BAD_SETTINGS = {
     "duration": [0, -1, math.nan, math.inf, "8", None, [8], True],
@@ -160,7 +160,7 @@ def test_double_guidance_without_a_melody_is_refused(text, melody):
         refusal(lambda model=model: model.generate(["calm"]), "cfg_coef_beta", "melody")
 
 
-# --- seeds ------------------------------------------------------------------------------------------------------
+# --- seeds --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_seeds_may_be_whole_numbers_of_any_make(text, seed):
     json.dumps(text.manifests)
 
 
-# --- waves ------------------------------------------------------------------------------------------------------
+# --- waves --------------------------------------------------------------------------------------------------
 
 GOOD = tune(0.1)
 BAD_WAVES = {
@@ -310,7 +310,7 @@ def test_refusals_leave_the_model_as_it_was(melody):
     assert torch.equal(tokens(), before)
 
 
-# --- stopping ---------------------------------------------------------------------------------------------------
+# --- stopping -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -499,7 +499,7 @@ def test_the_progress_bar_is_closed_however_a_run_ends(text, interruptible, caps
         assert not [bar for bar in tqdm.auto.tqdm._instances if not bar.disable]
 
 
-# --- weights ----------------------------------------------------------------------------------------------------
+# --- weights ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -645,7 +645,7 @@ def test_a_folder_that_lacks_a_part_is_refused(folder, missing):
     refusal(lambda: load(folder), str(folder), kinds=(ValueError, FileNotFoundError))
 
 
-# --- audiocraft's layout ----------------------------------------------------------------------------------------
+# --- audiocraft's layout ------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -730,7 +730,7 @@ def test_a_text_encoder_of_other_weights_is_not_made_up_at_random(saved, audiocr
     assert len(capfd.readouterr().err.splitlines()) < 3
 
 
-# --- names ------------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -780,7 +780,7 @@ def test_a_device_that_is_not_here_is_refused(folder):
         refusal(lambda: MusicGen.get_pretrained(str(folder), device="cuda"), kinds=kinds)
 
 
-# --- disks ------------------------------------------------------------------------------------------------------
+# --- disks --------------------------------------------------------------------------------------------------
 
 
 def contents(folder):
@@ -901,7 +901,7 @@ def test_a_new_model_in_an_old_folder_is_whole(models, folder):
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
 
 
-# --- files ------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.aac", "a", "a.m4a", ".wav", "a.wav.txt", ""])
@@ -972,7 +972,7 @@ def test_a_file_without_samples_is_refused(tmp_path):
     refusal(lambda: audio.read(tmp_path / "a.wav"), "no samples")
 
 
-# --- manifests --------------------------------------------------------------------------------------------------
+# --- manifests ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def environment(**changes):
     return os.environ | {"PYTHONPATH": here, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | changes
 
 
-# --- generate ---------------------------------------------------------------------------------------------------
+# --- generate -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", list(audio.FORMATS))
@@ -237,7 +237,7 @@ def test_the_version_is_said(capsys):
     assert capsys.readouterr().out.strip() == mgkit.__version__
 
 
-# --- replay -----------------------------------------------------------------------------------------------------
+# --- replay -------------------------------------------------------------------------------------------------
 
 
 def test_replay_makes_the_same_file_again(made, tmp_path, capsys):
@@ -284,7 +284,7 @@ def test_replay_of_what_cannot_be_read_is_one_line(tmp_path, capsys, content):
     assert len(mistake(capsys, "replay", file)) > 20
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["a.aac", "a", "no/such/folder/a.wav", "folder.wav", "."])
@@ -391,7 +391,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_file_stays(made, folder, monkey
     assert made.read_bytes() == before and os.listdir(made.parent) == [made.name]
 
 
-# --- Ctrl-C -----------------------------------------------------------------------------------------------------
+# --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["mgkit.MusicGen.get_pretrained", "mgkit.audio.write"])
