@@ -79,7 +79,13 @@ def write(
     made = (
         io.BytesIO()
     )  # whole in memory first: libsndfile says nothing of a disk that fills while it encodes
-    with soundfile.SoundFile(made, "w", rate, data.shape[1], encoding, format=form) as file:
+    try:
+        file = soundfile.SoundFile(made, "w", rate, data.shape[1], encoding, format=form)
+    except soundfile.LibsndfileError as error:  # MP3 knows some rates only
+        raise ValueError(
+            f"{path} cannot be written at {rate} Hz ({error.error_string}): take .wav or .flac"
+        ) from None
+    with file:
         file.software = "mgkit"
         if manifest and manifest.get("licence"):
             file.license = manifest["licence"]

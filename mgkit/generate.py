@@ -70,8 +70,8 @@ class Settings:
     duration: float = _setting(
         30.0,
         float,
-        "a number of seconds over 0",
-        lambda x: x > 0,
+        "a number of seconds over 0, a day at most",
+        lambda x: 0 < x <= 86400,
         "length of the result in seconds, an audio prompt included",
     )
     cfg_coef: float = _setting(
