@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit import audio
+from mgkit import audio, weights
 from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
 
 from .run import Average, Clips, Row, train, waves, write_whole
@@ -295,8 +295,10 @@ class CodecLearner:
 
 
 def load(path: str | Path) -> Codec:
-    """The codec that a run left in its folder (or file), in float32, ready for use."""
+    """The codec of a run's folder (or its file), or of a model's name or folder, in float32, ready for use."""
     path = Path(path)
+    if (path / "config.json").is_file() or str(path) in weights.NAMES:
+        return weights.load(str(path), torch.device("cpu"), torch.float32).codec.eval()
     path = path / "codec.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train a codec first (python -m mgkit train codec)")

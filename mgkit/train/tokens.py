@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m mgkit train tokens", description="Encodes the clips once."
     )
     parser.add_argument("--data", default="runs/band", help="rendered clips")
-    parser.add_argument("--codec", default="runs/codec", help="folder of the codec's run")
+    parser.add_argument(
+        "--codec", default="runs/codec", help="folder of the codec's run, or the name or folder of a model"
+    )
     parser.add_argument("--out", default="runs/tokens", help="folder to write")
     parser.add_argument("--clips", type=int, default=None, help="only the first so many")
     args = parser.parse_args(argv)
