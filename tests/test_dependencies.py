@@ -21,6 +21,7 @@ ROWS = [
     {"musicgen"},
     {"trace"},
     {"show"},
+    {"lesson"},
     {"player"},
     {"studio"},
     {"bench"},
