@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import audio
+from . import audio, melody
 from .generate import Settings, Window
 
 Texts = Sequence[str | None]
@@ -83,15 +83,22 @@ def check_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
 
 
 def check_waves(
-    waves: Tensor | Sequence[Tensor | None], batch: int, what: str, may_lack: bool = False
+    waves: Tensor | Sequence[Tensor | None], batch: int, what: str, tunes: bool = False
 ) -> list[Tensor | None]:
-    """A wave [C, N] for each sample; a single one serves all, and None is none where the samples `may_lack` it.
+    """A wave [C, N] for each sample; a single one serves all.
 
-    Errors: ValueError for waves that `audio.check` refuses, or another number of them.
+    As `tunes` they may also be pitch classes, int64 [F] (or [B, F]), or None for none. Errors: ValueError for waves
+    that `audio.check` refuses, other whole numbers than pitch classes, or another number of them.
     """
     if not isinstance(waves, list | tuple):
-        waves = list(waves) if getattr(waves, "ndim", 0) == 3 else [waves]  # type: ignore[list-item, arg-type]
-    checked = [None if wave is None and may_lack else audio.check(wave, what) for wave in waves]
+        several = 2 if tunes and _is_grid(waves) else 3
+        waves = list(waves) if getattr(waves, "ndim", 0) == several else [waves]  # type: ignore[list-item, arg-type]
+    checked: list[Tensor | None] = []
+    for wave in waves:
+        if tunes and _is_grid(wave):
+            checked.append(melody.check(wave, what))
+        else:
+            checked.append(None if wave is None and tunes else audio.check(wave, what))
     if len(checked) == 1:
         checked *= batch
     if len(checked) != batch:
@@ -157,3 +164,8 @@ def digest(values: Tensor) -> str:
 
 def _bytes(values: Tensor) -> bytes:
     return values.cpu().numpy().astype("<i2").tobytes()
+
+
+def _is_grid(tune: object) -> bool:
+    """Whether it is whole numbers as `melody.classes` gives them; sound in whole numbers comes in fewer bits."""
+    return isinstance(tune, Tensor) and tune.dtype == torch.int64

@@ -3,10 +3,13 @@
 Letters: B batch, C channels, N samples, F chroma frames.
 
     wave [C, N] -> (stems) -> power spectrum -> 12 pitch classes [12, F] -> the loudest of each frame, F classes
+    wave [1, N] <- tones <- (edit) <- F classes
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +47,90 @@ def classes(wave: Tensor, rate: int, frames: int) -> Tensor:
     """
     heard = chroma(wave, rate).argmax(dim=0)
     return heard.repeat(-(-frames // len(heard)))[:frames]
+
+
+def check(classes: Tensor, what: str = "the melody") -> Tensor:
+    """`classes` [F] as int64. Errors: ValueError for fractions, another shape, none, or others than 0 (C) to 11 (B)."""
+    if classes.is_floating_point() or classes.dim() != 1 or len(classes) == 0:
+        raise ValueError(
+            f"{what} has {classes.dtype} values of shape {list(classes.shape)}; pitch classes are whole numbers [frames]"
+        )
+    if classes.min() < 0 or classes.max() > 11:
+        raise ValueError(
+            f"{what} runs from {classes.min()} to {classes.max()}; pitch classes run from 0 (C) to 11 (B), and sound is "
+            "given as floats from -1 to 1"
+        )
+    return classes.detach().cpu().long()
+
+
+def edit(classes: Tensor, to: str, start: float, end: float, rate: int) -> Tensor:
+    """A copy of `classes` [F] with the pitch class named `to` in the frames from `start` to before `end`, in seconds.
+
+    `rate` is that of the waves that they are of, which sets the time of a frame, HOP / rate.
+    Errors: ValueError for a name that is not in PITCH_CLASSES (# may stand for ♯), and those of `check`.
+
+    >>> edit(torch.zeros(6, dtype=torch.long), "F#", 0.2, 0.5, 32000)
+    tensor([0, 0, 6, 6, 0, 0])
+    """
+    name = to.replace("#", "♯")
+    if name not in PITCH_CLASSES:
+        raise ValueError(f"{to!r} is no pitch class; they are {', '.join(PITCH_CLASSES)}")
+    edited = check(classes).clone()
+    seconds = torch.arange(len(edited)) * HOP / rate
+    edited[(seconds >= start) & (seconds < end)] = PITCH_CLASSES.index(name)
+    return edited
+
+
+def tones(classes: Tensor, rate: int) -> Tensor:
+    """Wave [1, (F - 1) * HOP] that plays `classes` [F] as Shepard tones: a pitch class in all octaves, and so in none.
+
+    `classes` of the wave are those that it plays, as far as they last two frames or more. Each tone fades in and out
+    in 16 ms at 32 kHz, so that nothing clicks. Errors: ValueError for a single frame, which lasts no time, and those
+    of `check`.
+    """
+    if len(classes) == 1:
+        raise ValueError("one frame is a moment without length; give at least two to hear")
+    part = HOP // 8  # samples; the step in which tones fade
+    sounding = one_hot(check(classes)).T.repeat_interleave(8, dim=1)[
+        :, 4:-4
+    ]  # frame 0 is centred on sample 0
+    sounding[:, :1] = sounding[:, -1:] = 0
+    gates = F.interpolate(sounding[None], scale_factor=part, mode="linear")[0]
+    gates = gates * gates * (3 - 2 * gates)  # no corner where a fade begins or ends
+    seconds = (
+        torch.arange(gates.shape[1], dtype=torch.float64) / rate
+    )  # float32 would hiss after a few seconds
+    wave = torch.zeros(1, gates.shape[1])
+    for pitch in classes.unique().tolist():
+        for octave in range(2, 7):
+            hertz = 440 * 2 ** ((pitch - 9) / 12 + octave - 4)
+            bell = math.exp(-0.5 * math.log2(hertz / 440) ** 2)
+            wave += 0.2 * bell * gates[pitch] * torch.sin(2 * math.pi * hertz * seconds).float()
+    return wave
+
+
+class Follows(NamedTuple):
+    """How far music follows a melody, each from 0 to 1, and what chance would give."""
+
+    share: float  # of the frames whose loudest pitch class is the one told
+    cosine: float  # mean, of the energy of the twelve pitch classes with the one told
+    chance_share: float  # were the frames of the two paired at random
+    chance_cosine: float
+
+
+def follows(wave: Tensor, rate: int, told: Tensor) -> Follows:
+    """How far `wave` [C, N] follows the pitch classes `told` [F], frame by frame up to the end of the shorter.
+
+    Chance is not 1 in 12: a tune that rests on one note is often met by accident. Errors: those of `check`.
+    """
+    energy = chroma(wave, rate)
+    frames = min(energy.shape[1], len(told))
+    unit = F.normalize(energy[:, :frames], dim=0)
+    loudest = one_hot(energy[:, :frames].argmax(dim=0)).T
+    target = one_hot(check(told)[:frames]).T
+    met = [float((heard * target).sum(dim=0).mean()) for heard in (loudest, unit)]
+    chance = [float(heard.mean(dim=1) @ target.mean(dim=1)) for heard in (loudest, unit)]
+    return Follows(*met, *chance)
 
 
 def one_hot(classes: Tensor) -> Tensor:

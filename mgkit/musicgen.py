@@ -163,7 +163,7 @@ class MusicGen:
         self,
         descriptions: Texts,
         melody_wavs: Tensor | Sequence[Tensor | None],
-        melody_sample_rate: int,
+        melody_sample_rate: int = 0,
         progress: bool = False,
         return_tokens: bool = False,
         *,
@@ -175,9 +175,10 @@ class MusicGen:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Music [B, C, N] for the descriptions that follows the melodies; see `generate`.
 
-        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. `separate` takes drums and bass
-        out of them first (`mgkit.melody.demucs()`, as the reference always does). Errors: ValueError for a model that
-        takes no melody, or a silent one.
+        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves, with no rate,
+        it takes what the model hears of them: pitch classes of `mgkit.melody.classes`, int64 [F], [B, F] or in the
+        list; too few repeat. `separate` takes drums and bass out of waves first (`mgkit.melody.demucs()`, as the
+        reference always does). Errors: ValueError for a model that takes no melody, or a silent one.
         """
         job = self._job(
             descriptions, seed, negative, melody=(melody_wavs, melody_sample_rate), separate=separate
@@ -343,10 +344,15 @@ class MusicGen:
             plan[-1].end * self.codec.config.hop > loop
         )  # then a window hears the melody from where it starts
         grids = {window.start: torch.zeros(batch, length, dtype=torch.long) for window in plan}
-        for i, wave in enumerate(check_waves(given, batch, "the melody", may_lack=True)):
-            if wave is None:
+        for i, tune in enumerate(check_waves(given, batch, "the melody", tunes=True)):
+            if tune is None:
                 continue
-            wave = audio.resample(separate(wave, rate) if separate else wave, rate, self.sample_rate)
+            if tune.dim() == 1:  # pitch classes
+                for start, grid in grids.items():
+                    past = round(start * self.codec.config.hop / melody.HOP) if long else 0
+                    grid[i] = melody.rotate(tune[None], past, length)[0]
+                continue
+            wave = audio.resample(separate(tune, rate) if separate else tune, rate, self.sample_rate)
             if not wave.any():
                 raise ValueError("the melody is silent: check the recording, or leave the melody out")
             for start, grid in grids.items():

@@ -248,6 +248,17 @@ def test_silence_is_a_prompt_but_no_melody(text, melody):
     refusal(lambda: melody.generate_with_chroma(["calm"], 0 * GOOD, RATE), "silent", "melody")
 
 
+@pytest.mark.parametrize("grid", [[12, 0], [-1, 0], [], [[[0]]]])
+def test_whole_numbers_that_are_no_pitch_classes_are_no_melody(text, melody, grid):
+    grid = torch.tensor(grid, dtype=torch.long)
+    refusal(lambda: melody.generate_with_chroma(["calm"], grid, RATE), "the melody", "pitch classes")
+    refusal(lambda: text.generate_continuation(grid, RATE, ["calm"]), "prompt")
+
+
+def test_pitch_classes_are_one_row_or_as_many_as_the_samples(melody):
+    refusal(lambda: melody.generate_with_chroma(["calm"] * 3, torch.zeros(2, 9).long()), "2", "3")
+
+
 def test_a_list_of_prompts_is_a_batch(text):
     assert text.generate_continuation([GOOD, GOOD], RATE).shape[0] == 2
     assert text.generate_continuation([GOOD, GOOD], RATE, ["calm", "sad"]).shape[0] == 2

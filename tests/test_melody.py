@@ -54,6 +54,77 @@ def test_rotate_is_a_loop_from_where_it_starts() -> None:
     assert melody.rotate(wave, 7, 6).tolist() == [[7, 8, 9, 0, 1, 2]]
 
 
+def grid(seed: int, runs: int = 12, least: int = 2) -> torch.Tensor:
+    """Pitch classes of a random tune whose notes last `least` frames or more."""
+    draw = torch.Generator().manual_seed(seed)
+    notes = torch.randint(12, (runs,), generator=draw)
+    return notes.repeat_interleave(torch.randint(least, least + 6, (runs,), generator=draw))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rate", [32000, 44100])
+def test_tones_are_heard_as_the_pitch_classes_that_they_play(seed: int, rate: int) -> None:
+    told = grid(seed)
+    wave = melody.tones(told, rate)
+    assert wave.shape == (1, (len(told) - 1) * melody.HOP)
+    assert wave.abs().max() <= 1
+    assert melody.classes(wave, rate, len(told)).equal(told)
+
+
+def test_tones_begin_and_end_in_silence_and_do_not_click() -> None:
+    """A click is energy far above the highest tone, 2 kHz: joined without fades, the same notes leave plenty."""
+    told = grid(1)
+    wave = melody.tones(told, RATE)
+    half = melody.HOP // 2
+    joined = torch.cat([melody.tones(note.expand(3), RATE)[:, half:-half] for note in told], dim=1)
+
+    def above(sound: torch.Tensor) -> float:
+        power = torch.stft(sound, 1024, 256, window=torch.hann_window(1024), return_complex=True).abs() ** 2
+        return float(power[0, 6000 * 1024 // RATE :].sum() / power.sum())
+
+    assert not wave[0, [0, -1]].any()
+    assert above(wave) < 1e-10
+    assert above(joined) > 1e-5
+
+
+def test_editing_changes_the_frames_that_are_named_and_no_other() -> None:
+    told = grid(2)
+    second = RATE / melody.HOP  # frames
+    edited = melody.edit(told, "A♯", 1.0, 2.0, RATE)
+    inside = torch.arange(len(told)).div(second).sub(1.5).abs() < 0.5
+    assert inside.sum() in (7, 8)
+    assert edited[inside].tolist() == [10] * int(inside.sum())
+    assert edited[~inside].equal(told[~inside])
+    assert told.equal(grid(2))
+    assert melody.edit(told, "A#", 1.0, 2.0, RATE).equal(edited)
+
+
+def test_a_pitch_class_that_is_none_is_refused_with_the_twelve() -> None:
+    with pytest.raises(ValueError, match=r"'H'.*C♯.*B"):
+        melody.edit(grid(0), "H", 0, 1, RATE)
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.tensor([0, 12]), torch.tensor([-1]), torch.zeros(3), torch.zeros(2, 3).long(), grid(0)[:0]]
+)
+def test_values_that_are_no_pitch_classes_are_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="pitch classes"):
+        melody.check(bad)
+
+
+def test_music_follows_itself_and_chance_is_the_mean_over_all_pairings_in_time() -> None:
+    told, other = grid(3), grid(4)[: len(grid(3))]
+    wave = melody.tones(told, RATE)
+    assert melody.follows(wave, RATE, told).share == 1
+    assert melody.follows(wave, RATE, told).cosine > 0.9
+    other = other.repeat(2)[: len(told)]
+    shifted = [melody.follows(wave, RATE, other.roll(shift)) for shift in range(len(told))]
+    for met, chance in (("share", "chance_share"), ("cosine", "chance_cosine")):
+        mean = sum(getattr(score, met) for score in shifted) / len(shifted)
+        assert getattr(shifted[0], chance) == pytest.approx(mean, abs=1e-5)
+        assert 0 < mean < 1
+
+
 def test_without_torchaudio_stem_separation_says_so_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     monkeypatch.setitem(sys.modules, "torchaudio.functional", None)

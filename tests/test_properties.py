@@ -17,6 +17,8 @@ from torch import Tensor
 from mgkit import MusicGen, audio
 from mgkit.delay import delay, delays, undelay
 from mgkit.generate import Settings, Window, choose, frames, windows
+from mgkit.job import unpack
+from mgkit.melody import classes
 from mgkit.sampling import draw, guide, guide_double, probabilities
 
 LAYOUTS = ("text", "melody")
@@ -657,6 +659,34 @@ def test_a_melody_turns_with_the_windows() -> None:
     job_grids = {int(start): grid for start, grid in manifest["melody"].items()}
     assert sorted(job_grids) == [0, 51, 102]
     assert len(set(job_grids.values())) == 3
+
+
+def test_pitch_classes_of_a_melody_give_the_music_that_its_sound_gives() -> None:
+    """Alone, in a batch and in a list beside a wave and none: the model hears nothing else of a melody."""
+    model, waves = model_of("melody"), [tune(3), tune(5, notes=(61, 66, 70))]
+    model.set_generation_params(duration=2.0)
+    grids = [classes(wave, RATE, 79) for wave in waves]
+    heard = run(model, TEXTS[:2], melody=waves)
+    assert not torch.equal(heard[0], heard[1])
+    assert torch.equal(run(model, TEXTS[:2], melody=torch.stack(grids)), heard)
+    assert torch.equal(run(model, TEXTS[:2], melody=[grids[0], waves[1]]), heard)
+    told = model.generate_with_chroma(TEXTS[:1], grids[0], return_tokens=True, seed=0)[1]
+    assert torch.equal(told, heard[:1])
+    assert torch.equal(model.replay(model.manifests[0])[1], told)
+    mixed = run(model, TEXTS, melody=[grids[0], None, grids[1]])
+    assert torch.equal(mixed, run(model, TEXTS, melody=[waves[0], None, waves[1]]))
+    chunks = list(model.stream(TEXTS[:1], melody_wavs=grids[0], seed=0))
+    assert close(torch.cat(chunks, dim=-1), model.generate_audio(told), 1e-4)
+
+
+def test_pitch_classes_turn_with_the_windows_and_repeat() -> None:
+    model = tiny(melody=True, window=2.048)
+    model.set_generation_params(duration=4.0, extend_stride=1.024)
+    told = torch.arange(20) % 12
+    run(model, ["calm piano"], melody=told)
+    grids = {int(start): unpack(grid).tolist() for start, grid in model.manifests[0]["melody"].items()}
+    assert {start: grid[0] for start, grid in grids.items()} == {0: 0, 51: 8, 102: 4}
+    assert grids[102] == [(16 + i) % 20 % 12 for i in range(17)]
 
 
 def test_sixty_one_seconds_are_sixty_one_seconds() -> None:
