@@ -190,6 +190,13 @@ def to_channels(wave: Tensor, channels: int) -> Tensor:
     return wave.mean(dim=0, keepdim=True) if channels == 1 else wave.expand(channels, -1)
 
 
+def loudness(wave: Tensor, rate: int) -> float:
+    """Loudness of `wave` [C, N] in LUFS (ITU-R BS.1770); -inf for silence and for what is shorter than 0.4 s."""
+    if wave.shape[-1] < BLOCK * rate:
+        return -math.inf
+    return float(pyloudnorm.Meter(rate).integrated_loudness(wave.cpu().numpy().T))
+
+
 def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tensor:
     """`wave` [C, N] at a set level, within full scale; strategies and levels are those of audiocraft.
 
@@ -200,7 +207,7 @@ def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tenso
     if strategy == "loudness" and wave.shape[-1] >= BLOCK * rate:
         if wave.pow(2).mean().sqrt() < QUIET:
             return wave
-        gain = LOUDNESS - pyloudnorm.Meter(rate).integrated_loudness(wave.cpu().numpy().T)
+        gain = LOUDNESS - loudness(wave, rate)
         if not math.isfinite(gain):  # a level without a loudness, such as an offset
             return wave
     elif strategy in ("peak", "loudness"):

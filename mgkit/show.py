@@ -2,7 +2,7 @@
 
 Letters: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames.
 
-    player, players                   waves to listen to, at their own level
+    player, players, plain            waves to listen to, at their own level
     waveform, mel, chroma             waves to look at
     tokens, pattern, overview         what the model writes: codes, delayed codes, the whole way to a wave
     page                              any of these in one HTML file that fetches nothing
@@ -104,6 +104,19 @@ def players(items: Iterable[tuple[str, Tensor | np.ndarray]], rate: int, seam: f
     level = max((float(np.abs(samples).max()) for _, samples in pairs), default=0.0)
     each = [player(samples, rate, title, seam, level).html for title, samples in pairs]
     return Player(f"<div>{''.join(each)}</div>")
+
+
+def plain(wave: Tensor | np.ndarray, rate: int, title: str) -> Player:
+    """Player of one wave [C, N] with its title and nothing else to see, for ears that must not be told.
+
+    Errors: as `player`.
+    """
+    source = _uri(_flac(_samples(wave), rate), "audio/flac")
+    return Player(
+        '<figure style="display: inline-block; width: 400px; margin: 0px 16px 12px 0px">'
+        f'<figcaption><b>{html.escape(title)}</b></figcaption><audio controls style="width: 400px" src="{source}">'
+        "</audio></figure>"
+    )
 
 
 # --- pictures of sound -----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ ROWS = [
     {"musicgen"},
     {"trace"},
     {"show"},
-    {"lesson"},
+    {"lesson", "listen"},
     {"player"},
     {"studio"},
     {"bench"},

@@ -1,0 +1,290 @@
+"""The blind listening test: blind, fair, level, and no answer is ever lost."""
+
+import re
+
+import ipywidgets
+import pytest
+import torch
+from tiny import RATE, noise, tune
+
+from mgkit import audio, listen
+from mgkit.listen import BlindTest, Pair, Score, matched, read, scores, sign_test
+
+NAMES = {"guidance 3", "guidance 1"}
+
+
+def pairs(count=4, question="Which is better?"):
+    return [
+        Pair(
+            question,
+            f"clip {i}",
+            {"guidance 3": tune(0.5, (60 + i,)), "guidance 1": 0.1 * noise(1, RATE // 2, seed=i)},
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "new" / "answers.csv"
+
+
+def order(test):
+    """What is asked in which order and what is A, as the file says after a whole test."""
+    while not test.finished:
+        test.answer("A")
+    return [(row["item"], row["a"]) for row in read(test.path) if row["listener"] == test.listener]
+
+
+# --- fair -------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_depends_on_seed_and_listener_alone(tmp_path):
+    make = [("Ada", 1, "a"), ("Ada", 1, "b"), ("Bob", 1, "c"), ("Ada", 2, "d")]
+    first, again, other, reseeded = (
+        order(BlindTest(pairs(8), RATE, tmp_path / name, listener, seed)) for listener, seed, name in make
+    )
+    assert first == again
+    assert first != other
+    assert first != reseeded
+    assert sorted(item for item, _ in first) == sorted(item for item, _ in other)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_half_of_the_pairs_are_turned_round(path, seed):
+    asked = order(BlindTest(pairs(8), RATE, path, "Ada", seed))
+    assert [a for _, a in asked].count("guidance 3") == 4
+
+
+def test_what_the_file_says_is_a_is_what_was_played_as_a(path):
+    test = BlindTest(pairs(6), RATE, path, "Ada")
+    while not test.finished:
+        heard, pair = test.clips[0], test.pair
+        test.answer("A")
+        row = read(path)[-1]
+        played = matched(*(pair.clips[row[letter]] for letter in "ab"), RATE)[0]
+        assert torch.equal(heard, played)
+        assert row["preferred"] == row["a"] and {row["a"], row["b"]} == NAMES
+
+
+def test_nothing_that_the_listener_sees_names_what_made_the_clips(path):
+    test = BlindTest(pairs(), RATE, path, "Ada")
+    shown = [test.players().html, *(child.value for child in test.widget().children[:3])]
+    assert sum("<audio" in text for text in shown) == 2  # the same players both ways
+    for text in shown:
+        assert not any(name in text for name in NAMES)
+
+
+def test_both_clips_are_equally_loud_and_long_and_do_not_clip():
+    loud, quiet = tune(2, channels=1), 0.03 * noise(1, 3 * RATE)
+    quiet[0, 5] = 1.0  # one peak, which would clip at -14 LUFS
+    a, b = matched(loud, quiet, RATE)
+    assert a.shape == b.shape == (1, 2 * RATE)
+    assert audio.loudness(a, RATE) == pytest.approx(audio.loudness(b, RATE), abs=0.1)
+    assert audio.loudness(loud, RATE) - audio.loudness(quiet, RATE) > 6
+    assert max(a.abs().max(), b.abs().max()) == pytest.approx(listen.CEILING)
+    assert torch.allclose(a / a.max(), loud / loud.max(), atol=1e-5)
+
+
+def test_clips_without_a_loudness_keep_their_level():
+    silent, short = torch.zeros(1, RATE), tune(0.2)
+    assert torch.equal(matched(silent, tune(1), RATE)[1], tune(1))
+    assert torch.equal(matched(short, 0.5 * short, RATE)[1], 0.5 * short)
+
+
+# --- nothing is lost --------------------------------------------------------------------------------------------
+
+
+def test_every_answer_is_in_the_file_when_the_call_returns_and_none_before_it_changes(path):
+    test = BlindTest(pairs(3), RATE, path, "Ada")
+    before = ""
+    for number, choice in enumerate(("A", "B", "same"), 1):
+        assert test.progress == f"{number} of 3"
+        test.answer(choice, f"comment {number}")
+        after = path.read_text()
+        assert after.startswith(before) and len(after) > len(before)
+        before = after
+    assert test.finished and test.progress == "done"
+    assert [(row["answer"], row["comment"], row["trial"]) for row in read(path)] == [
+        ("A", "comment 1", "1"),
+        ("B", "comment 2", "2"),
+        ("same", "comment 3", "3"),
+    ]
+    assert read(path)[2]["preferred"] == ""
+
+
+def test_a_test_that_broke_off_goes_on_with_what_is_left(path):
+    whole = order(BlindTest(pairs(6), RATE, path.with_name("whole.csv"), "Ada"))
+    first = BlindTest(pairs(6), RATE, path, "Ada")
+    first.answer("A"), first.answer("A")
+    second = BlindTest(pairs(6), RATE, path, "Ada")
+    assert second.progress == "3 of 6"
+    assert order(second) == whole
+    assert BlindTest(pairs(6), RATE, path, "Ada").finished
+    assert BlindTest(pairs(6), RATE, path, "Bob").progress == "1 of 6"
+
+
+def test_answers_to_other_sounds_do_not_count_as_answers_to_these(path):
+    order(BlindTest(pairs(4), RATE, path, "Ada"))
+    changed = [Pair(p.question, p.item, {name: 0.9 * w for name, w in p.clips.items()}) for p in pairs(4)]
+    assert BlindTest(changed, RATE, path, "Ada").progress == "1 of 4"
+
+
+def test_a_line_that_broke_off_harms_no_other(path):
+    test = BlindTest(pairs(4), RATE, path, "Ada")
+    test.answer("A"), test.answer("B", 'a "quoted", comment')
+    whole = path.read_text()
+    path.write_text(whole[: whole.index('"a "') + 3])
+    assert len(read(path)) == 1
+    again = BlindTest(pairs(4), RATE, path, "Ada")
+    assert again.progress == "2 of 4"
+    again.answer("same")
+    assert [row["answer"] for row in read(path)] == ["A", "same"]
+
+
+@pytest.mark.parametrize("comment", ['"', "a,b", "two\nlines", "ä 音 ♯", "=1+1"])
+def test_any_comment_and_name_comes_back_on_one_line(path, comment):
+    test = BlindTest(pairs(2), RATE, path, f"Ada {comment}")
+    test.answer("A", comment)
+    [row] = read(path)
+    assert row["comment"] == " ".join(comment.split())
+    assert row["listener"] == test.listener
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_an_answer_that_cannot_be_written_is_still_to_be_given(path):
+    test = BlindTest(pairs(2), RATE, path, "Ada")
+    path.parent.write_text("a file where the folder should be")
+    with pytest.raises(OSError):
+        test.answer("A")
+    assert test.progress == "1 of 2"
+
+
+# --- what the answers say ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wins, losses", [(0, 0), (5, 0), (6, 0), (10, 2), (7, 7), (3, 9), (40, 60)])
+def test_the_sign_test_is_scipys(wins, losses):
+    from scipy.stats import binomtest
+
+    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert sign_test(wins, losses) == pytest.approx(expected)
+
+
+def test_scores_count_by_question_whichever_letter_it_was(path):
+    both = [*pairs(5, "Which follows?"), *pairs(3, "Which is cleaner?")]
+    test = BlindTest(both, RATE, path, "Ada")
+    while not test.finished:
+        if test.pair.question == "Which is cleaner?":
+            test.answer("same")
+        else:  # always the tune, which is smoother than noise, wherever it is
+            a, b = test.clips
+            test.answer("A" if a.diff().abs().mean() < b.diff().abs().mean() else "B")
+    found = {score.question: score for score in scores(read(path))}
+    assert found["Which is cleaner?"] == Score("Which is cleaner?", "guidance 1", "guidance 3", 0, 0, 3, 1.0)
+    assert found["Which follows?"] == Score("Which follows?", "guidance 1", "guidance 3", 0, 5, 0, 2 / 2**5)
+
+
+def test_only_the_first_answer_of_a_listener_to_a_pair_counts(path):
+    BlindTest(pairs(1), RATE, path, "Ada").answer("A")
+    rows = read(path)
+    other = {**rows[0], "answer": "B", "preferred": rows[0]["b"]}
+    assert scores([*rows, other]) == scores(rows)
+    assert sum((score.wins + score.losses) for score in scores([*rows, {**other, "listener": "Bob"}])) == 2
+
+
+def test_pictures_say_what_they_show(path):
+    order(BlindTest(pairs(3), RATE, path, "Ada"))
+    assert "guidance 3" in listen.picture(scores(read(path))).alt
+    drawn = listen.intervals({"tempo": (0.5, 0.2, 0.8)}, chance=0.25)
+    assert "50% (20% to 80%)" in drawn.alt
+    for figure in (drawn, listen.picture(scores(read(path)))):
+        assert figure._repr_png_()[0].startswith(b"\x89PNG")
+
+
+# --- mistakes are one sentence ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (lambda path: BlindTest([], RATE, path), "at least one pair"),
+        (lambda path: BlindTest([Pair("q", "i", {"one": tune(1)})], RATE, path), "has 1 clips"),
+        (lambda path: BlindTest(pairs(1) * 2, RATE, path), "twice"),
+        (lambda path: BlindTest(pairs(1), RATE, path).answer("A"), "nobody listens"),
+        (lambda path: BlindTest(pairs(1), RATE, path).start("  "), "who listens"),
+        (lambda path: BlindTest(pairs(1), RATE, path, "Ada").answer("a"), "must be one of A, B, same"),
+        (lambda path: order(test := BlindTest(pairs(1), RATE, path, "Ada")) and test.answer("A"), "all 1"),
+        (lambda path: listen.picture(scores(read(path))), "no answers yet"),
+    ],
+)
+def test_a_mistake_is_one_sentence(path, wrong, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        wrong(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\x00", b"\n"])
+def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
+    path = tmp_path / "other.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="something else"):
+        BlindTest(pairs(1), RATE, path, "Ada")
+    assert path.read_bytes() == content
+
+
+# --- the panel --------------------------------------------------------------------------------------------------
+
+
+def panel(test, monkeypatch):
+    """The controls of the panel: name, head, sound, buttons, comment, said."""
+    monkeypatch.setattr(listen, "PAUSE", 0)
+    name, head, sound, row, comment, said = test.widget().children
+    return name, head, sound, row.children, comment, said
+
+
+def test_the_panel_asks_for_a_name_then_writes_every_click(path, monkeypatch):
+    test = BlindTest(pairs(2), RATE, path)
+    name, head, sound, buttons, comment, said = panel(test, monkeypatch)
+    assert all(button.disabled for button in buttons) and sound.value == ""
+    name.value = "Ada"
+    assert "1 of 2" in head.value and not buttons[0].disabled
+    comment.value = "warm"
+    buttons[1].click()
+    assert [(row["answer"], row["comment"]) for row in read(path)] == [("B", "warm")]
+    assert "2 of 2" in head.value and comment.value == ""
+    buttons[2].click()
+    assert "Thank you, Ada" in head.value and buttons[0].disabled and sound.value == ""
+    buttons[0].click()  # on its way while the test ended
+    assert [row["answer"] for row in read(path)] == ["B", "same"]
+
+
+def test_quick_clicks_answer_one_pair_not_all(path, monkeypatch):
+    test = BlindTest(pairs(4), RATE, path, "Ada")
+    *_, row, _, _ = test.widget().children
+    monkeypatch.setattr(listen, "PAUSE", 1000)
+    for _ in range(20):
+        row.children[0].click()
+    assert read(path) == []
+
+
+def test_the_panel_says_what_could_not_be_written_and_keeps_the_pair(path, monkeypatch):
+    test = BlindTest(pairs(2), RATE, path, "Ada")
+    _, head, _, buttons, comment, said = panel(test, monkeypatch)
+    path.parent.write_text("in the way")
+    comment.value = "kept"
+    buttons[0].click()
+    assert "not written" in said.value and "1 of 2" in head.value and comment.value == "kept"
+
+
+def test_texts_are_escaped_in_the_panel(path, monkeypatch):
+    evil = "<script>alert(1)</script>"
+    made = [Pair(evil, evil, pair.clips) for pair in pairs(1)]
+    _, head, *_ = panel(BlindTest(made, RATE, path, evil), monkeypatch)
+    assert "<script>" not in head.value and head.value.count("&lt;script&gt;") == 2
+
+
+def test_the_panel_is_of_controls_that_ipywidgets_7_knows(path):
+    kinds = {type(child) for child in BlindTest(pairs(1), RATE, path).widget().children}
+    assert kinds <= {ipywidgets.Text, ipywidgets.HTML, ipywidgets.HBox}
+    assert re.match(r"[78]\.", ipywidgets.__version__)
