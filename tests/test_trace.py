@@ -1,0 +1,245 @@
+"""What `mgkit.trace` promises: it sees again what generation saw, and its attention adds up."""
+
+import math
+from functools import cache
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_properties import close
+from tiny import CODEC, RATE, tiny, tune
+from torch import Tensor
+
+from mgkit import MusicGen, generate, trace
+from mgkit.generate import choose
+from mgkit.sampling import draw, noise
+
+LAYOUTS = ("text", "melody", "stereo", "stereo melody")
+TEXT = "fast loud drums with a dark choir"
+
+
+@cache
+def model_of(layout: str) -> MusicGen:
+    """A tiny model, made once."""
+    return tiny(melody="melody" in layout, channels=2 if "stereo" in layout else 1)
+
+
+def make(
+    layout: str, text: str | None = TEXT, melody: bool = False, **how: object
+) -> tuple[MusicGen, Tensor]:
+    """The model, its last run told in `manifests`, and the codes [K, T] of that run."""
+    model = model_of(layout)
+    model.set_generation_params(**{"duration": 0.5, "top_k": 5, **how})
+    if melody:
+        _, codes = model.generate_with_chroma([text], tune(2), RATE, return_tokens=True, seed=3)
+    else:
+        _, codes = model.generate([text], return_tokens=True, seed=3)
+    return model, codes[0]
+
+
+@cache
+def traced(layout: str) -> trace.Trace:
+    """The trace of a guided piece, with a melody where the model takes one."""
+    model, codes = make(layout, melody="melody" in layout)
+    return trace.retrace(model, codes, model.manifests[0])
+
+
+# --- it sees what generation saw --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"cfg_coef": 1},
+        {"two_step_cfg": True},
+        {"use_sampling": False},
+        {"text": None},
+        {"temperature": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_traced_logits_equal_those_of_generation(layout: str, how: dict) -> None:
+    seen: list[tuple[Tensor, ...]] = []
+
+    def listen(streams, settings, generators):
+        seen.append(tuple(stream[0] for stream in streams))  # [K, V] each
+        return choose(streams, settings, generators)
+
+    with patch.object(generate, "choose", listen):
+        model, codes = make(layout, **how)
+    again = trace.retrace(model, codes, model.manifests[0])
+    channels, frames = model.audio_channels, codes.shape[1]
+    steps = torch.stack([streams[0] for streams in seen], dim=1)  # [K, S, V]
+    then = torch.stack([row[k // channels :][:frames] for k, row in enumerate(steps)])
+    assert close(again.told, then)
+    if len(seen[0]) == 2:
+        steps = torch.stack([streams[1] for streams in seen], dim=1)
+        assert close(again.null, torch.stack([row[k // channels :][:frames] for k, row in enumerate(steps)]))
+        assert not close(again.null, again.told, 1e-2)
+    assert len(seen[0]) == (1 if how.get("cfg_coef") == 1 or "text" in how else 2)
+
+
+@pytest.mark.parametrize("how", [{}, {"melody": True, "cfg_coef_beta": 2.0}], ids=str)
+def test_the_same_noise_draws_the_same_tokens_from_the_traced_probabilities(how: dict) -> None:
+    model, codes = make("melody", **how)
+    seen = trace.retrace(model, codes, model.manifests[0])
+    generator, again = torch.Generator().manual_seed(3), torch.full_like(codes, -1)
+    for s in range(codes.shape[1] + 3):
+        exponential = noise([generator], (4, CODEC.codebook_size))[0]
+        for k in range(4):
+            if 0 <= s - k < codes.shape[1]:
+                again[k, s - k] = draw(seen.probs[k, s - k], exponential[k])
+    assert torch.equal(again, codes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_sampling_the_tokens_are_the_likeliest(layout: str) -> None:
+    model, codes = make(layout, use_sampling=False)
+    seen = trace.retrace(model, codes, model.manifests[0])
+    assert torch.equal(seen.logits.argmax(dim=-1), codes)
+    assert torch.equal(seen.probs.argmax(dim=-1), codes)
+    assert (seen.entropy == 0).all()
+
+
+def test_negative_words_are_the_null_that_guidance_compares_with() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.3, use_sampling=False)
+    _, codes = model.generate([TEXT], negative="sad rain", return_tokens=True, seed=1)
+    against = model.manifests[0]
+    seen = trace.retrace(model, codes[0], against)
+    assert torch.equal(seen.logits.argmax(dim=-1), codes[0])
+    assert not close(seen.null, trace.retrace(model, codes[0], against | {"negative": ""}).null, 1e-2)
+
+
+def test_a_changed_text_is_heard_from_the_first_step_and_a_changed_token_only_after_it() -> None:
+    model, codes = make("text")
+    manifest = model.manifests[0]
+    seen, other = (
+        trace.retrace(model, codes, manifest),
+        trace.retrace(model, codes, manifest | {"text": "sad"}),
+    )
+    assert (trace.divergence(seen.told.softmax(-1), other.told.softmax(-1)) > 0).all()
+    assert close(seen.null, other.null)
+    changed = codes.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % CODEC.codebook_size
+    other = trace.retrace(model, changed, manifest)
+    for k in range(
+        4
+    ):  # codebook k of a frame is written k steps after codebook 0, and hears k frames more of it
+        first = 11 - k
+        assert close(seen.told[k, :first], other.told[k, :first], 1e-6)
+        assert not close(seen.told[k, first], other.told[k, first], 1e-3)
+
+
+# --- attention --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_attention_sum_to_one(layout: str) -> None:
+    seen = traced(layout)
+    parts = [part.sum(dim=-1) for part in (seen.to_melody, seen.to_words, seen.to_steps)]
+    one = torch.ones_like(parts[0])
+    if "melody" in layout:
+        torch.testing.assert_close(sum(parts), one)
+        assert all((part > 0).all() for part in parts)
+    else:
+        assert seen.to_melody.shape[-1] == 0
+        torch.testing.assert_close(parts[1], one)
+        torch.testing.assert_close(parts[2], one)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attention_is_to_the_past_alone(layout: str) -> None:
+    seen = traced(layout)
+    assert (seen.to_steps >= 0).all()
+    assert (seen.to_steps.triu(1) == 0).all()
+    assert (seen.to_steps.diagonal(dim1=-2, dim2=-1) > 0).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_shapes_are_those_of_the_model(layout: str) -> None:
+    seen, lm = traced(layout), model_of(layout).lm.config
+    steps = 25 + 3
+    assert seen.codes.shape == (lm.codebooks, 25)
+    assert seen.told.shape == seen.null.shape == seen.logits.shape == (lm.codebooks, 25, lm.codebook_size)
+    assert seen.to_steps.shape == (lm.layers, lm.heads, steps, steps)
+    assert seen.to_words.shape == (lm.layers, lm.heads, steps, len(TEXT.split()) + 1)
+    heard = model_of(layout).conditioner.melody_frames or 0
+    assert seen.to_melody.shape == (lm.layers, lm.heads, steps, heard)
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["happy folk with violin, no drums", "Zwölf  accordions,", "120 bpm", "", "</s>"]
+)
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_words_align_with_the_pieces_of_the_tokenizer(name: str, text: str) -> None:
+    encoder = (nano() if name == "nano" else model_of("text")).conditioner.text
+    names, owner = trace.words(encoder, text)
+    assert len(owner) == encoder.tokens([text])[0].shape[1]
+    assert owner == sorted(owner)
+    assert set(owner) == set(range(len(names)))
+    assert names[-1] == "</s>"
+    if text != "</s>":
+        assert "".join(names[:-1]) == "".join(text.split())
+
+
+def test_a_word_of_several_pieces_takes_the_attention_of_all_of_them() -> None:
+    model = nano()
+    text = "an accordion with vibraphonists"
+    names, owner = trace.words(model.conditioner.text, text)
+    assert names == ["an", "accordion", "with", "vibraphonists", "</s>"]
+    assert owner.count(3) > 1
+    codes = torch.randint(1024, (4, 5), generator=torch.Generator().manual_seed(0))
+    manifest = {
+        "text": text,
+        "negative": "",
+        "seed": 0,
+        "settings": {},
+        "melody": {},
+        "prompt": "eJwDAAAAAAE=",
+    }
+    seen = trace.retrace(model, codes, manifest | {"frames": 5})
+    assert seen.to_words.shape[-1] == 5
+    total = seen.to_melody.sum(-1) + seen.to_words.sum(-1) + seen.to_steps.sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@cache
+def nano() -> MusicGen:
+    return MusicGen.get_pretrained("nano")
+
+
+# --- entropy and divergence -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_entropy_is_between_none_and_that_of_all_tokens_alike(layout: str) -> None:
+    seen = traced(layout)
+    assert seen.entropy.shape == seen.codes.shape
+    assert (seen.entropy > 0).any()
+    assert (seen.entropy >= 0).all()
+    assert (seen.entropy <= math.log2(5) + 1e-5).all()  # top_k=5
+    assert (trace.entropy(seen.logits.softmax(dim=-1)) <= math.log2(CODEC.codebook_size) + 1e-5).all()
+    assert trace.entropy(torch.full((32,), 1 / 32)) == pytest.approx(5)
+
+
+def test_divergence_is_symmetric_and_from_none_to_one() -> None:
+    some = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)).mul(4).softmax(dim=-1)
+    apart = trace.divergence(some[:50], some[50:])
+    assert ((apart > 0.1) & (apart < 1)).all()
+    torch.testing.assert_close(apart, trace.divergence(some[50:], some[:50]))
+    assert (trace.divergence(some, some) < 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "codes", [torch.zeros(1, 4, 10), torch.zeros(3, 10), torch.zeros(4, 0), torch.zeros(4, 501)]
+)
+def test_retrace_refuses_what_is_not_the_codes_of_one_window(codes: Tensor) -> None:
+    model, _ = make("text")
+    with pytest.raises(ValueError, match=r"codes\[0\]"):
+        trace.retrace(model, codes.long(), model.manifests[0])
