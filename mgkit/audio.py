@@ -43,14 +43,22 @@ def read(path: str | os.PathLike) -> tuple[Tensor, int]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
+    return _decode(path, str(path))
+
+
+def decode(content: bytes, name: str) -> tuple[Tensor, int]:
+    """Wave [C, N] and its rate from the bytes of a file, such as an upload, called `name`. Errors: as `read`."""
+    return _decode(io.BytesIO(content), name)
+
+
+def _decode(file: str | os.PathLike | io.BytesIO, name: str) -> tuple[Tensor, int]:
     try:
-        data, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        data, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise ValueError(
-            f"{str(path)!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {error}"
-        ) from None
+        why = getattr(error, "error_string", error)
+        raise ValueError(f"{name!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {why}") from None
     if len(data) == 0:
-        raise ValueError(f"{str(path)!r} holds no samples")
+        raise ValueError(f"{name!r} holds no samples")
     return torch.from_numpy(np.ascontiguousarray(data.T)), rate
 
 

@@ -49,6 +49,21 @@ def test_a_written_wave_is_read_back_with_its_length_rate_and_sound(tmp_path, en
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+def test_the_bytes_of_a_file_are_the_sound_that_the_file_is(tmp_path, ending):
+    path = audio.write(tmp_path / f"a{ending}", tune(1), RATE)
+    wave, rate = audio.decode(path.read_bytes(), "an upload")
+    assert rate == RATE
+    assert wave.equal(audio.read(path)[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"do re mi", b"RIFF"])
+def test_bytes_that_are_no_audio_are_refused_by_the_name_of_their_file(content):
+    with pytest.raises(ValueError, match=r"'notes\.txt' is not audio .*WAV, FLAC, OGG or MP3") as caught:
+        audio.decode(content, "notes.txt")
+    assert "BytesIO" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_left_stays_left(tmp_path, ending):
     wave = torch.cat([tune(0.5), 0.05 * tune(0.5)])
     back, _ = audio.read(audio.write(tmp_path / f"a{ending}", wave, RATE, "clip"))
