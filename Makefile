@@ -65,10 +65,12 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Quick tests side by side, one thread each; slow ones (true model sizes, notebooks) one by one on all cores.
+# Quick tests side by side, one thread each; slow ones (true model sizes, notebooks) one by one on all cores;
+# then those in a browser.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow"
-	$(BIN)/python -m pytest -m slow --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "slow and not browser" --durations=10
+	$(BIN)/python -m pytest -m browser --durations=5
 
 clean:
 	rm -rf .venv outputs build dist .pytest_cache .mypy_cache .ruff_cache
