@@ -23,6 +23,7 @@ ROWS = [
     {"show"},
     {"lesson", "listen"},
     {"player"},
+    {"grid"},
     {"studio"},
     {"bench"},
     {"__main__"},
