@@ -56,9 +56,7 @@ def test_an_uploaded_file_becomes_the_melody_and_is_played(picker, ending, tmp_p
     path = audio.write(tmp_path / f"mine{ending}", tune(1), RATE)
     widget = picker.widget()
     [upload] = parts(widget, ipywidgets.FileUpload)
-    upload.value = (
-        {"name": path.name, "type": "", "size": 1, "content": path.read_bytes(), "last_modified": 0},
-    )
+    put(upload, path.name, path.read_bytes())
     assert picker.name == path.name
     assert picker.wave.equal(audio.read(path)[0])
     assert path.name in parts(widget, ipywidgets.HTML)[-1].value
