@@ -1,10 +1,13 @@
 """Pictures and players that need no kernel: they work in a saved page and in a notebook nobody has trusted yet.
 
-Letters: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames.
+Letters: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames, V codebook size, H heads,
+W words, R rows.
 
-    player, players, plain            waves to listen to, at their own level
+    player, players, plain, grid      waves to listen to, at their own level
     waveform, mel, chroma             waves to look at
     tokens, pattern, overview         what the model writes: codes, delayed codes, the whole way to a wave
+    schedule                          when each token is written
+    bars, curves, attention, table    what a trace tells: the choice of one step, values over time, who looks where
     page                              any of these in one HTML file that fetches nothing
 
 Pictures are matplotlib figures made without pyplot, so they may be drawn in any thread and are never shown twice.
@@ -27,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from . import audio
@@ -35,6 +39,7 @@ from .melody import HOP, PITCH_CLASSES
 
 GIVEN, NEW = "#8a8f98", "#2a7fbf"  # before and after a seam; both readable on white and on black
 FLOOR = 80.0  # dB below the loudest, where a mel picture turns black
+N_FFT, MEL_HOP, BANDS = 2048, 512, 96  # of a mel picture: samples of a window and between windows; rows
 
 
 class Picture(Figure):
@@ -119,6 +124,40 @@ def plain(wave: Tensor | np.ndarray, rate: int, title: str) -> Player:
     )
 
 
+def grid(
+    cells: Sequence[Sequence[Tensor | np.ndarray]], rate: int, rows: Sequence[str], columns: Sequence[str]
+) -> Player:
+    """Table of waves, `cells[row][column]` each [C, N], with a mel picture and a player in each cell.
+
+    All pictures are on one dB scale, whose top is the loudest spot of all; nothing is normalised. Errors: as
+    `player`, and ValueError where the headings are not one for each row and column.
+    """
+    if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells) or not rows or not columns:
+        raise ValueError(
+            f"expected a row of cells for each of {list(rows)}, with a wave for each of {list(columns)}; got rows of "
+            f"{[len(row) for row in cells]}"
+        )
+    bands = _bands(rate)
+    waves = [[_samples(wave) for wave in row] for row in cells]
+    powers = [[_mel(samples, bands) for samples in row] for row in waves]
+    top = max(float(power.max()) for row in powers for power in row) or 1.0
+    wide = 'style="width: 190px; height: {}px; display: block"'
+    head = "".join(f'<th style="text-align: left">{html.escape(name)}</th>' for name in ("", *columns))
+    body = []
+    for name, samples, row in zip(rows, waves, powers, strict=True):
+        body.append(f"<tr><th>{html.escape(name)}</th>")
+        for column, one, power in zip(columns, samples, row, strict=True):
+            alt = html.escape(f"mel spectrogram of {name}, {column}")
+            picture, sound = (
+                _uri(_mel_thumbnail(power / top), "image/png"),
+                _uri(_flac(one, rate), "audio/flac"),
+            )
+            body.append(f'<td><img alt="{alt}" {wide.format(64)} src="{picture}">')
+            body.append(f'<audio controls {wide.format(36)} src="{sound}"></audio></td>')
+        body.append("</tr>")
+    return Player(f"<table><tr>{head}</tr>{''.join(body)}</table>")
+
+
 # --- pictures of sound -----------------------------------------------------------------------------------------
 
 
@@ -142,28 +181,21 @@ def mel(items: Sequence[tuple[str, Tensor | np.ndarray]], rate: int, seam: float
     0 dB is the loudest spot of all of them; 80 dB below it is black. Errors: as `player`, and ValueError for
     no items.
     """
-    from librosa.filters import mel as mel_filters
-
     if not items:
         raise ValueError("mel needs at least one (title, wave); got none")
-    n_fft, hop, window = 2048, 512, torch.hann_window(2048)
-    bands = torch.from_numpy(mel_filters(sr=rate, n_fft=n_fft, n_mels=96))
-    powers = []
-    for _, wave in items:
-        mono = torch.from_numpy(_samples(wave)).mean(dim=0)
-        spectrum = torch.stft(mono, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
-        powers.append(bands @ spectrum.abs().pow(2))
+    bands = _bands(rate)
+    powers = [_mel(_samples(wave), bands) for _, wave in items]
     top = max(float(power.max()) for power in powers) or 1.0
     figure = _figure(0.6 + 1.5 * len(items), f"mel spectrograms: {', '.join(title for title, _ in items)}")
     rows = figure.subplots(len(items), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, _), power in zip(rows, items, powers, strict=True):
         decibels = 10 * torch.log10(power.clamp(min=1e-12) / top)
-        edges = (0, power.shape[1] * hop / rate, 0, len(bands))
+        edges = (0, power.shape[1] * MEL_HOP / rate, 0, len(bands))
         image = axes.imshow(decibels.numpy(), origin="lower", aspect="auto", cmap="magma", extent=edges)
         image.set_clim(-FLOOR, 0)
         _title(axes, title)
         marks = [hertz for hertz in (250, 1000, 4000) if hertz < rate / 2]
-        peaks = [int(bands[:, round(hertz * n_fft / rate)].argmax()) for hertz in marks]
+        peaks = [int(bands[:, round(hertz * N_FFT / rate)].argmax()) for hertz in marks]
         axes.set_yticks(peaks, [f"{hertz} Hz" for hertz in marks])
         if seam is not None:
             axes.axvline(seam, color="white", linestyle="--", linewidth=1)
@@ -213,16 +245,40 @@ def tokens(codes: Tensor, title: str = "", size: int = 2048) -> Picture:
     return figure
 
 
-def pattern(codes: Tensor, frames: int = 10, channels: int = 1) -> Picture:
+def pattern(codes: Tensor, frames: int = 10, channels: int = 1, step: int | None = None) -> Picture:
     """Picture of the first `frames` of codes [K, T], and of the same delayed [K, S], as the transformer writes them.
 
-    A colour is a frame, so the delay is what happens to the colours; grey is the special token. Errors: ValueError
-    for another shape.
+    A colour is a frame, so the delay is what happens to the colours; grey is the special token. With `step`, what is
+    known once that step is written, and the step itself framed. Errors: ValueError for another shape.
     """
     codes = _grid(codes)[:, :frames]
     figure = _figure(1.2 + 0.45 * len(codes), f"{len(codes)} codebooks of tokens, and the same delayed")
     above, below = figure.subplots(2, 1, sharex=True)
-    _draw_frames(above, below, codes, channels)
+    _draw_frames(above, below, codes, channels, step)
+    return figure
+
+
+def schedule(items: Sequence[tuple[str, Tensor]]) -> Picture:
+    """Grids [K, T] with titles of the step at which each token is written, one scale of colour for all.
+
+    Errors: ValueError for another shape, or no items.
+    """
+    if not items:
+        raise ValueError("schedule needs at least one (title, steps [K, T]); got none")
+    grids = [(title, _grid(steps)) for title, steps in items]
+    last = max(int(steps.max()) for _, steps in grids)
+    height = sum(0.6 + 0.2 * len(steps) for _, steps in grids)
+    figure = _figure(
+        height, f"the step at which each token is written: {', '.join(title for title, _ in grids)}"
+    )
+    for axes, (title, steps) in zip(figure.subplots(len(grids), 1, squeeze=False)[:, 0], grids, strict=True):
+        _draw_cells(axes, steps, last + 1, "Blues")
+        _title(axes, title)
+        for (k, t), step in np.ndenumerate(steps.numpy()):
+            color = "white" if step > 0.6 * last else "black"
+            axes.text(t, k, step, ha="center", va="center", fontsize=6.5, color=color)
+        axes.set_xticks(range(steps.shape[1]))
+    axes.set_xlabel("frames")
     return figure
 
 
@@ -246,6 +302,112 @@ def overview(prompt: str, codes: Tensor, wave: Tensor | np.ndarray, rate: int, c
     _title(part["s"], f"2. a transformer writes {len(codes)} tokens a step")
     _title(part["f"], "3. the delay undone: a column is a frame")
     _title(part["w"], f"4. EnCodec's decoder turns frames into sound, {rate} samples a second")
+    return figure
+
+
+# --- pictures of a trace ---------------------------------------------------------------------------------------
+
+
+def bars(before: Tensor, after: Tensor, chosen: int, title: str = "", count: int = 40) -> Picture:
+    """The `count` likeliest tokens of probabilities `before` [V], with those of `after` [V] in front of them.
+
+    `before` is what the model says, `after` what the settings make of it; the `chosen` token is marked where it is
+    among them. Errors: ValueError for other shapes.
+    """
+    if before.ndim != 1 or before.shape != after.shape:
+        raise ValueError(
+            f"expected the probabilities [V] of one token, got {list(before.shape)}, {list(after.shape)}"
+        )
+    order = before.argsort(descending=True, stable=True)[:count]
+    figure = _figure(2.6, f"probabilities of the {len(order)} likeliest tokens", title)
+    axes = figure.subplots()
+    axes.bar(range(len(order)), before[order].numpy(), width=0.9, color="#c9cdd3", label="the model says")
+    left = f"drawn from: {int((after > 0).sum())} of {len(after)} tokens"
+    axes.bar(range(len(order)), after[order].numpy(), width=0.45, color=NEW, label=left)
+    if chosen in order:
+        place = order.tolist().index(chosen)
+        axes.plot(place, float(after[chosen]), "v", color="#c2410c", label=f"written: token {chosen}")
+    axes.set_xlabel("tokens, the likeliest first")
+    axes.set_ylabel("probability")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def curves(items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: str = "") -> Picture:
+    """Values [T] with titles over time, `rate` of them a second: each as it is, pale, and its mean over half a second.
+
+    `label` says what they are, with their unit. Errors: ValueError for no items, another shape or no values.
+    """
+    if not items or any(values.ndim != 1 or not len(values) for _, values in items):
+        raise ValueError(
+            f"curves needs (title, values [T]); got {[list(values.shape) for _, values in items]}"
+        )
+    figure = _figure(3.0, f"{label} over time: {', '.join(title for title, _ in items)}", title)
+    axes = figure.subplots()
+    for i, (name, values) in enumerate(items):
+        near = np.ones(max(1, round(rate / 2)))
+        padded = [
+            np.convolve(x, near)[len(near) // 2 :][: len(values)]
+            for x in (values.numpy(), np.ones(len(values)))
+        ]
+        seconds = np.arange(len(values)) / rate
+        axes.plot(seconds, values.numpy(), color=f"C{i}", alpha=0.25, linewidth=0.8)
+        axes.plot(seconds, padded[0] / padded[1], color=f"C{i}", label=name)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def attention(weights: Tensor, names: Sequence[str], rate: float, title: str = "") -> Picture:
+    """Attention `weights` [H, S, W] to what is named, W rows over time, one panel a head and one scale for all.
+
+    `rate` is that of the steps, a second. Errors: ValueError for another shape or number of names.
+    """
+    if weights.ndim != 3 or weights.shape[-1] != len(names) or 0 in weights.shape:
+        raise ValueError(f"expected attention [H, S, {len(names)}] of one layer, got {list(weights.shape)}")
+    across = min(len(weights), 2 if len(weights) <= 4 else 4)
+    down = -(-len(weights) // across)
+    every = -(-len(names) // 16)
+    figure = _figure(
+        0.6 + down * max(1.2, 0.17 * len(names[::every])), f"attention of {len(weights)} heads", title
+    )
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes, head in zip(panels.flat, weights, strict=False):
+        edges = (0, head.shape[0] / rate, len(names) - 0.5, -0.5)
+        image = axes.imshow(
+            head.T.numpy(), aspect="auto", interpolation="nearest", cmap="viridis", extent=edges
+        )
+        image.set_clim(0, float(weights.max()))
+    for h, axes in enumerate(panels.flat):
+        axes.set_visible(h < len(weights))
+        _title(axes, f"head {h}")
+    for axes in panels[:, 0]:
+        axes.set_yticks(range(0, len(names), every), names[::every], fontsize=8, parse_math=False)
+    for axes in panels[-1]:
+        axes.set_xlabel("seconds")
+    figure.colorbar(image, ax=panels, label="attention", aspect=15 * down, pad=0.01)
+    return figure
+
+
+def table(
+    values: Tensor, rows: Sequence[str], columns: Sequence[str], title: str = "", form: str = ".2f"
+) -> Picture:
+    """Numbers [R, columns] written as `form` says, the darker the larger. Errors: ValueError for another shape."""
+    if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
+        raise ValueError(f"expected {len(rows)} rows of {len(columns)} values, got {list(values.shape)}")
+    figure = _figure(0.7 + 0.28 * len(rows), title or "table", title)
+    axes = figure.subplots()
+    axes.imshow(values.numpy(), aspect="auto", cmap="Blues")
+    dark = values.min() + 0.6 * (values.max() - values.min())
+    for (r, c), value in np.ndenumerate(values.numpy()):
+        color = "white" if value > dark else "black"
+        axes.text(c, r, format(value, form), ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
     return figure
 
 
@@ -310,6 +472,20 @@ def _flac(samples: np.ndarray, rate: int) -> bytes:
     return buffer.getvalue()
 
 
+def _bands(rate: int) -> Tensor:
+    """Weights [BANDS, N_FFT / 2 + 1] that sum a power spectrum into mel bands."""
+    from librosa.filters import mel as mel_filters
+
+    return torch.from_numpy(mel_filters(sr=rate, n_fft=N_FFT, n_mels=BANDS))
+
+
+def _mel(samples: np.ndarray, bands: Tensor) -> Tensor:
+    """Power [BANDS, 1 + N // MEL_HOP] in mel bands of samples [C, N], channels averaged."""
+    mono, window = torch.from_numpy(samples).mean(dim=0), torch.hann_window(N_FFT)
+    spectrum = torch.stft(mono, N_FFT, MEL_HOP, window=window, pad_mode="constant", return_complex=True)
+    return bands @ spectrum.abs().pow(2)
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -344,6 +520,15 @@ def _thumbnail(samples: np.ndarray, rate: int, seam: float | None, level: float)
     return buffer.getvalue()
 
 
+def _mel_thumbnail(power: Tensor) -> bytes:
+    """PNG of mel `power` [BANDS, F] whose 0 dB is 1, one pixel a band and 190 at most over time."""
+    small = torch.nn.functional.adaptive_avg_pool1d(power[None], min(190, power.shape[1]))[0]
+    decibels = 10 * torch.log10(small.clamp(min=1e-12))
+    buffer = io.BytesIO()
+    imsave(buffer, decibels.numpy(), vmin=-FLOOR, vmax=0, cmap="magma", origin="lower", format="png")
+    return buffer.getvalue()
+
+
 def _figure(height: float, alt: str, title: str = "") -> Picture:
     figure = Picture(figsize=(9, height), layout="constrained")
     figure.alt = alt
@@ -370,25 +555,34 @@ def _draw_wave(axes: Axes, channel: np.ndarray, rate: int, seam: float | None) -
 
 
 def _draw_cells(axes: Axes, grid: Tensor, size: int, colors: str) -> None:
-    """Values 0 .. size - 1 of a grid [K, T] as coloured cells; -1 is grey."""
-    palette = colormaps[colors].with_extremes(under="#d9dce1")
+    """Values 0 .. size - 1 of a grid [K, T] as coloured cells; -1 is grey, NaN is blank."""
+    palette = colormaps[colors].with_extremes(under="#d9dce1", bad="white")
     axes.imshow(
         grid.numpy(), aspect="auto", interpolation="nearest", cmap=palette, vmin=0, vmax=max(1, size - 1)
     )
     axes.set_yticks(range(len(grid)), [f"codebook {k}" for k in range(len(grid))], fontsize=8)
 
 
-def _draw_frames(above: Axes, below: Axes, codes: Tensor, channels: int) -> None:
-    """Codes [K, T] above and their delayed steps [K, S] below, coloured by the frame that they belong to."""
+def _draw_frames(above: Axes, below: Axes, codes: Tensor, channels: int, step: int | None = None) -> None:
+    """Codes [K, T] above and their delayed steps [K, S] below, coloured by the frame that they belong to.
+
+    Where there is a `step`, what is written after it is blank, and the step is framed.
+    """
     shifts, count = delays(len(codes), channels), codes.shape[1]
     frames = torch.arange(count).expand(codes.shape)
-    for axes, grid, colors, title in (
-        (above, codes, frames, "frames: a column is what the codec turns into sound at once"),
-        (below, delay(codes[None], shifts, -1)[0], delay(frames[None], shifts, -1)[0],
+    written = frames + 1 + torch.tensor(shifts)[:, None]  # at which step
+    columns = torch.arange(count + 1 + max(shifts)).expand(len(codes), -1)
+    for axes, grid, colors, when, title in (
+        (above, codes, frames, written, "frames: a column is what the codec turns into sound at once"),
+        (below, delay(codes[None], shifts, -1)[0], delay(frames[None], shifts, -1)[0], columns,
          "steps: a column is what the transformer writes at once"),
     ):  # fmt: skip
-        _draw_cells(axes, colors, count, "Wistia")
+        known = when <= (when.max() if step is None else step)
+        _draw_cells(axes, colors.float().masked_fill(~known, torch.nan), count, "Wistia")
         _title(axes, title)
         for (k, i), token in np.ndenumerate(grid.numpy()):
-            axes.text(i, k, "–" if token < 0 else token, ha="center", va="center", fontsize=6.5)
+            if known[k, i]:
+                axes.text(i, k, "–" if token < 0 else token, ha="center", va="center", fontsize=6.5)
         axes.set_xticks(range(grid.shape[1]))
+    if step is not None:
+        below.add_patch(Rectangle((step - 0.5, -0.5), 1, len(codes), fill=False, edgecolor=NEW, linewidth=3))

@@ -56,6 +56,39 @@ def test_players_share_one_level_scale():
     assert len(sounds(together)) == 2
 
 
+def test_grid_holds_every_sound_under_its_headings_on_one_scale():
+    cells = [[WAVE, WAVE * 0.1], [WAVE[:, :639], WAVE * 0]]
+    text = show.grid(cells, RATE, ["seed 1", EVIL], ["warm", "cold"]).html
+    assert "<script" not in text
+    for wave, (heard, rate) in zip(sum(cells, []), sounds(text), strict=True):
+        assert (rate, heard.shape) == (RATE, wave.shape)
+        assert (heard - wave).abs().max() <= 1 / 32768
+    quiet = [image for image, _ in re.findall(r'src="(data:image/png[^"]+)"()', text)][1]
+    assert quiet not in show.grid([[WAVE * 0.1]], RATE, ["seed 1"], ["cold"]).html
+    with pytest.raises(ValueError, match="cells"):
+        show.grid(cells, RATE, ["seed 1"], ["warm", "cold"])
+
+
+def test_a_stepped_pattern_shows_what_is_written_by_then_and_no_more():
+    codes = torch.arange(1000, 1040).reshape(4, 10)
+    above, below = show.pattern(codes, step=3).axes
+    assert {text.get_text() for text in above.texts} == {"1000", "1001", "1002", "1010", "1011", "1020"}
+    assert {text.get_text() for text in below.texts} == {"–"} | {text.get_text() for text in above.texts}
+    assert len(show.pattern(codes).axes[0].texts) == 40
+
+
+def test_curves_draw_the_mean_of_what_is_near():
+    [axes] = show.curves(
+        [("flat", torch.ones(5)), ("step", torch.tensor([0.0] * 100 + [1.0] * 100))], 50, "bits"
+    ).axes
+    raw, mean, _, step = (line.get_ydata() for line in axes.lines)
+    assert raw.tolist() == pytest.approx([1] * 5)
+    assert mean.tolist() == pytest.approx([1] * 5)
+    assert not step[:80].any()
+    assert step[120:].tolist() == pytest.approx([1] * 80)
+    assert step[100] == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("wave", [torch.zeros(2, 1, 100), torch.full((1, 100), torch.nan), torch.zeros(1, 0)])
 def test_player_refuses_what_is_not_one_wave(wave):
     with pytest.raises(ValueError):
@@ -72,6 +105,13 @@ def pictures() -> dict[str, Figure]:
         "tokens": show.tokens(codes, EVIL),
         "pattern": show.pattern(codes),
         "stereo pattern": show.pattern(codes.repeat(2, 1), channels=2),
+        "stepped pattern": show.pattern(codes, step=3),
+        "schedule": show.schedule([("flattened", codes // 50), (EVIL, codes // 50)]),
+        "bars": show.bars(torch.arange(60) / 1770, torch.eye(60)[59], 59, EVIL),
+        "curves": show.curves([("one", torch.rand(3)), (EVIL, torch.rand(200))], 50, EVIL, EVIL),
+        "attention": show.attention(torch.rand(3, 20, 2), ["word", EVIL], 50, EVIL),
+        "attention to much": show.attention(torch.rand(16, 20, 79), [str(i) for i in range(79)], 50),
+        "table": show.table(torch.rand(2, 2), ["one", EVIL], ["two", EVIL], EVIL, ".0%"),
         "overview": show.overview(EVIL + 40 * " a very long prompt", codes, WAVE, RATE),
     }
 
