@@ -16,6 +16,7 @@ Pictures are matplotlib figures made without pyplot, so they may be drawn in any
 import base64
 import html
 import io
+import json
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -70,13 +71,17 @@ def player(
     title: str = "",
     seam: float | None = None,
     level: float | None = None,
+    loop: bool = False,
+    manifest: dict | None = None,
 ) -> Player:
     """Player of one wave [C, N] (or [N]) in [-1, 1] at `rate` Hz: every sample, at its own level.
 
     The sound is 16-bit FLAC: half the size of WAV, no sample more or less, and in every browser since 2017.
     `seam` in seconds is where a given prompt ends and new music starts; the small picture marks it. `level` is
     the amplitude that fills the picture's height (default: the wave's own peak). Samples beyond 1 clip, and
-    the caption says so. `title` may be any text; it is escaped.
+    the caption says so. `title` may be any text; it is escaped. `loop` repeats it. The browser's own menu of the
+    player (three dots, or a right click) downloads the file; a `manifest` of the run travels in it, and
+    `audio.read_manifest` reads it.
 
     Errors: those of `audio.check`: ValueError for another shape, no samples, NaN or infinity.
     """
@@ -96,7 +101,8 @@ def player(
         '<figure style="display: inline-block; width: 400px; margin: 0px 16px 12px 0px; vertical-align: top">'
         f"<figcaption><b>{name}</b><br><small>{' · '.join(facts)}</small></figcaption>"
         f'<img alt="waveform of {name or "the sound"}" width="400" height="48" src="{thumbnail}">'
-        f'<audio controls style="width: 400px" src="{_uri(_flac(samples, rate), "audio/flac")}"></audio></figure>'
+        f'<audio controls{" loop" if loop else ""} style="width: 400px" '
+        f'src="{_uri(_flac(samples, rate, manifest), "audio/flac")}"></audio></figure>'
     )
 
 
@@ -466,9 +472,14 @@ def _grid(codes: Tensor) -> Tensor:
     return codes.detach().cpu()
 
 
-def _flac(samples: np.ndarray, rate: int) -> bytes:
+def _flac(samples: np.ndarray, rate: int, manifest: dict | None = None) -> bytes:
+    """16-bit FLAC of `samples` [C, N] as they are, with the manifest where `audio.read_manifest` looks for it."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples.T, int(rate), format="FLAC", subtype="PCM_16")
+    with soundfile.SoundFile(buffer, "w", int(rate), len(samples), "PCM_16", format="FLAC") as file:
+        if manifest:
+            file.software, file.license = "mgkit", manifest.get("licence", "")
+            file.comment = json.dumps({**manifest, "strategy": "clip"})
+        file.write(samples.T)
     return buffer.getvalue()
 
 
