@@ -11,7 +11,7 @@ function render({ model, el }) {
   canvas.tabIndex = 0
   canvas.setAttribute("role", "application")
   canvas.setAttribute("aria-label", "pitch classes over time; arrow keys move and change")
-  canvas.style.cssText = `width: ${WIDTH}px; max-width: 100%; touch-action: none; cursor: crosshair`
+  canvas.style.cssText = `width: ${WIDTH}px; max-width: 100%; touch-action: none; cursor: crosshair; outline: none`
   el.append(canvas)
   const pen = canvas.getContext("2d")
   pen.scale(sharp, sharp)

@@ -1,15 +1,13 @@
-"""Melodies by hand: choose one, and change the pitch classes that the model is told of it.
+"""A melody by hand: the pitch classes that the model is told of it, to be drawn in.
 
-Letters: C channels, N samples, F chroma frames.
+Letters: F chroma frames.
 
-    shipped, uploaded, recorded -> MelodyPicker -> wave -> melody.classes -> GridEditor -> generate_with_chroma
+    wave -> melody.classes -> GridEditor, drawn by grid.js -> classes -> generate_with_chroma
 
-Everything can be done by plain calls; `widget()` shows the same to a hand, or says in a sentence what is missing.
+Plain calls do what a hand does.
 """
 
 import html
-import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,66 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import audio, melody, show
-
-
-class MelodyPicker:
-    """A melody, `wave` [C, N] at `rate` called `name`: at first the first of those in `folder`.
-
-    Errors: FileNotFoundError for a folder without audio files.
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        files = sorted(path for path in Path(folder).glob("*") if path.suffix in audio.FORMATS)
-        if not files:
-            raise FileNotFoundError(f"there are no audio files in {str(folder)!r}")
-        self.shipped = {path.stem: path for path in files}
-        self.pick(files[0].stem)
-
-    def pick(self, name: str) -> None:
-        """Takes a shipped melody. Errors: ValueError for another name."""
-        if name not in self.shipped:
-            raise ValueError(f"there is no melody {name!r}; there are {', '.join(self.shipped)}")
-        self.take(*audio.read(self.shipped[name]), name)
-
-    def upload(self, content: bytes, name: str) -> None:
-        """Takes the bytes of an audio file called `name`. Errors: those of `audio.decode`."""
-        self.take(*audio.decode(content, name), name)
-
-    def take(self, wave: Tensor, rate: int, name: str) -> None:
-        """Takes a wave [C, N], such as a recording. Errors: those of `audio.check`."""
-        self.wave, self.rate, self.name = audio.check(wave, "the melody"), rate, name
-
-    def player(self) -> show.Player:
-        """A player of the melody."""
-        return show.player(self.wave, self.rate, self.name)
-
-    def widget(self) -> Any:
-        """A list of the shipped melodies, an upload, and the player of what was taken last."""
-        try:
-            import ipywidgets
-        except ImportError:
-            return show.Player("<p>The panel needs ipywidgets; <code>pick(name)</code> does the same.</p>")
-        shipped = ipywidgets.Dropdown(options=list(self.shipped), value=None, description="shipped")
-        if self.name in self.shipped:
-            shipped.value = self.name
-        upload = ipywidgets.FileUpload(accept="audio/*", multiple=False, description="upload audio")
-        sound = ipywidgets.HTML(self.player().html)
-
-        def taken(take: Callable[..., None], *what: Any) -> None:
-            try:
-                take(*what)
-                sound.value = self.player().html
-            except ValueError as error:  # a file that is no audio: said, and the melody stays as it was
-                sound.value = f"<p>{html.escape(str(error))}</p>{self.player().html}"
-
-        def uploaded(_: object) -> None:
-            for name, content in _files(upload.value):
-                taken(self.upload, content, name)
-
-        shipped.observe(lambda change: taken(self.pick, change["new"]), "value")
-        upload.observe(uploaded, "value")
-        return ipywidgets.VBox([ipywidgets.HBox([shipped, upload]), sound])
+from . import melody, show
 
 
 class GridEditor:
@@ -134,13 +73,6 @@ class GridEditor:
         self.classes = classes
         for canvas in self._canvases:
             canvas.values = classes.tolist()
-
-
-def _files(value: Any) -> list[tuple[str, bytes]]:
-    """Names and contents in the value of an upload: a dictionary by name in ipywidgets 7, a tuple in 8."""
-    if isinstance(value, dict):
-        return [(name, bytes(file["content"])) for name, file in value.items()]
-    return [(file["name"], bytes(file["content"])) for file in value]
 
 
 @cache

@@ -1,0 +1,59 @@
+"""The melody grid under a real pointer and a real keyboard."""
+
+import json
+import time
+
+CELLS = [
+    "import torch\nfrom mgkit import grid\neditor = grid.GridEditor(torch.arange(40) // 4, 32000)",
+    "editor.widget()",
+]
+
+
+def drawn(lab, page):
+    """Pitch classes that the kernel holds."""
+    return json.loads(lab.run(page, "print(editor.classes.tolist())"))
+
+
+def held(lab, page, expected):
+    """Whether the kernel comes to hold these pitch classes within ten seconds."""
+    end = time.monotonic() + 10
+    while drawn(lab, page) != expected and time.monotonic() < end:
+        time.sleep(0.1)
+    return drawn(lab, page) == expected
+
+
+def centre(box, frame, pitch):
+    """Where the cell of `frame` and `pitch` is on the page: 28 of 800 pixels are names, 20 of 212 are seconds."""
+    scale = box["width"] / 800
+    return box["x"] + (28 + (frame + 0.5) * 772 / 40) * scale, box["y"] + (11.5 - pitch) * 16 * scale
+
+
+def test_what_the_pointer_draws_and_the_arrows_change_is_what_the_kernel_holds(lab, page, refused):
+    lab.open(page, lab.write("grid.ipynb", CELLS))
+    lab.run_all(page)
+    canvas = page.locator("canvas[role=application]")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    told = [i // 4 for i in range(40)]
+
+    page.mouse.click(*centre(box, 10, 9))
+    told[10] = 9
+    assert held(lab, page, told)
+
+    page.mouse.move(*centre(box, 20, 3))  # a stroke in one jump fills the columns that it skips
+    page.mouse.down()
+    page.mouse.move(*centre(box, 29, 3))
+    page.mouse.up()
+    told[20:30] = [3] * 10
+    assert held(lab, page, told)
+
+    for key in ("ArrowLeft", "ArrowUp", "ArrowUp", "ArrowLeft", "ArrowDown"):
+        page.keyboard.press(key)
+    told[28], told[27] = 5, 2
+    assert held(lab, page, told)
+
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("document.querySelector('audio')?.duration > 4.9")
+    page.get_by_role("button", name="As it was").click()
+    assert held(lab, page, [i // 4 for i in range(40)])
+    assert not refused
