@@ -15,7 +15,6 @@ A test writes a notebook, opens it and looks:
 Playwright keeps an asyncio loop in the main thread, so a test here uses neither asyncio nor nbclient itself.
 """
 
-import json
 import os
 import secrets
 import shutil

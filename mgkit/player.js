@@ -1,0 +1,2 @@
+export default () => ({ render({ el }) { el.textContent = "…"; } });
+function enhanceWhenShown(id) {}
