@@ -165,7 +165,7 @@ class LivePlayer(Widget):
             self._made += wave.shape[-1]
             while self._made - self._chunks[0][0] > KEPT * self.rate:
                 self._chunks.popleft()
-            self._send(chunk)
+            self._send_chunk(chunk)
 
     def finish(self) -> None:
         """Says that nothing will follow: the browser plays what it has to the end."""
@@ -255,7 +255,7 @@ class LivePlayer(Widget):
             self._work_time = 0.9 * self._work_time + now - self._since
         self._since = now
 
-    def _send(self, chunk: tuple[int, np.ndarray]) -> None:
+    def _send_chunk(self, chunk: tuple[int, np.ndarray]) -> None:
         start, data = chunk
         head = {"kind": "chunk", "piece": self._piece, "start": start, "speed": self.speed}
         self.send(head, [data.astype("<i2").tobytes()])
@@ -284,7 +284,7 @@ class LivePlayer(Widget):
                 start = rest[0][0] if rest else self._made
                 self.send({"kind": "from", "piece": self._piece, "start": start})
                 for chunk in rest:
-                    self._send(chunk)
+                    self._send_chunk(chunk)
                 if self._finished:
                     self.send({"kind": "finish", "piece": self._piece})
         elif kind == "play" and self._source is not None:
