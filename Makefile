@@ -11,11 +11,13 @@ FITS  = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo lab pictures test lint clean
+.PHONY: help app demo gallery lab pictures test lint clean
 
 help:
 	@echo "make demo   environment, then the first notebook on the embedded model: a WAV and a page to listen to"
+	@echo "make app    environment, then the panel as a page of its own, in a browser"
 	@echo "make lab    environment, then JupyterLab on the notebooks"
+	@echo "make gallery  environment, then all notebooks as a site with players, in outputs/gallery"
 	@echo "make test   environment, then every check: formatting, lint, types, all tests"
 	@echo "make clean  remove .venv, outputs and caches"
 
@@ -49,6 +51,13 @@ demo: $(VENV)/.lab
 	@echo "  read      outputs/01_demo.html   (the whole notebook with players: open it in a browser)"
 	@echo "  your own  make lab               (opens JupyterLab on notebooks/01_demo.ipynb)"
 	@echo "  or        $(BIN)/python -m mgkit generate \"calm piano in C major, slow\" -o outputs/mine.wav"
+
+# One page a notebook and an index of them; a notebook that fails is named, and the others come out.
+gallery: $(VENV)/.lab
+	$(BIN)/python -m mgkit gallery
+
+app: $(VENV)/.lab
+	$(BIN)/python -m mgkit app
 
 lab: $(VENV)/.lab
 	$(BIN)/python -m jupyterlab notebooks/01_demo.ipynb

@@ -1,0 +1,226 @@
+"""The notebooks as a site: each is executed and written as a page with its players, beside an index of cards.
+
+    notebooks/NN_name.ipynb -> execute -> outputs/gallery/NN_name.html   pictures and sounds inside it
+                                   `----> outputs/gallery/index.html     a card each: question, key picture
+
+The pages fetch nothing: they open from a folder, from a USB stick, without a network or a kernel.
+"""
+
+import argparse
+import re
+import sys
+import time
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+SERIES = {  # notebook: the one question that it answers
+    "01_demo": "What can it do?",
+    "02_sampling": "What do temperature, top-k, top-p and guidance do?",
+    "03_melody": "What does the model hear of a melody?",
+    "04_continuation": "How does it go on?",
+    "05_codec": "What is a token?",
+    "06_delay": "Why the stagger?",
+    "07_inside": "What does it attend to?",
+    "08_live": "Can it play while it thinks?",
+    "09_train": "How is it made, and how do I teach it my sounds?",
+    "10_listen": "Is it good?",
+}
+TIMEOUT = 1800  # seconds for one cell, after which a notebook counts as hanging
+WIDGET = "application/vnd.jupyter.widget-view+json"
+NOTE = "<p><em>Controls stand here while the notebook runs.</em></p>"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the index says of a notebook: `picture` is a PNG in base64 or empty, `failure` a sentence or empty."""
+
+    name: str
+    title: str
+    question: str
+    picture: str
+    sounds: int
+    seconds: float
+    failure: str
+
+
+def execute(notebook: "NotebookNode", folder: Path) -> str:
+    """Runs the notebook in `folder`, its outputs into it; a sentence on what went wrong, empty where nothing did."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    client = NotebookClient(
+        notebook,
+        timeout=TIMEOUT,
+        startup_timeout=300,
+        store_widget_state=False,
+        kernel_name="python3",
+        extra_arguments=["--log-level=40"],
+        resources={"metadata": {"path": str(folder)}},
+    )
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        first_line = f"{error.ename}: {error.evalue}".splitlines()[0]
+        return f"stopped in {_failed_cell(notebook)}: {first_line}"
+    except CellTimeoutError:
+        return f"stopped: a cell took more than {TIMEOUT // 60} minutes"
+    except DeadKernelError:
+        return "stopped: its kernel died, perhaps for want of memory"
+    except NoSuchKernel:
+        return "did not start: Jupyter knows no Python kernel here (pip install ipykernel)"
+    return ""
+
+
+def _failed_cell(notebook: "NotebookNode") -> str:
+    for number, cell in enumerate(notebook.cells, 1):
+        if any(output.output_type == "error" for output in cell.get("outputs", [])):
+            return f"cell {number}"
+    return "a cell"
+
+
+def page(notebook: "NotebookNode", name: str) -> str:
+    """HTML of an executed notebook, as one file that fetches nothing.
+
+    The Colab badge, which is a picture from elsewhere, becomes a plain link, links to other notebooks lead to their
+    pages, and controls, which are dead without a kernel, become a word on that.
+    """
+    from nbconvert import HTMLExporter
+    from nbformat.v4 import new_markdown_cell
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\[!\[([^]]*)\]\(https?://[^)]*\)\]", r"[\1]", cell.source)
+            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):
+                output.data = {"text/html": NOTE}
+    notebook.cells.insert(0, new_markdown_cell("[← all notebooks](index.html)"))
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["title"] = name
+    exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="")
+    text, _ = exporter.from_notebook_node(notebook)
+    return re.sub(r'<script src="">\s*</script>', "", text)
+
+
+def card(notebook: "NotebookNode", name: str, seconds: float, failure: str) -> Card:
+    """What the index says of an executed notebook; its picture is of the cell with the tag "picture", else its first."""
+    outputs = [
+        (cell, output.get("data", {})) for cell in notebook.cells for output in cell.get("outputs", [])
+    ]
+    pictures = [(cell, data["image/png"]) for cell, data in outputs if "image/png" in data]
+    chosen = [picture for cell, picture in pictures if "picture" in cell.metadata.get("tags", [])]
+    heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
+    return Card(
+        name,
+        heading[1] if heading else name,
+        SERIES.get(name, ""),
+        "".join((chosen or [picture for _, picture in pictures] or [""])[0].split()),
+        sum("".join(data.get("text/html", "")).count("<audio") for _, data in outputs),
+        seconds,
+        failure,
+    )
+
+
+STYLE = """
+:root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --text: #1d2430; --soft: #5b6675; --line: #e2e6eb }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #14181d; --card: #1e242b; --text: #e7ebf0; --soft: #9aa6b4; --line: #303943 } }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: var(--back); color: var(--text) }
+main { max-width: 1180px; margin: 0 auto; padding: 2.5rem 1.25rem }
+h1 { margin: 0; font-size: 2rem } header p { color: var(--soft); max-width: 44em; margin: .5rem 0 2rem }
+.cards { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)) }
+.card { display: flex; flex-direction: column; background: var(--card); border: 1px solid var(--line);
+  border-radius: 12px; overflow: hidden; color: inherit; text-decoration: none; transition: box-shadow .15s }
+.card:hover, .card:focus-visible { box-shadow: 0 6px 24px #0003 }
+.card img, .card .none { width: 100%; height: 190px; object-fit: contain; background: #fff; padding: 10px;
+  border-bottom: 1px solid var(--line) }
+.card div { padding: 1rem 1.1rem 1.1rem } .card h2 { font-size: 1.12rem; margin: .1rem 0 .3rem }
+.card small { color: var(--soft) } .card .number { color: #2a7fbf; font-weight: 600 }
+.card p { margin: 0 0 .5rem } .failed { color: #c2410c }
+"""
+
+
+def index(cards: list[Card]) -> str:
+    """HTML of the index: a card for each notebook, with its question, its title and its key picture."""
+    body = []
+    for one in cards:
+        picture = '<span class="none"></span>'
+        if one.picture:
+            picture = f'<img alt="" src="data:image/png;base64,{one.picture}">'
+        facts = [f"{one.sounds} sounds to play"] if one.sounds else []
+        facts.append(f"ran in {one.seconds:.0f} s")
+        state = f'<p class="failed">{escape(one.failure)}</p>' if one.failure else ""
+        body.append(
+            f'<a class="card" href="{escape(one.name)}.html">{picture}<div>'
+            f'<span class="number">{escape(one.name[:2])}</span><h2>{escape(one.question or one.title)}</h2>'
+            f"<p>{escape(one.title) if one.question else ''}</p>{state}<small>{' · '.join(facts)}</small></div></a>"
+        )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>mgkit: the notebooks</title>'
+        f"<style>{STYLE}</style></head><body><main><header><h1>mgkit: the notebooks</h1>"
+        "<p>MusicGen, plain enough to teach from. Each notebook asks one question; all sounds and pictures here were "
+        "made by running it. The pages need no network and no kernel.</p></header>"
+        f'<div class="cards">\n{chr(10).join(body)}\n</div></main></body></html>\n'
+    )
+
+
+def gallery(paths: list[Path], out: Path) -> list[Card]:
+    """Executes the notebooks one by one and writes the site to the folder `out`; the index grows with every page.
+
+    A notebook that fails has its page up to there, and the others come out all the same. Errors: RuntimeError in one
+    sentence where nbconvert is not there; OSError where nothing can be written.
+    """
+    try:
+        import nbclient  # noqa: F401
+        import nbconvert  # noqa: F401
+        import nbformat
+    except ImportError as error:
+        raise RuntimeError(f"the gallery needs nbconvert (pip install nbconvert): {error}") from None
+    out.mkdir(parents=True, exist_ok=True)
+    cards: list[Card] = []
+    for path in paths:
+        start = time.monotonic()
+        try:
+            notebook = nbformat.read(path, as_version=4)
+        except Exception as error:  # its readers have errors of every kind
+            reason = " ".join(str(error).split())[:120]
+            notebook, failure = nbformat.v4.new_notebook(), f"is no notebook that can be read: {reason}"
+        else:
+            failure = execute(notebook, path.parent)
+        seconds = time.monotonic() - start
+        cards.append(card(notebook, path.stem, seconds, failure))
+        (out / f"{path.stem}.html").write_text(page(notebook, path.stem), encoding="utf-8")
+        (out / "index.html").write_text(index(cards), encoding="utf-8")
+        if failure:
+            print(f"{path.name} {failure}", file=sys.stderr, flush=True)
+        else:
+            print(f"{path.name}: {seconds:.0f} s", flush=True)
+    return cards
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m mgkit gallery`; 1 where a notebook failed."""
+    parser = argparse.ArgumentParser(prog="python -m mgkit gallery", description=__doc__.split("\n\n")[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, help="left out, all of the folder notebooks")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder of the site")
+    arguments = parser.parse_args(argv)
+    paths = arguments.notebooks or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+    if not paths:
+        raise ValueError(
+            "there is no folder notebooks here: run this in mgkit's own folder, or name notebooks"
+        )
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"there is no notebook {missing[0]!r}")
+    cards = gallery(paths, arguments.out)
+    failed = [one.name for one in cards if one.failure]
+    print(f"{arguments.out / 'index.html'}: {len(cards)} notebooks, {len(failed)} failed")
+    return 1 if failed else 0

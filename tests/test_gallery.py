@@ -1,0 +1,118 @@
+"""The gallery: every notebook gets its page, no page fetches anything, and a notebook that fails is named."""
+
+import base64
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from mgkit import gallery
+from mgkit.__main__ import main
+
+DOT = base64.b64encode(b"\x89PNG not looked into").decode()
+OTHER = base64.b64encode(b"\x89PNG another").decode()
+BADGE = (
+    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.example/x)"
+)
+
+
+def executed():
+    """A notebook as it is after a run: a badge, a link, two pictures, two sounds and controls."""
+    outputs = [
+        new_output("display_data", {"image/png": DOT + "\n"}),
+        new_output("display_data", {"text/html": "<audio src='data:,'></audio><audio src='data:,'></audio>"}),
+        new_output("display_data", {gallery.WIDGET: {"model_id": "1"}, "text/plain": "VBox(children=())"}),
+    ]
+    cells = [
+        new_markdown_cell(f"# What <is> it?\n\n{BADGE}"),
+        new_code_cell("1", outputs=outputs),
+        new_markdown_cell("Go on with [the codec](05_codec.ipynb)."),
+        new_code_cell("2", outputs=[new_output("display_data", {"image/png": OTHER})]),
+    ]
+    return new_notebook(cells=cells)
+
+
+def fetched(page):
+    """What a browser would fetch for a page without being asked: sources, style sheets, images of styles."""
+    found = re.findall(r"""<(?:script|img|audio|iframe|source)\b[^>]*?\bsrc=["']([^"']*)""", page)
+    found += re.findall(r"""<link\b[^>]*\bhref=["']([^"']*)""", page)
+    found += re.findall(r"""(?:url\(|@import )["']?([^"')]+)""", page)
+    return [address for address in found if not address.startswith(("data:", "#", "%23"))]
+
+
+def test_a_page_fetches_nothing():
+    assert fetched('<img src="https://x/y.png"><link href="a.css"><script src=""></script>') == [
+        "https://x/y.png", "", "a.css",
+    ]  # fmt: skip
+    page = gallery.page(executed(), "01_demo")
+    assert "the codec" in page and page.count('src="data:image/png') == 2
+    assert fetched(page) == []
+    assert fetched(gallery.index([gallery.card(executed(), "01_demo", 1.0, "")])) == []
+
+
+def test_a_page_keeps_the_badge_as_a_link_and_leads_to_the_other_pages():
+    page = gallery.page(executed(), "01_demo")
+    assert 'href="https://colab.example/x"' in page
+    assert 'href="05_codec.html"' in page and "05_codec.ipynb" not in page
+    assert 'href="index.html"' in page
+
+
+def test_controls_which_need_a_kernel_become_a_word_on_that():
+    page = gallery.page(executed(), "01_demo")
+    assert gallery.NOTE in page and "VBox(children" not in page
+
+
+def test_the_card_has_the_tagged_picture_or_the_first():
+    notebook = executed()
+    plain = gallery.card(notebook, "05_codec", 12.3, "")
+    assert (plain.picture, plain.sounds, plain.question) == (DOT, 2, "What is a token?")
+    notebook.cells[3].metadata["tags"] = ["picture"]
+    assert gallery.card(notebook, "05_codec", 12.3, "").picture == OTHER
+    assert gallery.card(new_notebook(), "99_none", 0.0, "").picture == ""
+
+
+def test_the_index_leads_to_every_page_and_escapes_what_it_says():
+    cards = [gallery.card(executed(), name, 12.3, "") for name in gallery.SERIES]
+    bad = gallery.Card("99_x", "<b>", "", "", 0, 1.0, "stopped in cell 3: ValueError: <script>")
+    page = gallery.index([*cards, bad])
+    for name, question in gallery.SERIES.items():
+        assert f'href="{name}.html"' in page and question in page
+    assert "<script>" not in page and "stopped in cell 3" in page
+
+
+@pytest.mark.parametrize("argv", [["none.ipynb"], []])
+def test_no_notebooks_is_one_sentence(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["gallery", *argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mgkit: there is no ") and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_one_notebook_that_fails_is_named_and_the_others_come_out(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    sources = {
+        "01_good": ["assert __import__('os').getcwd().endswith('notebooks')\nprint('came ' + 'through')"],
+        "02_bad": ["print('up to ' + 'here')", "1 / 0", "print('not ' + 'this')"],
+        "04_last": ["print('came ' + 'through')"],
+    }
+    for name, cells in sources.items():
+        nbformat.write(new_notebook(cells=list(map(new_code_cell, cells))), folder / f"{name}.ipynb")
+    (folder / "03_broken.ipynb").write_text("no JSON")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["gallery"]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[0] == "02_bad.ipynb stopped in cell 2: ZeroDivisionError: division by zero"
+    assert said.err.splitlines()[1].startswith("03_broken.ipynb is no notebook that can be read")
+    assert len(said.err.splitlines()) == 2 and "4 notebooks, 2 failed" in said.out
+    site = {path.stem: path.read_text() for path in (tmp_path / "outputs" / "gallery").iterdir()}
+    assert set(site) == {"index", "03_broken", *sources}
+    assert "came through" in site["01_good"] and "came through" in site["04_last"]
+    assert "up to here" in site["02_bad"] and "not this" not in site["02_bad"]
+    assert "ZeroDivisionError" in site["index"] and 'href="04_last.html"' in site["index"]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert all(fetched(page) == [] for page in site.values())
