@@ -32,7 +32,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 120  # until something that takes two on an idle machine has failed
+SECONDS = 240  # until something that takes two on an idle machine has failed
 ARGUMENTS = [
     "--no-sandbox",  # CI runs as root
     "--disable-gpu",
