@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mgkit.train import band
+from mgkit.train import band, preview
 from mgkit.train.band import STYLES, compose, find_soundfont, render, write_dataset
 from mgkit.train.captions import (
     FIRST_TEST_SEED,
@@ -250,3 +250,32 @@ def test_an_absent_soundfont_says_what_to_install(monkeypatch):
     monkeypatch.setattr(band.Path, "is_file", lambda path: False)
     with pytest.raises(FileNotFoundError, match="apt-get install fluidr3mono-gm-soundfont"):
         find_soundfont()
+
+
+# -- the preview -----------------------------------------------------------------------------------------------
+
+
+def test_piano_roll_draws_every_note_that_sounds():
+    for seed in (0, 1, 2):
+        piece = compose(seed)
+        picture = preview.piano_roll(piece)
+        drawn = sum(len(axes.patches) for axes in picture.axes)
+        assert drawn == sum(len(track.notes) for track in piece.tracks)
+        assert piece.lead in picture.alt
+
+
+def test_preview_page_has_a_roll_captions_and_two_players_for_each_piece(soundfont, tmp_path):
+    text = preview.page(tmp_path / "preview.html", pieces=2, first_seed=7).read_text()
+    assert text.count("<audio") == 4
+    assert text.count("piano roll: ") == 2
+    assert captions(compose(7), 7, 1)[0] in text
+
+
+def test_preview_without_a_synthesizer_still_shows_and_says_what_to_install(tmp_path, monkeypatch):
+    def absent(*_, **__):
+        raise ImportError("the band plays through tinysoundfont; pip install it")
+
+    monkeypatch.setattr(preview, "render", absent)
+    text = preview.page(tmp_path / "preview.html", pieces=1).read_text()
+    assert "This cannot be played here: the band plays through tinysoundfont" in text
+    assert "piano roll: " in text and "<audio" not in text

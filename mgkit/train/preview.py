@@ -1,0 +1,101 @@
+"""Pieces of the band to look at and to listen to: piano rolls, captions and players, one HTML page."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.patches import Rectangle
+
+from mgkit import show
+from mgkit.melody import PITCH_CLASSES
+
+from .band import RATE, Piece, captions, compose, render
+
+ROLES = {"melody": "#c2410c", "chords": "#2a7fbf", "bass": "#3f3f46", "pad": "#9db8cc", "drums": "#8a8f98"}
+SAID = 3  # captions shown of a piece
+
+
+def piano_roll(piece: Piece, seconds: float = 10.0) -> show.Picture:
+    """Picture of who plays which note when: MIDI pitch over seconds, a colour for each role, the drums below.
+
+    Loud notes are strong, soft ones pale.
+    """
+    figure = show.Picture(figsize=(9, 3.2), layout="constrained")
+    figure.alt = f"piano roll: {piece.style} with {piece.lead}, {piece.tempo} beats a minute"
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    pitches = [note[2] for track in piece.tracks if not track.percussion for note in track.notes]
+    kit = sorted({note[2] for track in piece.tracks if track.percussion for note in track.notes})
+    for track in piece.tracks:
+        axes, color = (below if track.percussion else above), ROLES[track.role]
+        for start, duration, pitch, velocity in track.notes:
+            y = kit.index(pitch) if track.percussion else pitch
+            width = min(0.06 if track.percussion else duration, seconds - start)
+            axes.add_patch(
+                Rectangle((start, y - 0.45), width, 0.9, color=color, alpha=velocity / 127, linewidth=0)
+            )
+        if track.notes and not track.percussion:
+            axes.plot([], [], color=color, linewidth=5, label=track.role)
+    above.set_ylim(min(pitches) - 1, max(pitches) + 6)  # room for the legend
+    tonics = [pitch for pitch in range(min(pitches), max(pitches) + 1) if pitch % 12 == piece.key]
+    above.set_yticks(tonics, [f"{PITCH_CLASSES[piece.key]}{pitch // 12 - 1}" for pitch in tonics])
+    above.grid(axis="y", linewidth=0.5)
+    above.legend(loc="upper right", ncols=4, fontsize=7)
+    below.set_ylim(-0.8, max(0.8, len(kit) - 0.2))
+    below.set_yticks([])
+    below.set_ylabel("drums" if kit else "no drums", fontsize=8)
+    below.set_xlim(0, seconds)
+    for bar in range(int(seconds * piece.tempo / 60 / piece.meter) + 1):
+        for axes in (above, below):
+            axes.axvline(bar * piece.meter * 60 / piece.tempo, color="#d9dce1", linewidth=0.7, zorder=0)
+    below.set_xlabel("seconds; a line is a bar")
+    return figure
+
+
+def listen(piece: Piece, title: str = "", seconds: float = 10.0) -> show.Player | str:
+    """The piece and its melody alone, to play; in place of them one sentence where no synthesizer is installed."""
+    try:
+        mix, melody = render(piece, seconds=seconds)
+    except (ImportError, FileNotFoundError) as error:
+        return f"This cannot be played here: {error}"
+    waves = [
+        (title or "all of the band", torch.from_numpy(mix)),
+        ("the melody alone", torch.from_numpy(melody)),
+    ]
+    return show.players(waves, RATE)
+
+
+def page(path: str | Path, pieces: int = 10, first_seed: int = 0) -> Path:
+    """HTML page at `path` with so many pieces: what each is, what its captions say, its piano roll, its sound."""
+    items: list[str | show.Player | show.Picture] = []
+    for seed in range(first_seed, first_seed + pieces):
+        piece = compose(seed)
+        key = f"{PITCH_CLASSES[piece.key]} {piece.mode}"
+        tune = f", the tune {piece.tune}" if piece.tune else ""
+        drums = "with drums" if piece.drums else "no drums"
+        items.append(
+            f"{seed}. {piece.style}, {piece.lead}, {key}, {piece.tempo} beats a minute in {piece.meter}/4, {piece.mood}, "
+            f"{piece.density}, {drums}{tune}."
+        )
+        items += [f"“{text}”" for text in captions(piece, seed, SAID)]
+        items += [piano_roll(piece), listen(piece)]
+    return show.page(items, path, "What the band plays")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m mgkit train preview`."""
+    form = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit train preview", formatter_class=form,
+        description="One page with pieces of the band: players, piano rolls, captions.",
+    )  # fmt: skip
+    parser.add_argument("--out", default="runs/preview.html", help="page to write")
+    parser.add_argument("--pieces", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the pieces; each has the next")
+    args = parser.parse_args(argv)
+    if args.pieces < 1:
+        raise ValueError(f"--pieces is {args.pieces}; give 1 or more")
+    print(page(args.out, args.pieces, args.first_seed))
+
+
+if __name__ == "__main__":
+    main()
