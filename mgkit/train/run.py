@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mgkit import show
+
 Row = dict[str, float]
 
 
@@ -224,6 +226,27 @@ def write_log(out: Path, history: list[Row]) -> None:
         points = [(row["step"], row[name]) for row in history if name in row]
         axes.plot(*zip(*points, strict=True))
     figure.savefig(out / "log.png", dpi=70)
+
+
+def curves(log: str | Path) -> show.Picture:
+    """Picture of a run's log.csv: the loss over the steps, beside that on what the model does not learn from (`valid_…`).
+
+    Errors: FileNotFoundError; ValueError for a file without these columns.
+    """
+    with open(log, newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else ()) if name == "loss" or name.startswith("valid_")]
+    if not names or "step" not in rows[0]:
+        raise ValueError(f"{log} is no log of a run: expected the columns step, loss and valid_…")
+    figure = show.Picture(figsize=(9, 3.2), layout="constrained")
+    figure.alt = f"curves of {', '.join(names)} over {rows[-1]['step']} steps"
+    axes = figure.add_subplot(xlabel="steps", ylabel="nats a token")
+    for name in names:
+        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        mark = {"linewidth": 1} if name == "loss" else {"marker": "o", "markersize": 3}
+        axes.plot(*zip(*points, strict=True), label=name.replace("_", ", "), **mark)
+    axes.legend(fontsize=8)
+    return figure
 
 
 @contextmanager
