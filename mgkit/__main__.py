@@ -27,7 +27,7 @@ STRATEGIES = ("loudness", "peak", "rms", "clip")  # of `audio.normalize`, which 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; a mistake of the user's is one line on stderr and a status of 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["bench"], ["gallery"]):
+    if argv[:1] in (["app"], ["bench"], ["gallery"]):
         command = partial(import_module(f"mgkit.{argv[0]}").main, argv[1:])
     elif argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:
         command = partial(import_module(TRAIN[argv[1]]).main, argv[2:])
@@ -101,12 +101,6 @@ def _fetch(arguments: argparse.Namespace) -> None:
     print(f"load it with  MusicGen.get_pretrained({str(folder)!r})")
 
 
-def _app(arguments: argparse.Namespace) -> int:
-    from . import studio
-
-    return studio.app(arguments.model, arguments.port, arguments.browser)
-
-
 def _parser() -> argparse.ArgumentParser:
     from .generate import Settings
     from .weights import NAMES
@@ -154,12 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", help="a name such as small or melody, or a hub id")
     fetch.add_argument("--dest", type=Path, help="folder; left out, the hub's cache")
 
-    panel = commands.add_parser("app", help="the panel of the notebooks as a page of its own", formatter_class=form)
-    panel.set_defaults(command=_app)
-    panel.add_argument("--model", default="nano", help="the model that it starts with: a name, a hub id or a folder")
-    panel.add_argument("--port", type=int, default=8866, help="where it is served")
-    panel.add_argument("--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser")
-
+    commands.add_parser("app", help="the panel of the notebooks as a page of its own; has its own --help")
     commands.add_parser("bench", help="how fast it is here, beside transformers; has its own --help")
     commands.add_parser("gallery", help="run the notebooks and make a site of them; has its own --help")
     train = commands.add_parser(

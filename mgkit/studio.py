@@ -11,14 +11,11 @@ returns the take. Written to the API of ipywidgets 7.7, which Colab has; it is t
 
 import base64
 import html
-import importlib.util
 import json
 import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -751,32 +748,3 @@ def _catch_interrupts() -> None:
 def _interrupted(*_: object) -> None:
     for panel in list(running):
         panel.stop()
-
-
-# --- the app ------------------------------------------------------------------------------------------------------
-
-# The page may load nothing from elsewhere: Voilà's template would wait for icons from a network that a classroom lacks.
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: ws: wss:"
-
-
-def app(model: str = "nano", port: int = 8866, browser: bool = True) -> int:
-    """Serves the panel as a page at `port`, with Voilà, until Ctrl-C; every visitor has a kernel. Returns its status."""
-    if importlib.util.find_spec("voila") is None:
-        raise RuntimeError("the app needs voila: pip install voila")
-    code = f"import os; os.chdir({os.getcwd()!r})\nfrom mgkit import studio\nstudio.Studio({model!r})"
-    cell: dict[str, Any] = {
-        "cell_type": "code",
-        "id": "panel",
-        "source": code,
-        "metadata": {},
-        "outputs": [],
-        "execution_count": None,
-    }
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    page = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    settings = {"websocket_max_message_size": 100 * 2**20, "headers": {"Content-Security-Policy": POLICY}}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "mgkit.ipynb").write_text(json.dumps(page))
-        (Path(folder) / "voila.json").write_text(json.dumps({"Voila": {"tornado_settings": settings}}))
-        options = [f"--port={port}", f"--Voila.open_browser={browser}"]
-        return subprocess.call([sys.executable, "-m", "voila", "mgkit.ipynb", *options], cwd=folder)

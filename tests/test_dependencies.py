@@ -25,7 +25,7 @@ ROWS = [
     {"player"},
     {"grid"},
     {"studio"},
-    {"bench", "gallery"},
+    {"app", "bench", "gallery"},
     {"__main__"},
 ]
 ORDER = {name: row for row, names in enumerate(ROWS) for name in names}
