@@ -6,7 +6,7 @@ W words, R rows.
     player, players, plain, grid      waves to listen to, at their own level
     waveform, mel, chroma             waves to look at
     tokens, pattern, overview         what the model writes: codes, delayed codes, the whole way to a wave
-    schedule                          when each token is written
+    schedule, usage                   when each token is written, and how often
     bars, curves, attention, table    what a trace tells: the choice of one step, values over time, who looks where
     page                              any of these in one HTML file that fetches nothing
 
@@ -363,6 +363,29 @@ def curves(items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: 
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def usage(items: Sequence[tuple[str, Tensor]], title: str = "") -> Picture:
+    """How often each token was used: counts [K, V] with titles, one panel each, a line a codebook, the commonest first.
+
+    A flat line is a codebook whose words are used alike, a steep one lives on a few. Errors: ValueError for no items
+    or another shape.
+    """
+    if not items or any(counts.ndim != 2 or 0 in counts.shape for _, counts in items):
+        raise ValueError(f"usage needs (title, counts [K, V]); got {[list(c.shape) for _, c in items]}")
+    figure = _figure(3.0, f"how often each token was used: {', '.join(name for name, _ in items)}", title)
+    panels = figure.subplots(1, len(items), sharey=True, squeeze=False)[0]
+    for axes, (name, counts) in zip(panels, items, strict=True):
+        ranked = counts.float().sort(dim=1, descending=True).values
+        for k, row in enumerate(ranked):
+            axes.plot(np.arange(1, len(row) + 1), row.numpy(), label=f"codebook {k}")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_xlabel("tokens, the commonest first")
+        _title(axes, name)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("times used")
+    panels[-1].legend(fontsize=8)
     return figure
 
 

@@ -77,6 +77,15 @@ def test_a_stepped_pattern_shows_what_is_written_by_then_and_no_more():
     assert len(show.pattern(codes).axes[0].texts) == 40
 
 
+def test_usage_ranks_the_tokens_of_each_codebook():
+    counts = torch.tensor([[1, 0, 5, 2], [0, 0, 0, 8]])
+    first, second = show.usage([("a", counts), ("b", counts * 2)]).axes
+    assert [line.get_ydata().tolist() for line in first.lines] == [[5, 2, 1, 0], [8, 0, 0, 0]]
+    assert [line.get_ydata().tolist() for line in second.lines] == [[10, 4, 2, 0], [16, 0, 0, 0]]
+    with pytest.raises(ValueError, match="counts"):
+        show.usage([("one row", counts[0])])
+
+
 def test_curves_draw_the_mean_of_what_is_near():
     [axes] = show.curves(
         [("flat", torch.ones(5)), ("step", torch.tensor([0.0] * 100 + [1.0] * 100))], 50, "bits"
@@ -103,6 +112,7 @@ def pictures() -> dict[str, Figure]:
         "silent mel": show.mel([("silence", WAVE * 0)], RATE),
         "chroma": show.chroma([("given", torch.eye(12)), (EVIL, torch.rand(12, 1))], RATE),
         "tokens": show.tokens(codes, EVIL),
+        "usage": show.usage([(EVIL, codes), ("two", codes)], EVIL),
         "pattern": show.pattern(codes),
         "stereo pattern": show.pattern(codes.repeat(2, 1), channels=2),
         "stepped pattern": show.pattern(codes, step=3),
