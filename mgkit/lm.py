@@ -11,11 +11,21 @@ step needs of the steps before it is in a `KVCache`, which the caller makes and 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
+"""Queries, keys and values [B, H, S, D / H], a mask that is True where attention may go (or None), and whether it is
+causal, to values [B, H, S, D / H]."""
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Torch's own attention; an `Attend`."""
+    return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,15 @@ class Attention(nn.Module):
         return self._split(self.k_proj(x)), self._split(self.v_proj(x))
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        causal: bool = False,
+        attend: Attend = attend,
     ) -> Tensor:
-        y = F.scaled_dot_product_attention(self._split(self.q_proj(x)), keys, values, mask, is_causal=causal)
+        y = attend(self._split(self.q_proj(x)), keys, values, mask, causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -159,8 +175,12 @@ class LM(nn.Module):
         prefix_mask: Tensor | None = None,
         cross: Tensor | None = None,
         cross_mask: Tensor | None = None,
+        attend: Attend = attend,
     ) -> Tensor:
-        """The last layer's normed output [B, S, D] at the steps; arguments as for `forward`."""
+        """The last layer's normed output [B, S, D] at the steps; arguments as for `forward`.
+
+        `attend` is the attention among the steps: training brings one that is faster backwards.
+        """
         start = cache.length if cache else 0
         pad = cache.pad if cache else None
         if prefix_mask is not None and not prefix_mask.all():
@@ -190,7 +210,7 @@ class LM(nn.Module):
             keys, values = layer.attention.keys_values(y)
             if cache is not None:
                 keys, values = cache.append(i, keys, values)
-            x = x + layer.attention(y, keys, values, mask, causal)
+            x = x + layer.attention(y, keys, values, mask, causal, attend)
             if text:
                 x = x + layer.cross_attention(layer.norm_cross(x), *text[i], text_mask)
             x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))

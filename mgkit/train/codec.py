@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mgkit import audio, weights
 from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
 
+from .adversary import Adversary, Balance
 from .run import Average, Clips, Row, train, waves, write_whole
 
 WINDOWS = (256, 512, 1024, 2048, 4096)  # samples, of the spectra that are compared
@@ -45,6 +46,9 @@ class CodecRun:
     lr: float = 1e-3
     books_from: int = 100  # steps without quantization, before k-means finds the first codewords
     fewer_books: float = 0.15  # how often only the first few codebooks are used
+    start: str | None = None  # a run's folder, or a model's name or folder: its weights instead of fresh ones
+    decoder_only: bool = False  # encoder and codewords stay as they are, and so do the tokens of all sounds
+    adversary_from: int | None = None  # the step from which an adversary listens to the decoder
     bf16: bool = True
     seed: int = 0
 
@@ -102,8 +106,8 @@ class Books:
 
     def __init__(self, quantizer: Quantizer):
         self.books = [book.requires_grad_(False) for book in quantizer.codebooks]
-        self.counts = [torch.zeros(len(book)) for book in self.books]
-        self.sums = [torch.zeros_like(book) for book in self.books]
+        self.counts = [torch.ones(len(book)) for book in self.books]
+        self.sums = [book.clone() for book in self.books]
 
     @torch.no_grad()
     def start(self, latents: Tensor, rng: np.random.Generator) -> None:
@@ -168,7 +172,7 @@ def _gather(latents: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def read_recordings(folder: str | Path, rate: int) -> list[np.ndarray]:
     """The recordings of `folder` as int16 [1, N], mono and at `rate`; those under two seconds are left out."""
     found = []
-    for path in sorted(Path(folder).glob("*.*")):
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in audio.FORMATS):
         wave, own = audio.read(path)
         pcm = (audio.resample(wave.mean(dim=0, keepdim=True), own, rate).clamp(-1, 1) * 32767).short().numpy()
         found += [pcm] if pcm.shape[1] >= 2 * rate else []
@@ -198,10 +202,18 @@ class CodecLearner:
         self.run, self.data = run, data
         self.recordings = read_recordings(run.recordings, run.codec.sample_rate) if run.recordings else []
         self.codec = Codec(run.codec)
-        initialize(self.codec)
+        if run.start:
+            self.codec.load_state_dict(load(run.start).state_dict())
+        else:
+            initialize(self.codec)
         self.books = Books(self.codec.quantizer)
-        self.learned = [p for p in self.codec.parameters() if p.requires_grad]
+        self.learned = list(self.codec.decoder.parameters())
+        if not run.decoder_only:
+            self.learned += self.codec.encoder.parameters()
         self.optimizer = torch.optim.AdamW(self.learned, run.lr, betas=(0.8, 0.99), weight_decay=1e-3)
+        self.adversary = Adversary()
+        self.balance = Balance({"distance": 0.02, "deceived": 0.01, "unlike": 0.02})
+        self.against = torch.optim.AdamW(self.adversary.parameters(), 3e-4, betas=(0.5, 0.9))
         self.average = Average(self.codec, 0.99)
         self.valid = self.crops(np.random.default_rng(1), valid, 32)
 
@@ -224,46 +236,73 @@ class CodecLearner:
     def step(self, step: int, lr: float) -> Row:
         """One batch; see `run.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, step))
-        if step == run.books_from:
+        wave = self.crops(rng, self.data, run.batch)
+        words, commit = self._words(wave, step, rng)
+        with self._precision():
+            heard = self.codec.decoder(words)
+        heard = heard.float()
+        # two windows a step, for all of them take as long as the codec itself
+        windows = rng.choice(WINDOWS, 2, replace=False).tolist()
+        decibel, linear = mel_distances(wave, heard, run.codec.sample_rate, windows)
+        error = wave - heard
+        shape = error.abs().mean() / wave.abs().mean().clamp(min=1e-3)
+        energy = error.pow(2).mean() / wave.pow(2).mean().clamp(min=1e-6)
+        distance = 0.05 * decibel + 0.5 * linear + shape + 1.5 * energy
+        losses = {"loss": distance + 0.2 * commit, "mel_db": decibel, "linear": linear, "shape": shape,
+                  "energy": energy, "commit": commit}  # fmt: skip
+        self.optimizer.zero_grad()
+        if run.adversary_from is None or step < run.adversary_from:
+            losses["loss"].backward()
+        else:
+            gradient, found = self._against(wave, heard, distance)
+            losses |= found
+            heard.backward(gradient, retain_graph=commit.requires_grad)
+            if commit.requires_grad:
+                (0.2 * commit).backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses["norm"] = torch.nn.utils.clip_grad_norm_(self.learned, 3.0)
+        self.optimizer.step()
+        self.average.update(self.codec, step)
+        row = {name: float(value.detach()) for name, value in losses.items()}
+        return row | {f"book{k}": p for k, p in enumerate(self.books.perplexity())}
+
+    def _words(self, wave: Tensor, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What the decoder is given for `wave`, [B, D, T], and how far the latents are from it, of their own size."""
+        run = self.run
+        keep = run.codec.codebooks
+        if rng.random() < run.fewer_books:
+            keep = int(rng.integers(1, keep + 1))
+        if run.decoder_only:
+            with torch.no_grad():
+                return self.codec.quantizer.decode(self.codec.encode(wave, keep)), wave.new_zeros(())
+        if step == run.books_from and not run.start:
             with torch.no_grad(), self._precision():
                 found = self.codec.encoder(
                     self.crops(rng, self.data, 3 * run.codec.codebook_size // run.frames + 1)
                 )
             self.books.start(found.float().transpose(1, 2).flatten(0, 1), rng)
-        wave = self.crops(rng, self.data, run.batch)
-        keep = run.codec.codebooks
-        if rng.random() < run.fewer_books:
-            keep = int(rng.integers(1, keep + 1))
         with self._precision():
             latents = self.codec.encoder(wave)
         latents = latents.float()
-        words, commit = (
-            self.books(latents, keep, rng) if step >= run.books_from else (latents, latents.new_zeros(()))
-        )
+        if step < run.books_from and not run.start:
+            return latents, latents.new_zeros(())
+        words, commit = self.books(latents, keep, rng)
+        # relative to the size of the latents, so that they cannot win by shrinking
+        return words, commit / latents.detach().pow(2).mean().clamp(min=1e-6)
+
+    def _against(self, wave: Tensor, heard: Tensor, distance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradient for `heard` that brings it nearer and deceives the adversary, which learns first; their losses."""
+        self.against.zero_grad()
         with self._precision():
-            heard = self.codec.decoder(words)
-        heard = heard.float()
-        windows = rng.choice(
-            WINDOWS, 2, replace=False
-        ).tolist()  # all of them take as long as the codec itself
-        decibel, linear = mel_distances(wave, heard, run.codec.sample_rate, windows)
-        error = wave - heard
-        shape = error.abs().mean() / wave.abs().mean().clamp(min=1e-3)
-        energy = error.pow(2).mean() / wave.pow(2).mean().clamp(min=1e-6)
-        # commitment relative to the size of the latents, so that they cannot win by shrinking
-        commit = commit / latents.detach().pow(2).mean().clamp(min=1e-6)
-        loss = 0.05 * decibel + 0.5 * linear + shape + 1.5 * energy + 0.2 * commit
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.learned, 3.0)
-        self.optimizer.step()
-        self.average.update(self.codec, step)
-        losses = {"loss": loss, "mel_db": decibel, "linear": linear, "shape": shape, "energy": energy,
-                  "commit": commit, "norm": norm}  # fmt: skip
-        row = {name: float(value.detach()) for name, value in losses.items()}
-        return row | {f"book{k}": p for k, p in enumerate(self.books.perplexity())}
+            found = self.adversary.learn(wave, heard)
+        found.backward()
+        self.against.step()
+        with self._precision():
+            deceived, unlike = self.adversary.deceived(wave, heard)
+        losses = {"distance": distance, "deceived": deceived, "unlike": unlike}
+        gradient = self.balance.gradient(losses, heard)
+        return gradient, {"adversary": found, "deceived": deceived, "unlike": unlike}
 
     @torch.no_grad()
     def measure(self) -> Row:
@@ -279,7 +318,8 @@ class CodecLearner:
     def state_dict(self) -> dict[str, Any]:
         """See `run.Learner`."""
         return {"codec": self.codec.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average.weights,
-                "counts": self.books.counts, "sums": self.books.sums}  # fmt: skip
+                "counts": self.books.counts, "sums": self.books.sums, "adversary": self.adversary.state_dict(),
+                "against": self.against.state_dict(), "sizes": self.balance.sizes}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `run.Learner`."""
@@ -287,6 +327,9 @@ class CodecLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.weights = state["average"]
         self.books.counts, self.books.sums = state["counts"], state["sums"]
+        self.adversary.load_state_dict(state["adversary"])
+        self.against.load_state_dict(state["against"])
+        self.balance.sizes = state["sizes"]
 
     def save(self, out: Path) -> None:
         """`out`/codec.pt: the configuration and the averaged weights."""
@@ -319,14 +362,32 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
     parser.add_argument("--filters", type=int, default=16, help="width of the codec")
     parser.add_argument("--batch", type=int, default=8, help="crops of one second in a batch")
+    parser.add_argument("--lr", type=float, default=CodecRun.lr, help="peak learning rate")
+    parser.add_argument(
+        "--start", default=None, help="a run's folder, or a model's name or folder, to begin from"
+    )
+    parser.add_argument(
+        "--decoder-only",
+        action="store_true",
+        help="leave the tokens of all sounds as they are (with --start)",
+    )
+    parser.add_argument(
+        "--adversary-from",
+        type=int,
+        default=None,
+        help="the step from which an adversary listens; left out, none",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.decoder_only and not args.start:
+        raise ValueError("--decoder-only needs a codec whose tokens are to stay: name it with --start")
     shape = CodecConfig(filters=args.filters, dim=32, codebook_size=1024)
     run = CodecRun(
-        args.data, args.valid, codec=shape, steps=args.steps, minutes=None if args.steps else args.minutes,
-        batch=args.batch, seed=args.seed,
+        args.data, args.valid, codec=load(args.start).config if args.start else shape, steps=args.steps,
+        minutes=None if args.steps else args.minutes, batch=args.batch, lr=args.lr, start=args.start,
+        decoder_only=args.decoder_only, adversary_from=args.adversary_from, seed=args.seed,
     )  # fmt: skip
-    learner = CodecLearner(run, *(Clips(folder, shape.sample_rate) for folder in (args.data, args.valid)))
+    learner = CodecLearner(run, *(Clips(folder, run.codec.sample_rate) for folder in (args.data, args.valid)))
     print(train(run, args.out, learner, lr=run.lr, measure_every=200))
 
 

@@ -11,6 +11,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from mgkit import melody
 from mgkit.codec import Codec
 
 from . import codec as codec_training
+from .captions import captions
 from .run import Clips, waves, write_whole
 
 STRIDE, STRIDE_CHROMA = (
@@ -98,6 +100,10 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def caption(self, row: int, rng: np.random.Generator) -> str:
+        """A caption of the clip: a new one at every call, since they cost nothing."""
+        return captions(SimpleNamespace(**self.pieces[row]), int(rng.integers(2**31)), 1)[0]  # type: ignore[arg-type]
 
     def music(self, rows: np.ndarray, frames: int, start: int = 0) -> tuple[Tensor, Tensor]:
         """Codes [B, K, frames] of the clips from frame `start` * STRIDE on, and pitch classes [B, F] in a loop from there."""
