@@ -11,6 +11,7 @@ One frame is `hop` = 640 samples. A stereo wave is two mono ones whose codebooks
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -193,31 +194,37 @@ class Codec(nn.Module):
         """Waves [B, C, n] for chunks of codes [B, K * C, t] as they come; joined, they equal `decode` of all.
 
         The LSTM runs forward in time and carries its state; the convolutions around it need a few frames of the
-        future, so sound follows its codes by LOOKAHEAD + CONTEXT frames, 0.1 s.
+        future, so sound follows its codes by LOOKAHEAD + CONTEXT frames, 0.1 s. Nothing older is kept: the chunks may
+        go on for ever.
         """
         first, lstm, tail = self.decoder[0], self.decoder[1], self.decoder[2:]
         assert isinstance(lstm, LSTM)
         hop, near, far = self.config.hop, self.LOOKAHEAD, self.CONTEXT
         latents = hidden = state = None
-        ahead = sent = 0  # frames that have passed the LSTM; frames whose sound was yielded
+        ahead = sent = 0  # of the kept latents, those past the LSTM; of the kept hidden, those that sounded
 
-        for chunk, last in _mark_last(chunks):
-            batch = chunk.shape[0]
-            new = self._latents(chunk, channels)
-            latents = new if latents is None else torch.cat([latents, new], dim=-1)
+        for chunk in chain(chunks, [None]):
+            last = chunk is None
+            if chunk is not None:
+                new = self._latents(chunk, channels)
+                latents = new if latents is None else torch.cat([latents, new], dim=-1)
+            if latents is None:
+                continue
             ready = latents.shape[-1] - (0 if last else near)
             if ready > ahead:
                 left = max(0, ahead - near)
                 y = first(latents[..., left : ready + near])[..., ahead - left : ready - left]
                 y, state = lstm.resume(y, state)
                 hidden = y if hidden is None else torch.cat([hidden, y], dim=-1)
-                ahead = ready
-            ready = ahead - (0 if last else far)
-            if hidden is not None and ready > sent:
+                latents, ahead = latents[..., max(0, ready - near) :], min(ready, near)
+            if hidden is None:
+                continue
+            ready = hidden.shape[-1] - (0 if last else far)
+            if ready > sent:
                 left = max(0, sent - far)
                 wave = tail(hidden[..., left : ready + far])[..., (sent - left) * hop : (ready - left) * hop]
-                sent = ready
-                yield wave.view(batch, channels, -1)
+                hidden, sent = hidden[..., max(0, ready - far) :], min(ready, far)
+                yield wave.view(-1, channels, wave.shape[-1])
 
     def _latents(self, codes: Tensor, channels: int) -> Tensor:
         """Latents [B * C, D, T] of codes [B, K * C, T]."""
@@ -243,14 +250,3 @@ class Codec(nn.Module):
                 f"this codec has {self.config.codebooks} codebooks a channel; {codebooks} were asked for"
             )
         return codebooks
-
-
-def _mark_last(items: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """Each item with whether it is the last."""
-    held = None
-    for item in items:
-        if held is not None:
-            yield held, False
-        held = item
-    if held is not None:
-        yield held, True

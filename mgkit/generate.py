@@ -9,10 +9,14 @@ A model has learned windows of 30 s (nano: 10 s). Longer music is made by window
     |--- new -----------|                              a window's positions start at 0,
                  |known |---- new ------|              and so does its melody, turned to its start
                                  |known |--- new ...
+
+Where the prompt changes, a window is left and the next begins in the same way: it is shown the end of what was played,
+and goes on under the new prompt.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Real
 from typing import Any, NamedTuple, Protocol
@@ -24,9 +28,10 @@ from torch import Tensor
 from .condition import Condition
 from .delay import delay, delays, undelay
 from .lm import LM, KVCache
-from .sampling import draw, guide, guide_double, noise, probabilities
+from .sampling import draw, guide, guide_double, mix, noise, probabilities
 
 UNKNOWN = -1  # a token that is still to be generated
+DAY = 86400  # seconds; the longest piece
 
 
 def _setting(default: Any, kind: type, takes: str, fits: Callable[[Any], bool], help: str) -> Any:
@@ -71,7 +76,7 @@ class Settings:
         30.0,
         float,
         "a number of seconds over 0, a day at most",
-        lambda x: 0 < x <= 86400,
+        lambda x: 0 < x <= DAY,
         "length of the result in seconds, an audio prompt included",
     )
     cfg_coef: float = _setting(
@@ -115,27 +120,61 @@ def _checked(setting: Field, value: Any) -> Any:
 
 
 class Window(NamedTuple):
-    """Frames start..end of the piece, the first `known` of them known when the window begins."""
+    """Frames start..end of the piece, the first `known` of them known when the window begins.
+
+    Where the next one begins before its end, it is left there.
+    """
 
     start: int
     known: int
     end: int
 
 
-def windows(total: int, prompt: int, window: int, stride: int) -> list[Window]:
+def windows(total: int, prompt: int, window: int, stride: int, changes: Iterable[int] = ()) -> list[Window]:
     """The windows that bring a piece from its `prompt` to `total` frames.
+
+    One that is full, or comes to one of the frames where the condition `changes`, is followed by one that knows the
+    last `window` - `stride` frames of it, or all where it has fewer.
 
     >>> windows(3000, 0, window=1500, stride=900)[1:]
     [Window(start=900, known=600, end=2400), Window(start=1800, known=600, end=3000)]
+    >>> windows(1200, 0, window=1500, stride=900, changes=[700])
+    [Window(start=0, known=0, end=1200), Window(start=100, known=600, end=1200)]
     """
-    plan, start, done = [], 0, prompt
+    cuts = sorted({total, *(frame for frame in changes if prompt < frame < total)})
+    plan: list[Window] = []
+    start, done = 0, prompt
     while done < total:
-        if done - start >= window:
-            start = done - (window - stride)
+        if done - start >= window or plan and done < plan[-1].end:
+            start = max(start, done - (window - stride))
         end = min(start + window, total)
         plan.append(Window(start, done - start, end))
-        done = end
+        done = min(end, cuts[bisect_right(cuts, done)])
     return plan
+
+
+def lengths(plan: Sequence[Window]) -> list[int]:
+    """New frames of each window of the plan.
+
+    >>> lengths(windows(1200, 0, window=1500, stride=900, changes=[700]))
+    [700, 500]
+    """
+    left = [later.start + later.known for later in plan[1:]] + [window.end for window in plan[-1:]]
+    return [end - window.start - window.known for window, end in zip(plan, left, strict=True)]
+
+
+def steps(lm: LM, plan: Sequence[Window]) -> int:
+    """Steps that the plan takes: one for each new frame, and in each window those in which the delays fill."""
+    return sum(lengths(plan)) + len(plan) * max(delays(lm.config.codebooks, lm.config.channels))
+
+
+class Told(NamedTuple):
+    """What a window is told: the streams of guidance, and how much each prompt among them counts."""
+
+    streams: Sequence[
+        Condition
+    ]  # one prompt or several; melody alone, in double guidance; null, where it matters
+    weights: Tensor | None = None  # [n, B] of the n prompts that come first; None for a plain one
 
 
 class Stop(Protocol):
@@ -147,7 +186,7 @@ class Stop(Protocol):
 
 def frames(
     lm: LM,
-    told: Callable[[int], Sequence[Condition]],
+    told: Callable[[Window], Told],
     prompt: Tensor,
     plan: Sequence[Window],
     settings: Settings,
@@ -157,19 +196,17 @@ def frames(
 ) -> Iterator[Tensor]:
     """Yields one frame [B, K] after another, from the end of `prompt` [B, K, T] to the end of the `plan`.
 
-    `told(start)` gives the streams of guidance for the window at frame `start`: the condition alone, or with the
-    null one, or with melody alone and the null one (double guidance). `on_step(done, total)` counts steps of the
-    whole piece. When `stop` is set, no further step is made; the frames that were yielded stand.
+    `told` says what a window is told. `on_step(done, total)` counts steps of the whole piece. When `stop` is set, no
+    further step is made; the frames that were yielded stand.
     """
-    wait = max(delays(lm.config.codebooks, lm.config.channels))
-    total = sum(window.end - window.start - window.known + wait for window in plan)
+    total = steps(lm, plan)
     codes, done = prompt, 0
-    for window in plan:
+    for window, length in zip(plan, lengths(plan), strict=True):
         if stop is not None and stop.is_set():
             return
         known = codes[..., window.start : window.start + window.known]
         new: list[Tensor] = []
-        for frame in _window(lm, told(window.start), known, window.end - window.start, settings, generators):
+        for frame in _window(lm, told(window), known, window.end - window.start, settings, generators):
             done += 1
             if on_step:
                 on_step(done, total)
@@ -178,13 +215,45 @@ def frames(
                 yield frame
             if stop is not None and stop.is_set():
                 return
+            if len(new) == length:
+                break
         codes = torch.cat([codes, torch.stack(new, dim=-1)], dim=-1)
+
+
+def endless(
+    lm: LM,
+    told: Callable[[Window], Told],
+    changed: Callable[[int], bool],
+    window: int,
+    stride: int,
+    settings: Settings,
+    generators: list[torch.Generator],
+    stop: Stop | None = None,
+) -> Iterator[Tensor]:
+    """Yields one frame [B, K] after another until `stop` is set, in windows as `windows` plans them, planned on the way.
+
+    `changed(frame)` is asked, once the frames before it are made, whether the condition changes there. The same
+    changes planned beforehand give the same frames. No more than a window is kept.
+    """
+    known, start = torch.zeros(len(generators), lm.config.codebooks, 0, dtype=torch.long, device=lm.device), 0
+    while stop is None or not stop.is_set():
+        streams = told(Window(start, known.shape[-1], start + window))
+        for frame in _window(lm, streams, known, window, settings, generators):
+            if frame is not None:
+                known = torch.cat([known, frame[..., None]], dim=-1)
+                yield frame
+            if stop is not None and stop.is_set():
+                return
+            if frame is not None and changed(start + known.shape[-1]):
+                break
+        start += max(0, known.shape[-1] - (window - stride))
+        known = known[..., -(window - stride) :]
 
 
 @torch.no_grad()
 def _window(
     lm: LM,
-    streams: Sequence[Condition],
+    told: Told,
     known: Tensor,
     length: int,
     settings: Settings,
@@ -195,13 +264,17 @@ def _window(
     codes = F.pad(known, (0, length - first), value=UNKNOWN)
     steps = delay(codes, shifts, lm.config.special)
 
+    streams, weights = told
     groups = streams if settings.two_step_cfg else [Condition.cat(streams)]
     caches = [lm.cache(group.batch, group.prefix_length + steps.shape[-1] - 1) for group in groups]
     fed = 0
     for s in range(first + 1, steps.shape[-1]):
         seen = steps[..., fed:s]
         logits = [_next(lm, seen, group, cache) for group, cache in zip(groups, caches, strict=True)]
-        tokens = choose(torch.cat(logits).chunk(len(streams)), settings, generators)
+        each = torch.cat(logits).chunk(len(streams))
+        if weights is not None:
+            each = (mix(each[: len(weights)], weights, each[len(weights)]), *each[len(weights) :])
+        tokens = choose(each, settings, generators)
         steps[..., s] = torch.where(steps[..., s] == UNKNOWN, tokens, steps[..., s])
         fed = s
         frame = s - 1 - max(shifts)
@@ -219,7 +292,7 @@ def _next(lm: LM, seen: Tensor, told: Condition, cache: KVCache) -> Tensor:
 
 
 def choose(streams: Sequence[Tensor], settings: Settings, generators: list[torch.Generator]) -> Tensor:
-    """Tokens [B, K] from the logits [B, K, V] of each stream."""
+    """Tokens [B, K] from the logits [B, K, V] of each stream: the prompt's; melody alone; null."""
     logits = streams[0]
     if len(streams) == 3:
         assert settings.cfg_coef_beta is not None

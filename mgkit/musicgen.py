@@ -15,15 +15,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain, count
 from numbers import Real
 
 import torch
 from torch import Tensor
 
 from . import __version__, audio, melody, weights
-from .condition import Condition
-from .generate import Settings, Stop, Window, frames, windows
-from .job import Job, Texts, check_seeds, check_texts, check_waves, digest, from_manifest, manifest
+from .generate import DAY, Settings, Stop, Told, Window, endless, frames, steps, windows
+from .job import (
+    Descriptions,
+    Job,
+    Prompt,
+    Texts,
+    Timeline,
+    at,
+    check_descriptions,
+    check_prompt,
+    check_seeds,
+    check_texts,
+    check_waves,
+    digest,
+    from_manifest,
+    manifest,
+)
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the whole piece."""
@@ -126,7 +141,7 @@ class MusicGen:
 
     def generate(
         self,
-        descriptions: Texts,
+        descriptions: Descriptions,
         progress: bool = False,
         return_tokens: bool = False,
         *,
@@ -137,7 +152,9 @@ class MusicGen:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Music [B, C, N] for each of the B descriptions, float32 at `sample_rate`; with `return_tokens` the tokens too.
 
-        `progress` shows a bar. `seed` is one number (sample i takes seed + i) or one for each sample; the same seed,
+        A description is a text; several texts and how much each counts, {"calm piano": 0.7, "fast jazz": 0.3}; or a
+        timeline of such by the second, [(0, "calm piano"), (6, "fast jazz")], where at second 6 the music so far is
+        gone on with under the new text. `progress` shows a bar. `seed` is one number (sample i takes seed + i) or one for each sample; the same seed,
         prompt and settings give the same sample, whatever else is in the batch. `negative` says what to keep away
         from. Setting `stop`, or Ctrl-C, ends early and returns what was made. `manifests` then holds, for each sample,
         what made it. Errors: ValueError in one sentence for what cannot be generated from.
@@ -161,7 +178,7 @@ class MusicGen:
 
     def generate_with_chroma(
         self,
-        descriptions: Texts,
+        descriptions: Descriptions,
         melody_wavs: Tensor | Sequence[Tensor | None],
         melody_sample_rate: int = 0,
         progress: bool = False,
@@ -189,7 +206,7 @@ class MusicGen:
         self,
         prompt: Tensor | Sequence[Tensor],
         prompt_sample_rate: int,
-        descriptions: Texts | None = None,
+        descriptions: Descriptions | None = None,
         progress: bool = False,
         return_tokens: bool = False,
         *,
@@ -207,7 +224,7 @@ class MusicGen:
 
     def stream(
         self,
-        descriptions: Texts,
+        descriptions: Descriptions,
         *,
         chunk_seconds: float = 1.0,
         melody_wavs: Tensor | Sequence[Tensor | None] | None = None,
@@ -230,10 +247,38 @@ class MusicGen:
             melody=None if melody_wavs is None else (melody_wavs, melody_sample_rate),
             prompt=None if prompt is None else (prompt, prompt_sample_rate),
         )
-        if not isinstance(chunk_seconds, Real) or not 0 < chunk_seconds < math.inf:
-            raise ValueError(f"chunk_seconds is {chunk_seconds!r}; it must be a number of seconds over 0")
-        chunk = max(1, round(chunk_seconds * self.frame_rate))
+        chunk = self._chunk(chunk_seconds)
         return self._stream(job, self._frames(job, on_step or self._on_step, stop), chunk)
+
+    def live(
+        self,
+        prompts: Prompt | Callable[[], Prompt],
+        *,
+        chunk_seconds: float = 1.0,
+        melody_wav: Tensor | None = None,
+        melody_sample_rate: int = 0,
+        seed: int | None = None,
+        negative: str | None = None,
+        stop: Stop | None = None,
+    ) -> Iterator[Tensor]:
+        """Yields music [1, C, n] without end, about `chunk_seconds` at a time, and asks before each what to play.
+
+        `prompts` is a text; or texts and how much each counts, {"calm piano": 1, "fast jazz": 0}, a dict that may be
+        changed while it plays; or a function that returns either. From the next chunk on, the music goes on under what
+        was changed. The model's settings hold, but for the duration. Setting `stop`, or Ctrl-C, yields what was made
+        and ends. Then `manifests` holds the timeline that it came to, and `replay` makes it again; that keeps 2 bytes
+        for each token, and is given up after a day. Errors: those of `generate`, and of prompts also while it plays.
+        """
+        ask = prompts if callable(prompts) else lambda: prompts
+        job = self._job(
+            [check_prompt(ask())],
+            seed,
+            [negative],
+            melody=None if melody_wav is None else (melody_wav, melody_sample_rate),
+            settings=replace(self.settings, duration=2 * self.max_duration),  # longer than a window
+        )
+        tunes = None if melody_wav is None else self._tunes(1, melody_wav, melody_sample_rate)
+        return self._live(job, ask, tunes, self._chunk(chunk_seconds), stop)
 
     def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
         """Wave [1, C, N] and tokens [1, K, T] of the run that `manifest` (of `audio.read_manifest`) tells of, made again.
@@ -250,7 +295,8 @@ class MusicGen:
             )
         job = from_manifest(manifest, self.lm.config.codebooks)
         prompt = job.prompt.to(self.lm.device)
-        job = replace(job, prompt=prompt, plan=self._plan(job.settings, prompt.shape[-1]))
+        plan = self._plan(job.settings, prompt.shape[-1], job.texts[0])
+        job = replace(job, prompt=prompt, plans=[plan])
         tokens = self._tokens(job, progress, None, None)[..., : int(manifest["frames"])]
         if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
@@ -268,14 +314,16 @@ class MusicGen:
 
     def _job(
         self,
-        descriptions: Texts,
+        descriptions: Descriptions,
         seed: int | Sequence[int] | None,
         negative: str | Texts | None = None,
         melody: tuple[Tensor | Sequence[Tensor | None], int] | None = None,
         prompt: tuple[Tensor, int] | None = None,
         separate: melody.Separate | None = None,
+        settings: Settings | None = None,
     ) -> Job:
-        texts = check_texts(descriptions)
+        settings = settings or self.settings
+        texts = check_descriptions(descriptions)
         batch = len(texts)
         negative = [negative] * batch if negative is None or isinstance(negative, str) else negative
         against = check_texts(negative, "negative")
@@ -283,31 +331,53 @@ class MusicGen:
             raise ValueError(
                 f"there are {batch} descriptions and {len(against)} negative ones; give one, or one for each"
             )
-        if self.settings.cfg_coef_beta is not None and melody is None:
+        if settings.cfg_coef_beta is not None and melody is None:
             raise ValueError(
                 "cfg_coef_beta weighs the text against a melody, and there is none: leave it out, or give a melody"
             )
+        last = max(timeline[-1][0] for timeline in texts)
+        if last and last >= settings.duration:
+            raise ValueError(
+                f"a description changes at {last:g} s, and the duration is {settings.duration:g} s: ask for a longer "
+                "duration, or leave that change out"
+            )
         codes = self._prompt(batch, prompt)
-        plan = self._plan(self.settings, codes.shape[-1])
-        grids = {} if melody is None else self._melody(batch, *melody, plan, separate)
-        return Job(texts, against, grids, codes, check_seeds(seed, batch), self.settings, plan)
+        plans = [self._plan(settings, codes.shape[-1], timeline) for timeline in texts]
+        grids = {}
+        if melody is not None:
+            tunes = self._tunes(batch, *melody, separate)
+            long = plans[0][-1].end > round(self.max_duration * self.frame_rate)
+            starts = {window.start for plan in plans for window in plan}
+            grids = {start: self._heard(tunes, start, long) for start in sorted(starts)}
+        return Job(texts, against, grids, codes, check_seeds(seed, batch), settings, plans)
 
-    def _plan(self, settings: Settings, prompt: int) -> list[Window]:
+    def _plan(self, settings: Settings, prompt: int, timeline: Timeline) -> list[Window]:
         """The windows that bring a piece from `prompt` frames to its duration."""
-        window = round(self.max_duration * self.frame_rate)
+        window, stride = self._window(settings)
         total = max(1, round(settings.duration * self.frame_rate))
-        stride = round((settings.extend_stride or 0.6 * self.max_duration) * self.frame_rate)
+        changes = [round(seconds * self.frame_rate) for seconds, _ in timeline[1:]]
         if prompt >= total:
             raise ValueError(
                 f"the audio prompt lasts {prompt / self.frame_rate:g} s, and the duration, which includes it, is "
                 f"{settings.duration:g} s: ask for a longer duration or give a shorter prompt"
             )
-        if total > window and not 0 < stride < window:
+        if (total > window or changes) and not 0 < stride < window:
             raise ValueError(
                 f"extend_stride is {settings.extend_stride:g} s; it must be a frame or more, and less than a window "
                 f"of this model ({self.max_duration:g} s): leave it out for {0.6 * self.max_duration:g} s"
             )
-        return windows(total, prompt, window, stride)
+        return windows(total, prompt, window, stride, changes)
+
+    def _window(self, settings: Settings) -> tuple[int, int]:
+        """Frames of a window, and from one to the next."""
+        stride = settings.extend_stride or 0.6 * self.max_duration
+        return round(self.max_duration * self.frame_rate), round(stride * self.frame_rate)
+
+    def _chunk(self, seconds: float) -> int:
+        """Frames of a chunk of music."""
+        if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
+            raise ValueError(f"chunk_seconds is {seconds!r}; it must be a number of seconds over 0")
+        return max(1, round(seconds * self.frame_rate))
 
     @torch.no_grad()
     def _prompt(self, batch: int, given: tuple[Tensor, int] | None) -> Tensor:
@@ -325,40 +395,45 @@ class MusicGen:
             )
         return self.codec.encode(torch.stack(waves).to(self.lm.device))
 
-    def _melody(
+    def _tunes(
         self,
         batch: int,
         given: Tensor | Sequence[Tensor | None],
         rate: int,
-        plan: list[Window],
-        separate: melody.Separate | None,
-    ) -> dict[int, Tensor]:
-        """Pitch classes [B, F] that each window is given."""
-        length = self.conditioner.melody_frames
-        if length is None:
+        separate: melody.Separate | None = None,
+    ) -> list[Tensor | None]:
+        """The melody of each sample: a wave [C, N] at `sample_rate`, pitch classes [F], or None."""
+        if self.conditioner.melody_frames is None:
             raise ValueError(
                 f"the model {self.name!r} takes no melody; nano, melody, melody-large and stereo-melody do"
             )
-        loop = round(self.max_duration * self.sample_rate)
-        long = (
-            plan[-1].end * self.codec.config.hop > loop
-        )  # then a window hears the melody from where it starts
-        grids = {window.start: torch.zeros(batch, length, dtype=torch.long) for window in plan}
-        for i, tune in enumerate(check_waves(given, batch, "the melody", tunes=True)):
+        tunes: list[Tensor | None] = []
+        for tune in check_waves(given, batch, "the melody", tunes=True):
+            if tune is not None and tune.dim() == 2:
+                tune = audio.resample(separate(tune, rate) if separate else tune, rate, self.sample_rate)
+                if not tune.any():
+                    raise ValueError("the melody is silent: check the recording, or leave the melody out")
+            tunes.append(tune)
+        return tunes
+
+    def _heard(self, tunes: list[Tensor | None], start: int, long: bool) -> Tensor:
+        """Pitch classes [B, F] that the window at frame `start` of a piece, `long` if of several windows, is given.
+
+        It hears the melody from where it starts, over and over.
+        """
+        length, past = self.conditioner.melody_frames, start * self.codec.config.hop
+        assert length is not None
+        grid = torch.zeros(len(tunes), length, dtype=torch.long)
+        for i, tune in enumerate(tunes):
             if tune is None:
                 continue
             if tune.dim() == 1:  # pitch classes
-                for start, grid in grids.items():
-                    past = round(start * self.codec.config.hop / melody.HOP) if long else 0
-                    grid[i] = melody.rotate(tune[None], past, length)[0]
+                grid[i] = melody.rotate(tune[None], round(past / melody.HOP), length)[0]
                 continue
-            wave = audio.resample(separate(tune, rate) if separate else tune, rate, self.sample_rate)
-            if not wave.any():
-                raise ValueError("the melody is silent: check the recording, or leave the melody out")
-            for start, grid in grids.items():
-                heard = melody.rotate(wave, start * self.codec.config.hop, loop) if long else wave
-                grid[i] = melody.classes(heard, self.sample_rate, length)
-        return grids
+            if long or start:
+                tune = melody.rotate(tune, past, round(self.max_duration * self.sample_rate))
+            grid[i] = melody.classes(tune, self.sample_rate, length)
+        return grid
 
     # --- from a job to tokens and sound -------------------------------------------------------------------------
 
@@ -402,13 +477,8 @@ class MusicGen:
             if held:
                 yield torch.cat(held, dim=-1)
 
-        waves = self.codec.decode_stream(chunks(), self.audio_channels)
         try:
-            while True:
-                with torch.no_grad():  # not around the yield: it would reach into the caller's code
-                    wave = next(waves, None)
-                if wave is None:
-                    break
+            for wave in self._sound(chunks()):
                 sent += wave.shape[-1]
                 yield wave
         except KeyboardInterrupt:
@@ -419,35 +489,147 @@ class MusicGen:
         finally:
             self.manifests = self._manifests(job, torch.cat(made, dim=-1))
 
+    def _live(
+        self,
+        job: Job,
+        ask: Callable[[], Prompt],
+        tunes: list[Tensor | None] | None,
+        chunk: int,
+        stop: Stop | None,
+    ) -> Iterator[Tensor]:
+        timeline, tell = job.texts[0], self._told(job)
+        made, kept, end = [job.prompt.cpu().short()], True, 0  # of a day, what a manifest tells
+
+        def changed(frame: int) -> bool:
+            mix = timeline[-1][1] if frame % chunk else check_prompt(ask())
+            if mix == timeline[-1][1]:
+                return False
+            timeline.append((frame / self.frame_rate, mix))
+            return True
+
+        def told(window: Window) -> Told:
+            nonlocal kept, end
+            kept, end = kept and window.end <= DAY * self.frame_rate, window.end
+            if not kept:
+                made.clear()
+                job.melody.clear()
+                del timeline[:-1]
+            if tunes is not None:
+                job.melody[window.start] = self._heard(tunes, window.start, True)
+            return tell(window)
+
+        def chunks() -> Iterator[Tensor]:
+            held: list[Tensor] = []
+            try:
+                for frame in endless(
+                    self.lm, told, changed, *self._window(job.settings), job.settings, generators, stop
+                ):
+                    held.append(frame)
+                    if len(held) == chunk:
+                        yield keep(held)
+                        held = []
+            except KeyboardInterrupt:
+                say_stopped()
+            if held:
+                yield keep(held)
+
+        def say_stopped() -> None:
+            print("stopped; what was made is kept", file=sys.stderr)
+
+        def keep(held: list[Tensor]) -> Tensor:
+            codes = torch.stack(held, dim=-1)
+            if kept:
+                made.append(codes.cpu().short())
+            return codes
+
+        generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
+        try:
+            yield from self._sound(chunks())
+        except KeyboardInterrupt:
+            say_stopped()
+        finally:
+            self.manifests = []
+            if kept and end:
+                settings = replace(job.settings, duration=end / self.frame_rate)
+                plan = self._plan(settings, 0, timeline)
+                job = replace(job, settings=settings, plans=[plan])
+                self.manifests = self._manifests(job, torch.cat(made, dim=-1).long())
+
+    def _sound(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Music [B, C, n] of chunks of tokens, as they come."""
+        waves = self.codec.decode_stream(chunks, self.audio_channels)
+        while True:
+            with torch.no_grad():  # not around the yield: it would reach into the caller's code
+                wave = next(waves, None)
+            if wave is None:
+                return
+            yield wave
+
     def _say_stopped(self, made: list[Tensor], job: Job) -> None:
         seconds = sum(part.shape[-1] for part in made) / self.frame_rate
-        total = job.plan[-1].end / self.frame_rate
+        total = job.plans[0][-1].end / self.frame_rate
         print(f"stopped after {seconds:g} of {total:g} s; what was made is kept", file=sys.stderr)
 
     def _frames(self, job: Job, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
-        """The new frames [B, K] of the job."""
-        generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-        return frames(self.lm, self._told(job), job.prompt, job.plan, job.settings, generators, on_step, stop)
+        """The new frames [B, K] of the job. Samples whose windows differ go side by side, so that none feels another."""
+        groups: dict[tuple[Window, ...], list[int]] = {}
+        for i, own in enumerate(job.plans):
+            groups.setdefault(tuple(own), []).append(i)
+        total, done = sum(steps(self.lm, plan) for plan in groups), count(1)
+        step = on_step and (lambda *_: on_step(next(done), total))
+        made = []
+        for plan, rows in groups.items():
+            part = job.only(rows)
+            generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
+            told = self._told(part)
+            made.append(frames(self.lm, told, part.prompt, plan, job.settings, generators, step, stop))
+        order = torch.tensor(list(chain(*groups.values()))).argsort()
+        together = zip(*made, strict=False)  # some are a frame ahead where it was stopped
+        return (torch.cat(parts)[order] for parts in together)
 
     @torch.no_grad()
-    def _told(self, job: Job) -> Callable[[int], list[Condition]]:
-        """What the model is told in the window at a frame: one stream, or those that guidance compares."""
-        settings, against = job.settings, any(job.negative)
-        texts = self.conditioner.describe(job.texts)
-        nothing = self.conditioner.null(texts)
-        null = self.conditioner(self.conditioner.describe(job.negative)) if against else nothing
-        unguided = settings.cfg_coef == 1 and settings.cfg_coef_beta is None
-        aimless = not any(job.texts) and not job.melody and not against
+    def _told(self, job: Job) -> Callable[[Window], Told]:
+        """What the model is told in a window: the prompts of that time, and what guidance compares them with."""
+        settings, encoder, vectors = job.settings, self.conditioner, dict[str, Tensor]()
+        against = encoder(encoder.describe(job.negative)) if any(job.negative) else None
 
-        def told(start: int) -> list[Condition]:
-            grid = job.melody.get(start)
-            condition = self.conditioner(texts, grid)
+        def encode(texts: list[str]) -> None:
+            """Adds the vectors of texts that are new, once for all windows; of others, in live music, the last few stay."""
+            for text in list(vectors)[:-64]:
+                if text not in texts:
+                    del vectors[text]
+            new = [text for text in dict.fromkeys(texts) if text not in vectors]
+            if new:
+                vectors.update(zip(new, encoder.describe(new), strict=True))
+
+        @torch.no_grad()
+        def told(window: Window) -> Told:
+            now = window.start + window.known
+            mixes = [list(at(timeline, now, self.frame_rate).items()) for timeline in job.texts]
+            texts = [text for mix in mixes for text, _ in mix]
+            encode(texts)
+            several = max(len(mix) for mix in mixes)
+            for mix in mixes:  # a sample with fewer prompts has its first more often, counting nothing
+                mix += [(mix[0][0], 0.0)] * (several - len(mix))
+            columns = list(zip(*mixes, strict=True))
+            rows = [[vectors[text] for text, _ in column] for column in columns]
+            shares = [[weight for _, weight in column] for column in columns]
+            alone = shares == [[1.0] * len(mixes)]
+            weights = None if alone else torch.tensor(shares, device=self.lm.device)
+            grid = job.melody.get(window.start)
+
+            prompts = [encoder(row, grid) for row in rows]
+            unguided = settings.cfg_coef == 1 and settings.cfg_coef_beta is None and alone
+            aimless = not any(texts) and grid is None and against is None
             if unguided or aimless:  # the null stream would not change a number
-                return [condition]
+                return Told(prompts)
+            null = encoder.null(rows[0]) if against is None else against
             if settings.cfg_coef_beta is None:
-                return [condition, null]
-            return [condition, self.conditioner([torch.zeros_like(text) for text in texts], grid), null]
+                return Told([*prompts, null], weights)
+            melody_alone = encoder([torch.zeros_like(text) for text in rows[0]], grid)
+            return Told([*prompts, melody_alone, null], weights)
 
+        encode([text for timeline in job.texts for _, mix in timeline for text in mix])
         return told
 
     # --- what a run was -----------------------------------------------------------------------------------------

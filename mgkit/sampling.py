@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, temperature, top-k, top-p, and noise that belongs to one sample.
+"""From logits to tokens: prompts mixed, guidance, temperature, top-k, top-p, and noise that belongs to one sample.
 
 Letters: B batch, K codebooks, V codebook size.
 
@@ -7,8 +7,20 @@ comes from the sample's own generator and is drawn whatever the logits are, so n
 batch nor the settings of earlier steps change it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def mix(prompts: Sequence[Tensor], weights: Tensor, base: Tensor) -> Tensor:
+    """Logits [B, K, V] of several prompts at once: `base` plus, of each prompt, its `weights` [n, B] times what it adds.
+
+    `base` is what guidance compares with, so that guide(mix(...), null, coef) pulls from null towards prompt i with
+    coef * weight i. One prompt of weight 1 comes out as it is.
+    """
+    told = sum(weight[:, None, None] * logits for weight, logits in zip(weights, prompts, strict=True))
+    return told + (1 - weights.sum(dim=0))[:, None, None] * base
 
 
 def guide(conditional: Tensor, null: Tensor, coef: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .condition import Condition
 from .delay import delay, delays
 from .generate import Settings
-from .job import from_manifest
+from .job import from_manifest, plain
 from .lm import LM, Attention, sinusoid
 from .musicgen import MusicGen
 from .sampling import guide, guide_double, probabilities
@@ -65,7 +65,8 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
     each step of the same piece, had it been told so. Attention takes 4 * L * H * S * S bytes: 34 MB for 10 s of nano,
     0.9 GB for 15 s of `small`; give fewer frames of a long piece. The last frames of a piece that was cut lack what
     codebook 0 held after the cut.
-    Errors: ValueError for another shape, more frames than a window, or a manifest that `replay` would refuse to read.
+    Errors: ValueError for another shape, more frames than a window, a manifest that `replay` would refuse to read, or
+    one of several prompts.
     """
     config, longest = model.lm.config, round(model.max_duration * model.frame_rate)
     if codes.ndim != 2 or len(codes) != config.codebooks or not 0 < codes.shape[1] <= longest:
@@ -74,7 +75,11 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
             f"{list(codes.shape)}: pick one, codes[0], or its beginning, codes[0, :, :{longest}]"
         )
     job = from_manifest(manifest, config.codebooks)
-    settings, text, melody = job.settings, job.texts[0], job.melody.get(0)
+    settings, text, melody = job.settings, plain(job.texts[0]), job.melody.get(0)
+    if not isinstance(text, str):
+        raise ValueError(
+            f"the piece was told {text}; a trace is of one prompt: give one, as in manifest | {{'text': 'calm piano'}}"
+        )
     told, against = model.conditioner.describe([text]), model.conditioner.describe(job.negative)
     nothing = [torch.zeros_like(row) for row in told]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mgkit import MusicGen, audio
 from mgkit.delay import delay, delays, undelay
-from mgkit.generate import Settings, Window, choose, frames, windows
+from mgkit.generate import Settings, Told, Window, choose, frames, windows
 from mgkit.job import unpack
 from mgkit.melody import classes
 from mgkit.sampling import draw, guide, guide_double, probabilities
@@ -642,11 +642,11 @@ def test_a_window_goes_on_from_the_tokens_that_it_shares_with_the_last() -> None
     assert torch.equal(tokens[..., :100], run(model, ["calm piano"]))
     with torch.no_grad():
         texts = model.conditioner.describe(["calm piano"])
-        streams = [model.conditioner(texts), model.conditioner.null(texts)]
+        told = Told([model.conditioner(texts), model.conditioner.null(texts)])
         for start, end in ((60, 160), (120, 205)):
             window = Window(0, 40, end - start)
             known = tokens[..., start : start + 40]
-            made = list(frames(model.lm, lambda start: streams, known, [window], model.settings, []))
+            made = list(frames(model.lm, lambda window: told, known, [window], model.settings, []))
             assert torch.equal(torch.stack(made, dim=-1), tokens[..., start + 40 : end])
 
 

@@ -1,0 +1,462 @@
+"""Prompts that are mixed and change over time, and music without an end that follows them."""
+
+import gc
+import itertools
+import math
+import threading
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_properties import LAYOUTS, close, model_of, noise, rows_seen, run
+from tiny import CODEC, RATE, tiny, tune
+from torch import Tensor
+
+from mgkit import MusicGen, audio
+from mgkit.generate import Window, lengths, steps, windows
+from mgkit.job import at, check_descriptions, plain, unpack
+from mgkit.sampling import guide, guide_double, mix
+
+CALM, LOUD, SAD = "calm piano", "fast loud drums", "sad"
+
+
+# --- the mix ----------------------------------------------------------------------------------------------------
+
+
+def test_a_mix_pulls_from_null_to_each_prompt_by_its_weight() -> None:
+    one, two, null = (noise(2, 4, 32, seed=seed) for seed in range(3))
+    weights = torch.tensor([[0.7, 0.2], [0.3, 1.5]])  # [prompts, samples]
+    guided = guide(mix([one, two], weights, null), null, 3.0)
+    for i in range(2):
+        w, v = weights[:, i]
+        expected = null[i] + w * 3 * (one[i] - null[i]) + v * 3 * (two[i] - null[i])
+        assert close(guided[i], expected)
+
+
+def test_a_mix_in_double_guidance_pulls_from_the_melody_to_each_prompt_by_its_weight() -> None:
+    one, two, melody, null = (noise(1, 4, 32, seed=seed) for seed in range(4))
+    weights = torch.tensor([[0.7], [0.6]])
+    text = 0.7 * (one - melody) + 0.6 * (two - melody)
+    expected = null + 3 * (melody + 4 * text - null)
+    assert close(guide_double(mix([one, two], weights, melody), melody, null, 3.0, 4.0), expected)
+
+
+def test_one_prompt_that_counts_one_is_itself_to_the_bit() -> None:
+    one, two, null = (noise(2, 4, 32, seed=seed) for seed in range(3))
+    assert torch.equal(mix([one], torch.ones(1, 2), null), one)
+    assert torch.equal(mix([one, two], torch.tensor([[1.0, 1.0], [0.0, 0.0]]), null), one)
+
+
+@pytest.mark.parametrize("beta", [None, 2.0])
+@pytest.mark.parametrize("coef", [1.0, 3.0])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_of_one_and_zero_are_the_first_prompt_alone(
+    layout: str, coef: float, beta: float | None
+) -> None:
+    if beta and layout == "text":
+        beta = None  # takes no melody
+    model, more = model_of(layout), {"melody": tune(1)} if beta else {}
+    model.set_generation_params(duration=0.6, cfg_coef=coef, cfg_coef_beta=beta)
+    alone = run(model, [CALM], **more)
+    for asked in ({CALM: 1}, {CALM: 1.0, LOUD: 0}, {LOUD: 0.0, CALM: 1}):
+        assert torch.equal(run(model, [asked], **more), alone)
+    assert not torch.equal(run(model, [{CALM: 0.5, LOUD: 0.5}], **more), alone)
+
+
+def test_a_mix_lies_between_its_prompts() -> None:
+    """Greedy first tokens: as the weight goes from one prompt to the other, they go from its to the other's."""
+    model = model_of("text")
+    model.set_generation_params(use_sampling=False, duration=0.5)
+    ends = [run(model, [text])[0] for text in (CALM, LOUD)]
+    ways = [run(model, [{CALM: 1 - w, LOUD: w}])[0] for w in (0.001, 0.5, 0.999)]
+    assert torch.equal(ways[0][:, :5], ends[0][:, :5]) and torch.equal(ways[2][:, :5], ends[1][:, :5])
+    assert not torch.equal(ways[1], ends[0]) and not torch.equal(ways[1], ends[1])
+
+
+def test_where_no_prompt_counts_the_model_is_told_nothing() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.4)
+    assert torch.equal(run(model, [{CALM: 0, LOUD: 0.0}]), run(model, [None]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_mix_in_a_batch_equals_the_mix_alone(layout: str) -> None:
+    model = model_of(layout)
+    model.set_generation_params(duration=0.6)
+    asked = [{CALM: 0.4, LOUD: 0.6}, SAD, {LOUD: 0.2, SAD: 0.5, CALM: 0.3}, None]
+    together = run(model, asked, 3)
+    for i, description in enumerate(asked):
+        assert torch.equal(together[i : i + 1], run(model, [description], 3 + i))
+
+
+@pytest.mark.parametrize(("weights", "rows"), [((0.5, 0.5), 3), ((1, 0), 2), ((0, 0), 1)])
+def test_a_stream_runs_for_each_prompt_that_counts(weights: tuple[float, float], rows: int) -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.1)
+    asked = dict(zip((CALM, LOUD), weights, strict=True))
+    assert set(rows_seen(model, lambda: run(model, [asked]))) == {rows}
+
+
+# --- the timeline -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", range(1, 60, 7))
+def test_windows_with_changes_make_each_frame_once_and_change_where_they_must(total: int) -> None:
+    for prompt, window, stride, changes in itertools.product(
+        (0, 3, 25), (10, 20), (1, 6, 9), ((), (1,), (5, 6, 30), (3, 25, 26, 58))
+    ):
+        plan = windows(total, prompt, window, stride, changes)
+        done, before = prompt, None
+        for (start, known, end), length in zip(plan, lengths(plan), strict=True):
+            assert start + known == done and 0 < length <= end - done
+            assert end <= min(total, start + window)
+            if before is not None:  # what it knows is the end of what the last one knew and made
+                assert start >= before.start
+                assert known == min(window - stride, done - before.start)
+            done, before = done + length, Window(start, known, end)
+        assert done == max(prompt, total)
+        firsts = {window.start + window.known for window in plan}
+        assert {frame for frame in changes if prompt < frame < total} <= firsts
+        if not changes:
+            assert len({*firsts}) == len(plan) and lengths(plan) == [w.end - w.start - w.known for w in plan]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_timeline_that_changes_nothing_is_the_plain_prompt(layout: str) -> None:
+    model = model_of(layout)
+    model.set_generation_params(duration=0.6)
+    alone = run(model, [CALM])
+    said = model.manifests[0]
+    for timeline in (
+        [(0, CALM)],
+        ((0, CALM),),
+        [(0, CALM), (0.2, CALM)],
+        [(0, CALM), (0.3, {CALM: 1, SAD: 0})],
+    ):
+        assert torch.equal(run(model, [timeline]), alone)
+        assert model.manifests[0] == said
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_before_a_change_the_music_is_that_of_the_first_prompt_and_after_it_another(layout: str) -> None:
+    model = tiny(melody=layout == "melody", window=0.5)
+    model.set_generation_params(duration=0.8)
+    alone = run(model, [CALM])
+    for frame in (1, 3, 20, 25, 38):
+        made = [run(model, [[(0, CALM), (frame / 50, text)]]) for text in (LOUD, SAD)]
+        for tokens in made:
+            assert tokens.shape == alone.shape
+            assert torch.equal(tokens[..., :frame], alone[..., :frame])
+        assert not torch.equal(made[0], made[1])
+
+
+def test_after_a_change_the_music_goes_on_from_what_was_played() -> None:
+    """The tokens after it are those of a continuation of the last `window - stride` frames under the new prompt."""
+    model = tiny(window=2.0)
+    model.set_generation_params(use_sampling=False, duration=2.0)
+    tokens = run(model, [[(0, CALM), (1.4, LOUD)]])  # frame 70; a window knows 40 frames of the last
+    known, asked = tokens[..., 30:70], check_descriptions([LOUD])
+    model.set_generation_params(use_sampling=False, duration=1.4)
+    job = model._job([LOUD], 0)
+    job = replace(job, texts=asked, prompt=known, plans=[windows(70, 40, 100, 60)])
+    assert torch.equal(model._tokens(job, False, None, None)[..., 40:], tokens[..., 70:])
+
+
+def test_each_sample_of_a_batch_has_its_own_times() -> None:
+    for layout in LAYOUTS:
+        model = tiny(melody=layout == "melody", window=0.6)
+        model.set_generation_params(duration=1.1)
+        asked = [
+            [(0, CALM), (0.3, LOUD)],
+            SAD,
+            [(0, LOUD), (0.3, CALM)],
+            [(0, None), (0.1, SAD), (0.9, {CALM: 2})],
+        ]
+        together = run(model, asked, 3)
+        for i, (description, manifest) in enumerate(zip(asked, model.manifests, strict=True)):
+            assert torch.equal(together[i : i + 1], run(model, [description], 3 + i))
+            assert torch.equal(model.replay(manifest)[1], together[i : i + 1])
+
+
+@pytest.mark.parametrize("ending", audio.FORMATS)
+def test_a_timeline_replays_from_its_file(ending: str, tmp_path: Path) -> None:
+    model = tiny(melody=True, window=1.0)
+    model.set_generation_params(duration=1.6, temperature=1.1)
+    asked = [[(0, CALM), (0.5, {CALM: 0.25, LOUD: 0.75}), (1.3, None)]]
+    told = {
+        "melody_wavs": tune(1.3),
+        "melody_sample_rate": RATE,
+        "prompt": noise(1, 9000),
+        "prompt_sample_rate": RATE,
+    }
+    wave = torch.cat(list(model.stream(asked, seed=9, negative=SAD, **told)), dim=-1)
+    path = audio.write(tmp_path / f"made{ending}", wave[0], RATE, manifest=model.manifests[0])
+    manifest = audio.read_manifest(path)
+    assert manifest["text"] == [[0.0, CALM], [0.5, {CALM: 0.25, LOUD: 0.75}], [1.3, ""]]
+    assert close(model.replay(manifest)[0], wave)
+
+
+def test_what_a_manifest_says_of_a_description_is_the_description() -> None:
+    for given in (CALM, {CALM: 0.5}, {CALM: 0.2, SAD: 3.0}, [[0.0, CALM], [2.5, {SAD: 0.5}], [3.0, ""]]):
+        [timeline] = check_descriptions([given])
+        assert plain(timeline) == given
+        assert check_descriptions([plain(timeline)]) == [timeline]
+
+
+def test_a_change_within_or_at_the_end_of_an_audio_prompt_only_changes_what_follows() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=1.0)
+    alone = run(model, [LOUD], prompt=noise(1, 12_800))  # 20 frames
+    for seconds in (0.1, 0.4):
+        assert torch.equal(run(model, [[(0, CALM), (seconds, LOUD)]], prompt=noise(1, 12_800)), alone)
+
+
+def test_a_melody_goes_on_where_a_change_finds_it() -> None:
+    model = tiny(melody=True, window=2.048)
+    model.set_generation_params(duration=2.0, extend_stride=2.0)  # a window knows 2 frames of the last
+    told = torch.arange(17) % 12
+    run(model, [[(0, CALM), (1.064, LOUD)]], melody=told)
+    grids = {int(start): unpack(grid).tolist() for start, grid in model.manifests[0]["melody"].items()}
+    assert list(grids) == [0, 51]
+    assert grids[0] == told.tolist() and grids[51][:3] == [8, 9, 10]  # 51 frames are 7.97 of the melody's
+
+
+def test_text_is_encoded_once_however_often_it_comes_back() -> None:
+    model = tiny(window=0.5)
+    model.set_generation_params(duration=1.3)
+    with patch.object(model.conditioner.text, "forward", wraps=model.conditioner.text.forward) as encode:
+        run(model, [[(0, CALM), (0.3, LOUD), (0.4, CALM), (1.1, {LOUD: 0.5, CALM: 0.5})]])
+    assert [call.args[0] for call in encode.call_args_list] == [[CALM, LOUD]]
+
+
+def test_progress_counts_the_steps_of_samples_side_by_side() -> None:
+    model, seen = tiny(window=0.5), []
+    model.set_generation_params(duration=0.8)
+    run(model, [CALM, [(0, CALM), (0.2, SAD)]], on_step=lambda *step: seen.append(step))
+    total = steps(model.lm, windows(40, 0, 25, 15)) + steps(model.lm, windows(40, 0, 25, 15, [10]))
+    assert seen == [(step, total) for step in range(1, total + 1)]
+
+
+@pytest.mark.parametrize("last", [1, 5, 12, 30, 50])
+def test_stopping_samples_side_by_side_leaves_the_beginning_of_each(last: int) -> None:
+    model, stop = tiny(window=0.5), threading.Event()
+    model.set_generation_params(duration=0.8)
+    asked = [CALM, [(0, CALM), (0.2, SAD)]]
+    whole = run(model, asked)
+    made = run(model, asked, on_step=lambda done, total: done == last and stop.set(), stop=stop)
+    assert made.shape[-1] < 40 and (last < 10 or made.shape[-1])
+    assert torch.equal(made, whole[..., : made.shape[-1]])
+
+
+# --- live -------------------------------------------------------------------------------------------------------
+
+
+def play(model: MusicGen, prompts: object, chunks: int, **more: object) -> tuple[Tensor, Tensor]:
+    """Wave and tokens of the first so many `chunks` of live music, which is then stopped."""
+    stop = threading.Event()
+    music = model.live(prompts, seed=3, stop=stop, **{"chunk_seconds": 0.2, **more})
+    made = list(itertools.islice(music, chunks))
+    stop.set()
+    made += list(music)
+    return torch.cat(made, dim=-1), model.replay(model.manifests[0])[1]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "stereo"])
+def test_live_music_has_no_seams_and_is_the_timeline_that_it_came_to(layout: str) -> None:
+    """Its chunks, joined, are the sound of its tokens at once, and `generate` makes the same tokens of its timeline."""
+    model = tiny(melody=layout == "melody", channels=2 if layout == "stereo" else 1, window=1.0)
+    model.set_generation_params(temperature=1.1)
+    asked = [{CALM: 1}] * 3 + [{CALM: 0.5, LOUD: 0.5}] + [LOUD] * 9 + [None] * 99
+    wave, tokens = play(model, iter([CALM, *asked]).__next__, 16)
+    assert 150 <= tokens.shape[-1] <= 170  # three windows and more
+    assert close(wave, model.generate_audio(tokens))
+    said = model.manifests[0]["text"]
+    assert said == [[0.0, CALM], [0.8, {CALM: 0.5, LOUD: 0.5}], [1.0, LOUD], [2.8, ""]]
+    model.set_generation_params(temperature=1.1, duration=4.0)
+    assert torch.equal(run(model, [said], 3)[..., : tokens.shape[-1]], tokens)
+
+
+def test_live_music_follows_the_weights_that_are_changed_while_it_plays() -> None:
+    model, faders = tiny(window=1.0), {CALM: 1.0, LOUD: 0.0}
+    made = []
+    for chunk in model.live(faders, chunk_seconds=0.2, seed=3):
+        made.append(chunk)
+        if len(made) == 3:
+            faders.update({CALM: 0.2, LOUD: 0.8})
+        if len(made) == 6:
+            break
+    assert model.manifests[0]["text"] == [[0.0, CALM], [0.6, {CALM: 0.2, LOUD: 0.8}]]
+    assert not torch.equal(play(model, CALM, 6)[1], model.replay(model.manifests[0])[1])
+
+
+def test_live_music_to_a_melody_plays_it_over_and_over() -> None:
+    model = tiny(melody=True, window=1.0)
+    told = {"melody_wav": tune(1.7), "melody_sample_rate": RATE}
+    wave, tokens = play(model, CALM, 14, **told)
+    assert close(wave, model.generate_audio(tokens))
+    model.set_generation_params(duration=4.0)
+    again = run(model, [CALM], 3, melody=tune(1.7))
+    assert torch.equal(again[..., : tokens.shape[-1]], tokens)
+    assert not torch.equal(run(model, [CALM], 3)[..., : tokens.shape[-1]], tokens)
+
+
+def test_a_stop_keeps_what_was_made_of_live_music_to_the_last_frame() -> None:
+    model, stop = tiny(window=1.0), threading.Event()
+    hidden, made = model.lm.hidden, []
+
+    def count(*rest: object, **named: object) -> Tensor:
+        made.append(1)
+        if len(made) == 37:
+            stop.set()
+        return hidden(*rest, **named)
+
+    with patch.object(model.lm, "hidden", count):
+        wave = torch.cat(list(model.live(CALM, chunk_seconds=0.2, seed=3, stop=stop)), dim=-1)
+    assert len(made) == 37
+    assert model.manifests[0]["frames"] == 34
+    assert close(wave, model.replay(model.manifests[0])[0])
+
+
+@pytest.mark.parametrize("last", [1, 20, 37])
+def test_ctrl_c_keeps_what_was_made_of_live_music(last: int, capsys: pytest.CaptureFixture) -> None:
+    model = tiny(window=1.0)
+    hidden, made = model.lm.hidden, []
+
+    def interrupt(*rest: object, **named: object) -> Tensor:
+        made.append(1)
+        if len(made) == last:
+            raise KeyboardInterrupt
+        return hidden(*rest, **named)
+
+    with patch.object(model.lm, "hidden", interrupt):
+        chunks = list(model.live(CALM, chunk_seconds=0.2, seed=3))
+    assert "what was made is kept" in capsys.readouterr().err
+    assert model.manifests[0]["frames"] == max(0, last - 4)
+    if last > 4:
+        assert close(torch.cat(chunks, dim=-1), model.replay(model.manifests[0])[0])
+
+
+def test_live_music_that_was_stopped_before_makes_nothing() -> None:
+    model, stop = tiny(), threading.Event()
+    stop.set()
+    assert list(model.live(CALM, stop=stop)) == []
+    assert model.manifests == []
+
+
+def test_texts_of_live_music_are_encoded_once_however_often_they_come_back() -> None:
+    model, turns = tiny(window=0.5), itertools.cycle([CALM, LOUD, {CALM: 0.5, LOUD: 0.5}])
+    with patch.object(model.conditioner.text, "forward", wraps=model.conditioner.text.forward) as encode:
+        list(itertools.islice(model.live(lambda: next(turns), chunk_seconds=0.1, seed=1), 12))
+    assert sorted(text for call in encode.call_args_list for text in call.args[0]) == [CALM, LOUD]
+
+
+def test_live_music_holds_no_more_after_an_hour_than_after_a_minute() -> None:
+    """Nothing grows but the record for the manifest, and that ends with the `DAY`: here, after 1 s."""
+    model, names = (
+        tiny(melody=True, window=0.5),
+        (f"{CALM} {word}" for word in itertools.product(range(9), repeat=5)),
+    )
+    model.set_generation_params(cfg_coef=1.0)
+
+    def held() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    with patch("mgkit.musicgen.DAY", 1):
+        told = {"melody_wav": tune(1), "melody_sample_rate": RATE}
+        music = model.live(lambda: str(next(names)), chunk_seconds=0.02, seed=1, **told)
+        counts = []
+        for i, _ in enumerate(itertools.islice(music, 140)):
+            if i in (100, 120, 139):
+                counts.append(held())
+        frames = music.gi_frame.f_locals
+        assert len(frames["timeline"]) <= 2 and not frames["made"] and len(frames["job"].melody) <= 3
+        assert counts[-1] <= counts[-2] + 5
+        music.close()
+    assert model.manifests == []
+
+
+@torch.no_grad()
+def test_decoding_a_stream_keeps_only_what_the_next_sound_needs() -> None:
+    made = model_of("text").codec
+    chunks = (torch.randint(CODEC.codebook_size, (1, 4, 10)) for _ in range(50))
+    stream = made.decode_stream(chunks)
+    for _ in itertools.islice(stream, 40):
+        local = stream.gi_frame.f_locals
+        assert local["latents"].shape[-1] <= 10 + 2 * made.LOOKAHEAD
+        assert local["hidden"].shape[-1] <= 10 + 2 * made.LOOKAHEAD + 2 * made.CONTEXT
+
+
+# --- in one sentence --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([(0, CALM), (6, LOUD), (3, SAD)], "[0, 6, 3]"),
+        ([(0, CALM), (0, LOUD)], "rise"),
+        ([(1, CALM), (2, LOUD)], "the first of them 0"),
+        ([(-1, CALM), (2, LOUD)], "-1"),
+        ([(0, CALM), (math.nan, LOUD)], "nan"),
+        ([(0, CALM), ("2", LOUD)], "'2'"),
+        ([(False, CALM), (True, LOUD)], "True"),
+        ([(0, CALM), (0.4, LOUD)], "longer duration"),
+        ([(0, CALM), (9, LOUD)], "longer duration"),
+        ([(0, CALM), (0.1, 5)], "holds 5"),
+        ([(0, CALM), 6], "timeline|times"),
+        ((0, CALM), "times such as"),
+        ([], "times such as"),
+        ({}, "weights such as"),
+        ({CALM: -0.5}, "the weight of 'calm piano' is -0.5"),
+        ({CALM: math.inf}, "inf"),
+        ({CALM: "1"}, "'1'"),
+        ({CALM: True}, "True"),
+        ({CALM: None}, "None"),
+        ({5: 1}, "holds 5"),
+        ({"\ud800": 1}, "Unicode"),
+    ],
+)
+def test_wrong_times_and_weights_are_refused_in_a_sentence(given: object, words: str) -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.4)
+    with pytest.raises(ValueError, match=words.replace("[", r"\[")) as caught:
+        run(model, [CALM, given])
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"prompts": 5}, "holds 5"),
+        ({"prompts": [(0, CALM), (6, LOUD)]}, "holds"),
+        ({"prompts": lambda: {CALM: -1}}, "the weight"),
+        ({"prompts": CALM, "seed": -1}, "seed"),
+        ({"prompts": CALM, "chunk_seconds": 0}, "chunk_seconds"),
+        ({"prompts": CALM, "negative": 5}, "negative"),
+        ({"prompts": CALM, "melody_wav": tune(1), "melody_sample_rate": RATE}, "takes no melody"),
+    ],
+)
+def test_wrong_requests_for_live_music_are_refused_when_they_are_made(more: dict, words: str) -> None:
+    model = model_of("text")
+    model.set_generation_params()
+    with pytest.raises(ValueError, match=words):
+        model.live(**more)
+
+
+def test_a_wrong_prompt_while_it_plays_is_said_and_what_was_made_replays() -> None:
+    model, faders, made = tiny(window=1.0), {CALM: 1.0}, []
+    with pytest.raises(ValueError, match="the weight of 'calm piano' is -1"):
+        for chunk in model.live(faders, chunk_seconds=0.2, seed=3):
+            made.append(chunk)
+            faders[CALM] = -1
+    tokens = model.replay(model.manifests[0])[1]
+    assert made and tokens.shape[-1] >= 10
+
+
+def test_a_prompt_is_in_force_from_its_frame_on() -> None:
+    [timeline] = check_descriptions([[(0, CALM), (0.5, LOUD), (1.02, SAD)]])
+    assert [next(iter(at(timeline, frame, 50))) for frame in (0, 24, 25, 50, 51, 999)] == [
+        CALM, CALM, LOUD, LOUD, SAD, SAD,
+    ]  # fmt: skip
