@@ -366,19 +366,17 @@ class Studio(VBox):
         """Nothing is loaded before it is needed. A model that is loaded already is shared, its settings are not."""
         self.takes: list[Take] = []
         self.error: Exception | None = None  # why the last run made nothing
-        self.busy = False
         self._model: MusicGen | None = None
         self._loaded = ""  # the name in the panel of the model that is loaded
         self._pace: dict[str, float] = {}  # by such names, seconds that a step took in the last run
-        self._stop = threading.Event()
-        self._worker = threading.Thread()
+        self._stop, self._idle = threading.Event(), threading.Event()
 
         if isinstance(model, MusicGen):
             self._model, self._loaded = MusicGen(model.model), model.name
             model = model.name
         names = [*weights.NAMES, *([] if model in weights.NAMES else [model])]
         wide = {"description_width": "80px"}
-        short, long, full = Layout(width="180px"), Layout(width="392px"), Layout(width="100%")
+        short, long, full = Layout(width="180px"), Layout(width="392px"), Layout(width="auto")
         self.controls: dict[str, Any] = {
             "model": Dropdown(
                 options=[*names, OTHER], value=model, description="model", style=wide, layout=long
@@ -392,7 +390,7 @@ class Studio(VBox):
             "separate": Checkbox(
                 False, indent=False, description="take its drums and bass out first (HDemucs)"
             ),
-            "negative": Text("", layout=Layout(width="200px")),
+            "negative": Text("", layout=Layout(width="200px", flex="0 0 auto")),
         }
         advanced = {field.name: field for field in fields(Settings) if field.name != "duration"}
         self.controls |= {name: _control(field) for name, field in advanced.items()}
@@ -401,7 +399,8 @@ class Studio(VBox):
         self.other = Text(placeholder="models/small, or facebook/musicgen-small", continuous_update=False)
         self.examples = Dropdown(options=[PICK, *examples()], description=" ", style=wide, layout=long)
         self.keep = Checkbox(False, indent=False, description="keep", layout=Layout(width="80px"))
-        self.way = ToggleButtons(options=[ALONE, MELODY, START], description="from", style=wide)
+        self.way = ToggleButtons(options=[ALONE, MELODY, START], description="from", layout=full)
+        self.way.style = {**wide, "button_width": "190px"}
         self.go, self.halt = (
             Button(description="Generate", button_style="primary"),
             Button(description="Stop"),
@@ -486,8 +485,7 @@ class Studio(VBox):
         self._set_busy(True)
         running.add(self)
         _catch_interrupts()
-        self._worker = threading.Thread(target=self._work, args=(request,), daemon=True)
-        self._worker.start()
+        threading.Thread(target=self._work, args=(request,), daemon=True).start()
         return True
 
     def stop(self) -> None:
@@ -499,9 +497,11 @@ class Studio(VBox):
 
     def wait(self) -> None:
         """Returns when no run is going. Ctrl-C, or an interrupt of the kernel, stops the run; a second one the wait."""
-        while self._worker.is_alive():
+        while not self._idle.is_set():
             try:
-                self._worker.join(TICK)
+                self._idle.wait(
+                    TICK
+                )  # and not the thread: an interrupted join takes it for dead (Python 3.11)
             except KeyboardInterrupt:
                 if self._stop.is_set():
                     raise
@@ -601,12 +601,19 @@ class Studio(VBox):
         self.status.value = ""
         self.message.value = f'<div class="mgkit-problem" role="alert">{html.escape(sentence)}</div>'
 
+    @property
+    def busy(self) -> bool:
+        """Whether a run is going."""
+        return not self._idle.is_set()
+
     def _set_busy(self, busy: bool) -> None:
-        self.busy = busy
-        self.go.disabled, self.halt.disabled = busy, not busy
         if busy:
+            self._idle.clear()
             self.bar.value = 0
+        self.go.disabled, self.halt.disabled = busy, not busy
         self._tell()
+        if not busy:  # last: whoever waited finds everything as it will stay
+            self._idle.set()
 
     # --- what is shown ----------------------------------------------------------------------------------------------
 
@@ -615,7 +622,7 @@ class Studio(VBox):
         self._other.children = (self.other,) if control["model"].value == OTHER else ()
         more = {MELODY: ("melody", "separate"), START: ("start", "start_seconds")}.get(self.way.value, ())
         self._given.children = tuple(control[name] for name in more)
-        self._given.layout.margin = "0 0 0 88px" if more else "0"
+        self._given.layout.margin = "4px 0 0 88px" if more else "0"
         self._tell()
 
     def _pick(self) -> None:
@@ -666,7 +673,7 @@ class Studio(VBox):
 
 def _control(setting: Field) -> ipywidgets.Widget:
     """What to enter a setting with; one that may be left out is a text, empty for that."""
-    layout = Layout(width="200px")
+    layout = Layout(width="200px", flex="0 0 auto")
     if setting.default is None:
         return Text("", placeholder="left out", layout=layout)
     if setting.metadata["kind"] is bool:
@@ -686,11 +693,11 @@ def _value(setting: Field, control: Any) -> Any:
 
 def _row(name: str, control: ipywidgets.Widget, help: str) -> HBox:
     words = HTML(f'<span class="mgkit-quiet">{html.escape(help)}</span>')
-    return HBox([Label(name, layout=Layout(width="110px")), control, words])
+    return HBox([Label(name, layout=Layout(width="110px", flex="0 0 auto")), control, words])
 
 
 def _folded(title: str, children: Sequence[ipywidgets.Widget]) -> Accordion:
-    made = Accordion([VBox(children)], selected_index=None)
+    made = Accordion([VBox(children)], selected_index=None, layout=Layout(margin="8px 0"))
     made.set_title(0, title)  # version 8 has `titles` as well
     return made
 
