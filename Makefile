@@ -30,10 +30,11 @@ $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PIP) -e '.[lab]'
 	@touch $@
 
-# tinysoundfont asks for PyAudio, which plays through a sound card, needs a compiler, and is not used here.
+# tinysoundfont asks for PyAudio, which plays through a sound card, needs a compiler, and is not used here;
+# of basic-pitch and musicnn only the weights are used, and not the TensorFlow that they ask for.
 $(VENV)/.test: $(VENV)/.lab
 	$(PIP) -e '.[lab,train,test,stems]'
-	$(PIP) --no-deps tinysoundfont
+	$(PIP) --no-deps tinysoundfont basic-pitch musicnn
 	@touch $@
 
 # The page holds its pictures and sounds itself; all that it fetches is the Colab badge.

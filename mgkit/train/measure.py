@@ -1,199 +1,387 @@
 """How well a model does what it is told, beside what could be reached at best and what chance would give.
 
-    held-out pieces -> renders ------------------------------> judges   ceiling
-                    -> renders -> codec -> back -------------> judges   what the codec leaves
-                    -> prompts -> model, guidance 3 and 1 ---> judges   the model
-                    -> prompts -> model, judged by the prompt of another piece: chance
-                    -> prompts and melodies -> model --------> melody judge
+`hearing` makes the music and says what is heard in it; here that becomes numbers, each a (value, low, high) with its 95 %
+interval, beside its ceiling (the renders themselves), what the codec leaves of them, and its controls:
 
-The judges are librosa's tempo, a key profile, a small drum detector that learned on renders, and the chroma that
-the model itself is given. None of them is perfect: that is what the ceiling shows.
+    guidance 1          the model without guidance
+    shuffled captions   what it made of another piece's prompt, judged by this one's
+    chance              a render, judged by another piece's prompt
 """
 
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from mgkit import MusicGen, melody
+from mgkit import audio, weights
 
-from .band import Piece, compose, render
-from .captions import FIRST_TEST_SEED, FIRST_VALID_SEED, synonyms
-from .codec import mel_distances, si_sdr
+from . import band, hearing, judges, musicnn, notes
+from .band import Piece
+from .captions import MEASURING_FONT
+from .hearing import WAYS, Finding, Part
+from .judges import Classifier
 from .run import write_whole
 
-KEY_NAMES = ("c", "c sharp", "d", "e flat", "e", "f", "f sharp", "g", "a flat", "a", "b flat", "b")
-PROFILES = {  # how much each step of a key sounds (Temperley, The Cognition of Basic Musical Structures, 2001)
-    "major": (5, 2, 3.5, 2, 4.5, 4, 2, 4.5, 2, 3.5, 1.5, 4),
-    "minor": (5, 2, 3.5, 4.5, 2, 4, 2, 4.5, 3.5, 2, 1.5, 4),
-}
-NEAR = 0.08  # relative error of a tempo that still counts as right
-BATCH = 12
+PART = 8  # pieces that are made and heard at once
+LESSONS = 3  # pieces that the classifiers learn from, for each that is measured
+ENOUGH = 200  # prompts of ten seconds: what is measured on fewer does not enter a model card
+RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
+BY_TAG = (
+    "piano",
+    "guitar",
+    "violin",
+    "cello",
+    "flute",
+    "sitar",
+)  # leads that musicnn knows, by the name of its tag
 
-Wave = np.ndarray  # [N] float32
+Score = tuple[float, float, float]  # value, and the ends of its 95 % interval; nan where it has none
 
-
-def prompt(piece: Piece) -> str:
-    """A prompt that names everything that is judged, in words of the training captions."""
-    drums = synonyms("drums", piece.drums)[0]
-    return f"{piece.style}, {piece.lead}, {piece.tempo} bpm, {KEY_NAMES[piece.key]} {piece.mode}, {drums}"
-
-
-# -- judges --------------------------------------------------------------------------------------------------------
-
-
-def tempo(wave: Wave, rate: int) -> float:
-    """Beats a minute, as librosa hears them."""
-    import librosa
-
-    return float(np.squeeze(librosa.beat.beat_track(y=wave, sr=rate)[0]))
+CEILING, CODEC, GUIDED, FREE = (
+    "renders (ceiling)",
+    "codec round trip",
+    "model, guidance 3",
+    "model, guidance 1",
+)
+SHUFFLED, CHANCE, OTHERS = "shuffled captions", "chance", "another's melody"
 
 
-def tempo_right(heard: float, named: float, octaves: bool) -> bool:
-    """Whether the tempo is within NEAR of the named one; with `octaves` of its half or double too.
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
 
-    >>> tempo_right(121, 60, octaves=False), tempo_right(121, 60, octaves=True)
-    (False, True)
-    """
-    return any(abs(heard / (named * factor) - 1) <= NEAR for factor in ((0.5, 1, 2) if octaves else (1,)))
-
-
-def key(wave: Wave, rate: int) -> tuple[int, str]:
-    """Tonic and mode whose profile fits the pitch classes best, drums left out."""
-    import librosa
-
-    harmonic, _ = librosa.decompose.hpss(np.abs(librosa.stft(wave, n_fft=8192, hop_length=2048)))
-    heard = librosa.feature.chroma_stft(S=harmonic**2, sr=rate, n_fft=8192, tuning=0, norm=None).mean(axis=1)
-    fits = {
-        (tonic, mode): float(np.corrcoef(heard, np.roll(profile, tonic))[0, 1])
-        for mode, profile in PROFILES.items()
-        for tonic in range(12)
-    }
-    return max(fits, key=lambda candidate: fits[candidate])
-
-
-def drum_features(wave: Wave, rate: int) -> list[float]:
-    """What tells drums: how percussive the sound is, and how its onsets stand out, in three bands."""
-    import librosa
-
-    power = np.abs(librosa.stft(wave, n_fft=1024, hop_length=256)) + 1e-6
-    harmonic, percussive = librosa.decompose.hpss(power)
-    rows = [float(np.log((percussive**2).sum() / (harmonic**2).sum()))]
-    edges = [int(hertz * 1024 / rate) for hertz in (0, 200, 3000, rate / 2)]
-    for low, high in zip(edges, edges[1:], strict=False):
-        part = np.log(power[low:high].mean(axis=0))
-        rise = np.maximum(np.diff(part), 0)
-        rows += [float(part.mean()), float(rise.mean()), float(np.quantile(rise, 0.97))]
-    rows.append(float(np.log(librosa.feature.spectral_flatness(S=power)).mean()))
-    return rows
-
-
-def drum_judge(pieces: Sequence[Piece], takes: Sequence[Sequence[Wave]], rate: int) -> Callable[[Wave], bool]:
-    """A detector of drums that learned on `takes` of the pieces, such as renders and what the codec makes of them."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    with ThreadPoolExecutor() as pool:
-        features = list(
-            pool.map(lambda wave: drum_features(wave, rate), [w for waves in takes for w in waves])
-        )
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000))
-    model.fit(features, [piece.drums for piece in pieces] * len(takes))
-    return lambda wave: bool(model.predict([drum_features(wave, rate)])[0])
-
-
-def follows(wave: Wave, tune: Wave, rate: int) -> tuple[float, float]:
-    """How the sound follows a tune, over the frames in which it sounds: share of frames whose loudest pitch class is
-    the tune's, and mean cosine of the pitch classes with it."""
-    heard, told = (melody.chroma(torch.from_numpy(w)[None], rate) for w in (wave, tune))
-    frames = min(heard.shape[1], told.shape[1])
-    heard, told = heard[:, :frames], told[:, :frames]
-    sounding = told.max(dim=0).values > 0.5
-    note = told.argmax(dim=0)
-    cosine = heard.gather(0, note[None])[0] / heard.norm(dim=0).clamp(min=1e-6)
-    same = (heard.argmax(dim=0) == note).float()
-    return float(same[sounding].mean()), float(cosine[sounding].mean())
-
-
-class Heard(NamedTuple):
-    """What the judges hear in a wave."""
-
-    tempo: float
-    key: tuple[int, str]
-    drums: bool
-
-
-def hear(waves: Sequence[Wave], rate: int, drums: Callable[[Wave], bool]) -> list[Heard]:
-    """What the judges hear in each wave."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda wave: Heard(tempo(wave, rate), key(wave, rate), drums(wave)), waves))
-
-
-def right(heard: Sequence[Heard], pieces: Sequence[Piece]) -> dict[str, list[bool]]:
-    """Where that is what the piece is."""
-    both = list(zip(heard, pieces, strict=True))
-    return {
-        "tempo": [tempo_right(h.tempo, p.tempo, octaves=False) for h, p in both],
-        "tempo or its octave": [tempo_right(h.tempo, p.tempo, octaves=True) for h, p in both],
-        "key": [h.key == (p.key, p.mode) for h, p in both],
-        "mode": [h.key[1] == p.mode for h, p in both],
-        "drums or none": [h.drums == p.drums for h, p in both],
-    }
+    table: str
+    name: str
+    cells: dict[str, Score]  # by column
+    share: bool = True  # printed in per cent
+    goal: str = ""
+    reached: str = ""  # where the model is on the goal's scale
+    met: bool | None = None
 
 
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
-def interval(hits: Sequence[bool]) -> tuple[float, float, float]:
+def interval(hits: Sequence[bool]) -> Score:
     """Share, and the ends of its 95 % interval (Wilson).
 
     >>> [round(x, 2) for x in interval([True] * 8 + [False] * 2)]
     [0.8, 0.49, 0.94]
     """
+    if not len(hits):
+        return math.nan, math.nan, math.nan
     n, share, z = len(hits), float(np.mean(hits)), 1.96
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return share, max(0.0, centre - half), min(1.0, centre + half)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval."""
-    mean, half = float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+def spread(values: Sequence[float]) -> Score:
+    """Mean, and the ends of its 95 % interval; values that are nan do not count."""
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    if len(known) < 2:
+        return float(known.mean()) if len(known) else math.nan, math.nan, math.nan
+    mean, half = float(known.mean()), 1.96 * float(known.std(ddof=1)) / math.sqrt(len(known))
     return mean, mean - half, mean + half
 
 
-def table(scores: dict) -> str:
-    """The scores as Markdown."""
-    columns = list(scores["told"])
-    lines = [f"n = {scores['n']} held-out prompts, 10 s each; 95 % intervals in brackets.", ""]
-    lines += ["| right in the music | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for name in scores["told"][columns[0]]:
-        cells = ["{:.0%} ({:.0%}–{:.0%})".format(*scores["told"][column][name]) for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    columns = list(scores["melody"])
-    lines += ["", "| melody | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for name in scores["melody"][columns[0]]:
-        cells = ["{:.2f} ({:.2f}–{:.2f})".format(*scores["melody"][column][name]) for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| codec, round trip of the renders | |", "|---|---|"]
-    lines += [
-        "| {} | {:.2f} ({:.2f}–{:.2f}) |".format(name, *value) for name, value in scores["codec"].items()
+def jackknife(distance: Callable[..., float], *sets: np.ndarray, groups: int = 10) -> Score:
+    """A number that only whole sets have, and its 95 % interval: how it changes when a tenth of their rows is left out."""
+    value = distance(*sets)
+    left = [distance(*(np.delete(rows, np.s_[g::groups], axis=0) for rows in sets)) for g in range(groups)]
+    half = 1.96 * math.sqrt((groups - 1) * np.var(left))
+    return value, max(0.0, value - half), value + half
+
+
+# -- what is right -------------------------------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """What the judges say that a piece is."""
+
+    tempo: float
+    key: tuple[int, str]
+    lead: str
+    drums: bool
+    tag: str  # of the leads that musicnn knows, the one it finds most
+
+
+class Court:
+    """The judges of lead and drums, who learned on pieces of another soundfont and on what the codec makes of them."""
+
+    def __init__(self, findings: Sequence[Finding], pieces: Sequence[Piece]):
+        features = np.stack([one["features"] for one in findings])
+        self.lead = Classifier(features, [piece.lead for piece in pieces])
+        self.drums = Classifier(features, [piece.drums for piece in pieces])
+        self.usual = self._tags(features).mean(axis=0)
+
+    @staticmethod
+    def _tags(features: np.ndarray) -> np.ndarray:
+        return features[:, -len(musicnn.TAGS) :][:, [musicnn.TAGS.index(tag) for tag in BY_TAG]]
+
+    def __call__(self, findings: Sequence[Finding]) -> list[Verdict]:
+        features = np.stack([one["features"] for one in findings])
+        tags = (self._tags(features) / self.usual).argmax(axis=1)
+        parts = zip(findings, self.lead(features), self.drums(features), tags, strict=True)
+        return [
+            Verdict(float(one["tempo"]), _key(one["key"]), lead, drums, BY_TAG[tag])
+            for one, lead, drums, tag in parts
+        ]
+
+
+def _key(found: np.ndarray) -> tuple[int, str]:
+    return int(found[0]), judges.MODES[int(found[1])]
+
+
+def right(verdicts: Sequence[Verdict], pieces: Sequence[Piece]) -> dict[str, list[bool]]:
+    """Where that is what the piece is."""
+    both = list(zip(verdicts, pieces, strict=True))
+    return {
+        "tempo": [judges.tempo_right(v.tempo, p.tempo, octaves=False) for v, p in both],
+        "tempo, or half or double": [judges.tempo_right(v.tempo, p.tempo, octaves=True) for v, p in both],
+        "key": [v.key == (p.key, p.mode) for v, p in both],
+        "mode": [v.key[1] == p.mode for v, p in both],
+        "lead instrument": [v.lead == p.lead for v, p in both],
+        "lead, by musicnn's tag": [v.tag == p.lead for v, p in both if p.lead in BY_TAG],
+        "drums or none": [v.drums == p.drums for v, p in both],
+    }
+
+
+OF_CEILING = {"tempo": 0.75, "tempo, or half or double": 0.75, "key": 0.6, "mode": 0.85, "lead instrument": 0.7,
+              "drums or none": 0.95}  # fmt: skip
+
+
+def of_ceiling(cells: dict[str, Score], share: float) -> dict[str, Any]:
+    """Goal of a row that wants a share of the ceiling."""
+    reached = cells[GUIDED][0] / cells[CEILING][0] if cells[CEILING][0] else math.nan
+    return {"goal": f"{share:.0%} of ceiling", "reached": f"{reached:.0%}", "met": reached >= share}
+
+
+def others(things: Sequence) -> list:
+    """Each one's neighbour: for controls."""
+    return [*things[1:], things[0]]
+
+
+# -- the tables ----------------------------------------------------------------------------------------------------
+
+Heard = dict[str, list[Finding]]  # by way
+
+
+def text_rows(heard: Heard, pieces: list[Piece], court: Court) -> list[Row]:
+    """Whether what the text names is in the music; and the same for words that were held out of training."""
+    verdicts = {way: court(heard[way]) for way in ("renders", "codec", "guided", "free", "unseen")}
+    columns = {CEILING: "renders", CODEC: "codec", GUIDED: "guided", FREE: "free"}
+    judged = {column: right(verdicts[way], pieces) for column, way in columns.items()}
+    judged[SHUFFLED] = right(verdicts["guided"], others(pieces))
+    turns = [right(verdicts["renders"], pieces[k:] + pieces[:k]) for k in range(1, len(pieces))]
+    unseen = right(verdicts["unseen"], pieces)
+    rows, unseen_rows = [], []
+    for name in judged[CEILING]:
+        cells = {column: interval(hits[name]) for column, hits in judged.items()}
+        cells[CHANCE] = float(np.mean([hit for turn in turns for hit in turn[name]])), math.nan, math.nan
+        goal: dict[str, Any] = of_ceiling(cells, OF_CEILING[name]) if name in OF_CEILING else {}
+        rows.append(Row("right in the music", name, cells, **goal))
+        seen, new = judged[GUIDED][name], unseen[name]
+        less = spread([int(a) - int(b) for a, b in zip(seen, new, strict=True)])
+        cells = {"words it learned": interval(seen), "held-out words": interval(new), "lost": less}
+        goal = {"goal": "at most 10 points lost", "reached": f"{100 * less[0]:.0f}", "met": less[0] <= 0.1}
+        named = name in ("lead instrument", "drums or none")  # tempo and key have no held-out words
+        unseen_rows.append(
+            Row("held-out words for style, lead and drums", name, cells, **(goal if named else {}))
+        )
+    return rows + unseen_rows
+
+
+def melody_rows(heard: Heard, pieces: list[Piece]) -> list[Row]:
+    """Whether a given melody is in the music."""
+    tunes = [one["tune"] for one in heard["renders"]]
+    sheets = [np.array(next(track.notes for track in piece.tracks if track.is_melody)) for piece in pieces]
+    columns = {CEILING: ("renders", tunes, sheets), CODEC: ("codec", tunes, sheets), GUIDED: ("sung", tunes, sheets),
+               FREE: ("sung, free", tunes, sheets), "model, text alone": ("guided", tunes, sheets),
+               OTHERS: ("sung", others(tunes), others(sheets))}  # fmt: skip
+    agree, cosine, found = {}, {}, {}
+    for column, (way, told, sheet) in columns.items():
+        follows = [judges.follows(one["chroma"], tune) for one, tune in zip(heard[way], told, strict=True)]
+        agree[column], cosine[column] = (spread(values) for values in zip(*follows, strict=True))
+        found[column] = spread(
+            [judges.note_f1(one["notes"], tune) for one, tune in zip(heard[way], sheet, strict=True)]
+        )
+    mine, another = agree[GUIDED][0], agree[OTHERS][0]
+    goal: dict[str, Any] = {"goal": "≥ 0.6, and ≤ 0.2 for another's", "reached": f"{mine:.2f}, {another:.2f}",
+            "met": mine >= 0.6 and another <= 0.2}  # fmt: skip
+    return [
+        Row("melody given", "cosine of the loudest pitch classes", agree, False, **goal),
+        Row("melody given", "cosine of all with the melody's pitch class", cosine, False),
+        Row("melody given", "F1 of notes, octaves aside", found, False),
     ]
-    lines += [
-        "",
-        f"Speed: {scores['speed']:.1f} × real time (10 s, one sample, guidance 3, {scores['threads']} CPU threads).",
+
+
+def sound_rows(heard: Heard, count: int) -> list[Row]:
+    """How far the sound is from that of other pieces which the same prompts describe."""
+    columns = {CEILING: "renders", CODEC: "codec", GUIDED: "guided", FREE: "free", "model, text + melody": "sung",
+               "another soundfont": "lessons"}  # fmt: skip
+    embedding, levels = (
+        {way: np.stack([one[part] for one in heard[way][:count]]) for way in (*columns.values(), "takes")}
+        for part in ("embedding", "levels")
+    )
+
+    def apart(way: str, takes: np.ndarray) -> Score:
+        return spread(np.abs(levels[way] - takes).mean(axis=(1, 2)).tolist())
+
+    def between(a: np.ndarray, b: np.ndarray) -> float:  # [n, B, D]: left out are whole pieces
+        return judges.frechet(*(x.reshape(-1, x.shape[-1]) for x in (a, b)))
+
+    frechet = {
+        column: jackknife(between, embedding[way], embedding["takes"]) for column, way in columns.items()
+    }
+    mel = {column: apart(way, levels["takes"]) for column, way in columns.items()}
+    mel[SHUFFLED] = apart("guided", np.roll(levels["takes"], 1, axis=0))
+    mel[CHANCE] = apart("renders", np.roll(levels["takes"], 1, axis=0))
+    rows = []
+    for name, cells in (("Fréchet distance, musicnn", frechet), ("mel distance of levels, dB", mel)):
+        times = cells[GUIDED][0] / max(cells[CODEC][0], 1e-9)
+        goal: dict[str, Any] = {
+            "goal": "≤ 1.5 × the codec's",
+            "reached": f"{times:.2f} ×",
+            "met": times <= 1.5,
+        }
+        rows.append(Row("distance from other pieces of the same prompts", name, cells, False, **goal))
+    return rows
+
+
+def continuation_rows(heard: Heard, pieces: list[Piece]) -> list[Row]:
+    """Whether what follows a beginning keeps its key and tempo, which the prompt does not name, and does not click."""
+    columns = {CEILING: "renders", CODEC: "codec", GUIDED: "continued", FREE: "continued, free"}
+
+    def kept(way: str, told: list[Piece]) -> dict[str, list[bool]]:
+        both = list(zip(heard[way], told, strict=True))
+        return {
+            "key kept": [_key(one["seam_key"]) == (p.key, p.mode) for one, p in both],
+            "tempo kept, or half or double": [
+                judges.tempo_right(float(one["seam_tempo"]), p.tempo, octaves=True) for one, p in both
+            ],
+            "no click at the seam": [bool(one["smooth"]) for one, _ in both],
+        }
+
+    judged = {column: kept(way, pieces) for column, way in columns.items()}
+    judged[SHUFFLED] = kept("continued", others(pieces))
+    del judged[SHUFFLED]["no click at the seam"]
+    rows = []
+    for name in judged[CEILING]:
+        cells = {column: interval(hits[name]) for column, hits in judged.items() if name in hits}
+        rows.append(Row("continuation of 4 of 10 s", name, cells, **of_ceiling(cells, 0.8)))
+    return rows
+
+
+def codec_rows(heard: Heard, model: str) -> list[Row]:
+    """What is left after the codec, of renders on both soundfonts and of real recordings."""
+    pairs = {
+        "renders": (heard["renders"], heard["codec"]),
+        "another soundfont": (heard["lessons"], heard["lessons, codec"]),
+        "recordings": _recordings(model),
+    }
+    rows: dict[str, dict[str, Score]] = {}
+    for column, (before, after) in pairs.items():
+        same = [judges.same_chroma(a["chroma"], b["chroma"]) for a, b in zip(before, after, strict=True)]
+        tempos = [(float(a["tempo"]), float(b["tempo"])) for a, b in zip(before, after, strict=True)]
+        found = {"SI-SDR, dB": spread([float(one["si_sdr"]) for one in after]),
+                 "mel distance, dB": spread([float(one["mel"]) for one in after]),
+                 "cosine of pitch classes, before and after": spread(same),
+                 "tempo kept": interval([judges.tempo_right(b, a, octaves=False) for a, b in tempos])}  # fmt: skip
+        for name, score in found.items():
+            rows.setdefault(name, {})[f"{column}, n = {len(before)}"] = score
+    least = min(score[0] for score in rows["cosine of pitch classes, before and after"].values())
+    goal: dict[str, Any] = {"goal": "≥ 0.9 on each", "reached": f"{least:.2f}", "met": least >= 0.9}
+    return [
+        Row("codec, there and back", name, cells, name == "tempo kept", **(goal if "cosine" in name else {}))
+        for name, cells in rows.items()
     ]
-    return "\n".join(lines)
+
+
+def _recordings(name: str) -> tuple[list[Finding], list[Finding]]:
+    """What is heard in the recordings of the repository, before and after the codec."""
+    model, before, after = hearing.load(name), [], []
+    for path in sorted(RECORDINGS.glob("*.flac")):
+        wave, rate = audio.read(path)
+        wave = audio.resample(audio.to_channels(wave, 1), rate, model.sample_rate)[
+            0, : 10 * model.sample_rate
+        ]
+        take = hearing.Take(wave.numpy(), model.sample_rate, wave.numpy(), wave.numpy(), 0.0)
+        back = take._replace(wave=hearing.round_trip(model, wave.numpy()[None])[0])
+        before.append(hearing.listen(take, ("tempo", "chroma")))
+        after.append(hearing.listen(back, ("tempo", "chroma", "distance")))
+    return before, after
+
+
+def size_and_speed_rows(name: str, text: str) -> list[Row]:
+    """How large the model is and how fast."""
+    model = hearing.load(name)
+    model.set_generation_params(duration=10.0, cfg_coef=3.0)
+    took = []
+    for seed in range(3):
+        began = time.perf_counter()
+        model.generate([text], seed=seed)
+        took.append(time.perf_counter() - began)
+    fast = 10 / median(took), 10 / max(took), 10 / min(took)
+    size = sum(file.stat().st_size for file in weights.find(name).iterdir()) / 1e6
+    threads = f"ten seconds, guidance 3, {torch.get_num_threads()} CPU threads: × real time"
+    table = "size and speed"
+    return [
+        Row(table, threads, {"model": fast}, False, "≥ 5", f"{fast[0]:.1f}", fast[0] >= 5),
+        Row(table, "all of its folder, MB", {"model": (size, math.nan, math.nan)}, False, "≤ 40", f"{size:.0f}", size <= 40),
+    ]  # fmt: skip
+
+
+# -- as Markdown ---------------------------------------------------------------------------------------------------
+
+
+def cell(score: Score | None, share: bool) -> str:
+    """A score as text.
+
+    >>> cell((0.5, 0.4, 0.6), True), cell((2.0, math.nan, math.nan), False), cell(None, True)
+    ('50% (40–60)', '2.00', '')
+    """
+    if score is None or math.isnan(score[0]):
+        return ""
+    value, low, high = (100 * x for x in score) if share else score
+    form = "{:.0f}" if share else "{:.2f}"
+    ends = "" if math.isnan(low) else f" ({form}–{form})".format(low, high)
+    return form.format(value) + "%" * share + ends
+
+
+def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """The rows as Markdown, a table for each group; with `columns` only these, as one table."""
+    groups = {None: rows} if columns else {name: [row for row in rows if row.table == name] for name in dict.fromkeys(row.table for row in rows)}  # fmt: skip
+    lines = []
+    for title, some in groups.items():
+        heads = columns or list(dict.fromkeys(column for row in some for column in row.cells))
+        lines += ["", f"| {title or 'measured'} | {' | '.join(heads)} | goal | reached |", "|---" * (len(heads) + 3) + "|"]  # fmt: skip
+        for row in some:
+            met = {True: f"{row.reached}: met", False: f"{row.reached}: not met", None: row.reached}[row.met]
+            cells = [cell(row.cells.get(head), row.share) for head in heads]
+            lines.append(f"| {' | '.join([row.name, *cells, row.goal, met])} |")
+    return "\n".join(lines[1:])
+
+
+def short(rows: Sequence[Row]) -> str:
+    """The rows that have a goal and a model, in one table."""
+    some = [row for row in rows if row.goal and GUIDED in row.cells]
+    heads = [CEILING, CODEC, GUIDED, FREE, SHUFFLED, CHANCE]
+    names = {head for row in some for head in row.cells}
+    return table(some, [head for head in heads if head in names])
 
 
 def with_table(card: str, scores: str) -> str:
@@ -210,121 +398,69 @@ def with_table(card: str, scores: str) -> str:
 # -- measuring -----------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def round_trip(model: MusicGen, waves: Sequence[Wave]) -> list[Wave]:
-    """The waves after the codec, as long as they were."""
-    heard = []
-    for at in range(0, len(waves), BATCH):
-        batch = torch.from_numpy(np.stack(waves[at : at + BATCH]))[:, None]
-        back = model.codec.decode(model.codec.encode(batch))
-        heard += list(back[:, 0, : batch.shape[-1]].numpy())
-    return heard
+def measure(model: str, out: Path, count: int, seconds: float = 10.0) -> list[Row]:
+    """All rows, from `count` held-out prompts; parts of the work are kept in `out`/parts.
 
-
-def play(
-    model: MusicGen, texts: Sequence[str], guidance: float, tunes: Sequence[Wave] | None = None
-) -> list[Wave]:
-    """What the model makes of the prompts, and of the tunes where there are some; seeds 0, 1, 2, …"""
-    model.set_generation_params(duration=10.0, cfg_coef=guidance)
-    heard: list[Wave] = []
-    for at in tqdm(range(0, len(texts), BATCH), desc=f"guidance {guidance:g}{', melody' if tunes else ''}"):
-        part = list(texts[at : at + BATCH])
-        if tunes is None:
-            wave = model.generate(part, seed=at)
-        else:
-            given = [torch.from_numpy(tune)[None] for tune in tunes[at : at + BATCH]]
-            wave = model.generate_with_chroma(part, given, model.sample_rate, seed=at)
-        assert isinstance(wave, Tensor)
-        heard += list(wave[:, 0].numpy())
-    return heard
-
-
-def measure(model: MusicGen, count: int = 60) -> dict:
-    """All the scores, each as (value, low, high), from `count` held-out pieces."""
-    rate = model.sample_rate
-    pieces = [compose(FIRST_TEST_SEED + i) for i in range(count)]
-    mixes, tunes = zip(*(render(piece) for piece in tqdm(pieces, desc="renders")), strict=True)
-    texts = [prompt(piece) for piece in pieces]
-
-    learned = [compose(FIRST_VALID_SEED + 5000 + i) for i in range(count)]
-    takes = [render(piece)[0] for piece in tqdm(learned, desc="renders for the drum judge")]
-    drums = drum_judge(learned, [takes, round_trip(model, takes)], rate)
-
-    back = round_trip(model, mixes)
-    guided, free = play(model, texts, 3.0), play(model, texts, 1.0)
-    heard = [hear(waves, rate, drums) for waves in (mixes, back, guided, free)]
-    other = pieces[1:] + pieces[:1]
-    told = {
-        "renders (ceiling)": right(heard[0], pieces),
-        "codec round trip": right(heard[1], pieces),
-        "model, guidance 3": right(heard[2], pieces),
-        "model, guidance 1": right(heard[3], pieces),
-        "another's prompt (chance)": right(heard[2], other),
-    }
-
-    sung = play(model, texts, 3.0, tunes)
-    hum = play(model, [""] * count, 3.0, tunes)
-    others = tunes[1:] + tunes[:1]
-    pairs = {
-        "renders (ceiling)": zip(mixes, tunes, strict=True),
-        "codec round trip": zip(back, tunes, strict=True),
-        "model, text + melody": zip(sung, tunes, strict=True),
-        "model, melody alone": zip(hum, tunes, strict=True),
-        "another's melody (chance)": zip(sung, others, strict=True),
-    }
-    sounds = {column: [follows(wave, tune, rate) for wave, tune in some] for column, some in pairs.items()}
-
-    original, copy = (torch.from_numpy(np.stack(waves)) for waves in (mixes, back))
-    distances = [float(mel_distances(a, b, rate)[0]) for a, b in zip(original, copy, strict=True)]
-    kept = [chroma_kept(a, b, rate) for a, b in zip(original, copy, strict=True)]
-    model.set_generation_params(duration=10.0)
-    began = time.perf_counter()
-    model.generate(texts[:1], seed=0)
-    return {
-        "n": count,
-        "told": {
-            column: {name: interval(hits) for name, hits in judged.items()} for column, judged in told.items()
-        },
-        "melody": {
-            column: {
-                "pitch class agrees, share of frames": spread([agree for agree, _ in both]),
-                "cosine with the melody's pitch class": spread([cosine for _, cosine in both]),
-            }
-            for column, both in sounds.items()
-        },
-        "codec": {
-            "mel distance, dB": spread(distances),
-            "SI-SDR, dB": spread(si_sdr(original, copy).tolist()),
-            "cosine of the chroma before and after": spread(kept),
-        },
-        "speed": 10.0 / (time.perf_counter() - began),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def chroma_kept(a: Tensor, b: Tensor, rate: int) -> float:
-    """Mean cosine of the pitch classes of two waves [N], frame by frame."""
-    return float(torch.cosine_similarity(*(melody.chroma(w[None], rate) for w in (a, b)), dim=0).mean())
+    Errors: RuntimeError, FileNotFoundError or ImportError, with what to install, where a judge or a soundfont is absent.
+    """
+    musicnn.musicnn(), notes.network(), band.find_soundfont(), band.find_soundfont(MEASURING_FONT)
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {way: count * (LESSONS if how.first == hearing.LESSONS else 1) for way, how in WAYS.items()}
+    parts = [
+        Part(folder, model, way, start, min(PART, size - start), seconds)
+        for way, size in sizes.items()
+        for start in range(0, size, PART)
+    ]
+    work = ProcessPoolExecutor(
+        os.cpu_count(), mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    with work as pool, tqdm(total=len(parts), unit="part") as bar:
+        for part, _ in zip(parts, pool.map(Part.hear, parts), strict=True):
+            bar.set_description(part.way)
+            bar.update()
+    heard: Heard = {way: [] for way in WAYS}
+    for part in parts:
+        heard[part.way] += part.findings()
+    pieces = [hearing.piece_of(WAYS["renders"], i, seconds) for i in range(count)]
+    learned = [hearing.piece_of(WAYS["lessons"], i, seconds) for i in range(count * LESSONS)]
+    court = Court(heard["lessons"] + heard["lessons, codec"], learned * 2)
+    return [
+        *text_rows(heard, pieces, court), *melody_rows(heard, pieces), *sound_rows(heard, count),
+        *continuation_rows(heard, pieces), *codec_rows(heard, model),
+        *size_and_speed_rows(model, hearing.prompt(pieces[0])),
+    ]  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train measure`."""
     parser = argparse.ArgumentParser(prog="python -m mgkit train measure", description="Scores a model.")
+    parser.add_argument("model", nargs="?", default="nano", help="name or folder of the model")
+    parser.add_argument("--count", type=int, default=ENOUGH, help=f"held-out prompts; from {ENOUGH} on, the scores enter the model's card")  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each; shorter only to try things out")
     parser.add_argument(
-        "model", nargs="?", default="nano", help="name or folder of the model; a folder's README is updated"
+        "--out", default="runs/measure", help="folder for scores.md, scores.json and parts of the work"
     )
-    parser.add_argument("--count", type=int, default=60, help="held-out prompts")
-    parser.add_argument("--out", default="runs/measure", help="folder for scores.json and scores.md")
     args = parser.parse_args(argv)
-    scores = measure(MusicGen.get_pretrained(args.model, device="cpu"), args.count)
+    if args.count < 2 or not 8 <= args.seconds <= 10:
+        raise ValueError(
+            "at least 2 prompts and 8 to 10 seconds are needed: half of it must be enough to hear a tempo"
+        )
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "scores.json", lambda path: path.write_text(json.dumps(scores, indent=1) + "\n"))
-    write_whole(out / "scores.md", lambda path: path.write_text(table(scores) + "\n"))
-    card = Path(args.model) / "README.md"
-    if card.is_file():
-        write_whole(card, lambda path: path.write_text(with_table(card.read_text(), table(scores))))
-    print(table(scores))
+    rows = measure(args.model, out, args.count, args.seconds)
+    said = f"{args.count} held-out prompts of {args.seconds:g} s, seeds 0, 1, 2, …; 95 % intervals in brackets.\n\n"
+    write_whole(out / "scores.json", lambda path: path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n"))  # fmt: skip
+    write_whole(out / "scores.md", lambda path: path.write_text(said + table(rows) + "\n"))
+    if args.count >= ENOUGH and args.seconds == 10:
+        folder = weights.find(args.model)
+        cards = {folder / "README.md": table(rows)}
+        if folder.resolve() == weights.embedded().resolve():
+            cards[weights.embedded().parents[1] / "README.md"] = short(rows)
+        for card, scores in cards.items():
+            if card.is_file():
+                text = with_table(card.read_text(), said + scores)
+                write_whole(card, lambda path, text=text: path.write_text(text))
+    print(said + table(rows))
 
 
 if __name__ == "__main__":
