@@ -7,6 +7,7 @@ W words, R rows.
     waveform, mel, chroma             waves to look at
     tokens, pattern, overview         what the model writes: codes, delayed codes, the whole way to a wave
     schedule, usage                   when each token is written, and how often
+    windows, race                     how a long piece is made, and whether in time
     bars, curves, attention, table    what a trace tells: the choice of one step, values over time, who looks where
     page                              any of these in one HTML file that fetches nothing
 
@@ -28,7 +29,7 @@ import soundfile
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from . import audio
 from .delay import delay, delays
+from .generate import Window, lengths
 from .melody import HOP, PITCH_CLASSES
 
 GIVEN, NEW = "#8a8f98", "#2a7fbf"  # before and after a seam; both readable on white and on black
@@ -106,14 +108,22 @@ def player(
     )
 
 
-def players(items: Iterable[tuple[str, Tensor | np.ndarray]], rate: int, seam: float | None = None) -> Player:
+def players(
+    items: Iterable[tuple[str, Tensor | np.ndarray]],
+    rate: int,
+    seam: float | Sequence[float | None] | None = None,
+) -> Player:
     """Players of several (title, wave [C, N]) side by side, their pictures on one level scale.
 
-    Nothing is normalised: what looks and sounds louder here is louder. Errors: as `player`.
+    Nothing is normalised: what looks and sounds louder here is louder. `seam` is one for all, or one for each.
+    Errors: as `player`, and ValueError for another number of seams.
     """
     pairs = [(title, _samples(wave)) for title, wave in items]
     level = max((float(np.abs(samples).max()) for _, samples in pairs), default=0.0)
-    each = [player(samples, rate, title, seam, level).html for title, samples in pairs]
+    each = [
+        player(samples, rate, title, at, level).html
+        for (title, samples), at in zip(pairs, _seams(seam, len(pairs)), strict=True)
+    ]
     return Player(f"<div>{''.join(each)}</div>")
 
 
@@ -181,11 +191,15 @@ def waveform(wave: Tensor | np.ndarray, rate: int, title: str = "", seam: float 
     return figure
 
 
-def mel(items: Sequence[tuple[str, Tensor | np.ndarray]], rate: int, seam: float | None = None) -> Picture:
+def mel(
+    items: Sequence[tuple[str, Tensor | np.ndarray]],
+    rate: int,
+    seam: float | Sequence[float | None] | None = None,
+) -> Picture:
     """Mel spectrograms of (title, wave [C, N]), one row each, channels averaged, all on one dB scale.
 
-    0 dB is the loudest spot of all of them; 80 dB below it is black. Errors: as `player`, and ValueError for
-    no items.
+    0 dB is the loudest spot of all of them; 80 dB below it is black. `seam` is one for all, or one for each.
+    Errors: as `players`, and ValueError for no items.
     """
     if not items:
         raise ValueError("mel needs at least one (title, wave); got none")
@@ -194,7 +208,7 @@ def mel(items: Sequence[tuple[str, Tensor | np.ndarray]], rate: int, seam: float
     top = max(float(power.max()) for power in powers) or 1.0
     figure = _figure(0.6 + 1.5 * len(items), f"mel spectrograms: {', '.join(title for title, _ in items)}")
     rows = figure.subplots(len(items), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (title, _), power in zip(rows, items, powers, strict=True):
+    for axes, (title, _), power, at in zip(rows, items, powers, _seams(seam, len(items)), strict=True):
         decibels = 10 * torch.log10(power.clamp(min=1e-12) / top)
         edges = (0, power.shape[1] * MEL_HOP / rate, 0, len(bands))
         image = axes.imshow(decibels.numpy(), origin="lower", aspect="auto", cmap="magma", extent=edges)
@@ -203,8 +217,8 @@ def mel(items: Sequence[tuple[str, Tensor | np.ndarray]], rate: int, seam: float
         marks = [hertz for hertz in (250, 1000, 4000) if hertz < rate / 2]
         peaks = [int(bands[:, round(hertz * N_FFT / rate)].argmax()) for hertz in marks]
         axes.set_yticks(peaks, [f"{hertz} Hz" for hertz in marks])
-        if seam is not None:
-            axes.axvline(seam, color="white", linestyle="--", linewidth=1)
+        if at is not None:
+            axes.axvline(at, color="white", linestyle="--", linewidth=1)
     rows[-1].set_xlabel("seconds")
     figure.colorbar(image, ax=list(rows), label="dB", aspect=15 * len(items), pad=0.01)
     return figure
@@ -288,6 +302,66 @@ def schedule(items: Sequence[tuple[str, Tensor]]) -> Picture:
     return figure
 
 
+def windows(plan: Sequence[Window], rate: int, prompts: Sequence[tuple[float, str]] = ()) -> Picture:
+    """The windows of `mgkit.generate.windows`, one row each: what it knows, what it makes, and what it never came to.
+
+    `rate` is frames a second. `prompts` are written where they begin, in seconds. Errors: ValueError for no windows.
+    """
+    if not plan:
+        raise ValueError("the plan has no windows: ask for more frames than the prompt has")
+    texts = "; ".join(f"{text} from {seconds:g} s" for seconds, text in prompts)
+    figure = _figure(1.2 + 0.3 * len(plan) + 0.3 * bool(prompts), f"{len(plan)} windows {texts}".strip())
+    axes = figure.subplots()
+    for row, (window, length) in enumerate(zip(plan, lengths(plan), strict=True)):
+        left = window.start + window.known + length
+        for label, first, last, color in (
+            ("known", window.start, window.start + window.known, GIVEN),
+            ("made", window.start + window.known, left, NEW),
+            ("left before", left, window.end, "#d9dce1"),
+        ):
+            new = label not in axes.get_legend_handles_labels()[1]
+            if last > first:
+                axes.barh(
+                    row, (last - first) / rate, 0.7, first / rate, color=color, label=label if new else None
+                )
+    for seconds, text in prompts:
+        axes.axvline(seconds, color="black", linestyle="--", linewidth=1)
+        said = textwrap.shorten(text, 45, placeholder=" …")
+        axes.text(seconds, -0.65, f" {said}", fontsize=8, va="bottom", parse_math=False)
+    axes.set_ylim(len(plan) - 0.4, -0.6 - 0.9 * bool(prompts))
+    axes.set_yticks(range(len(plan)), [f"window {row + 1}" for row in range(len(plan))], fontsize=8)
+    axes.set_xlim(0, plan[-1].end / rate)
+    axes.set_xlabel("seconds")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def race(ready: Sequence[tuple[float, float]]) -> Picture:
+    """Seconds of music that are `ready` after so many seconds of work, [(work, music), ...], beside its playing.
+
+    The dashed line is an ear that begins with the first sound. Errors: ValueError for nothing ready.
+    """
+    if not ready:
+        raise ValueError("race needs at least one (seconds of work, seconds of music); got none")
+    work, music = zip(*ready, strict=True)
+    figure = _figure(3.0, "seconds of music made, and heard, over seconds of work")
+    axes = figure.subplots()
+    axes.step((0, *work), (0, *music), where="post", color=NEW, label="made")
+    axes.plot(
+        (work[0], work[0] + music[-1]),
+        (0, music[-1]),
+        "--",
+        color=GIVEN,
+        label="heard, from the first sound on",
+    )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds since the start")
+    axes.set_ylabel("seconds of music")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
 def overview(prompt: str, codes: Tensor, wave: Tensor | np.ndarray, rate: int, channels: int = 1) -> Picture:
     """Picture of the whole way from a sentence to `wave` [C, N] through its own codes [K, T], of which 10 are drawn.
 
@@ -362,7 +436,7 @@ def curves(items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: 
     axes.set_xlabel("seconds")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, loc="upper right")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -392,7 +466,8 @@ def usage(items: Sequence[tuple[str, Tensor]], title: str = "") -> Picture:
 def attention(weights: Tensor, names: Sequence[str], rate: float, title: str = "") -> Picture:
     """Attention `weights` [H, S, W] to what is named, W rows over time, one panel a head and one scale for all.
 
-    `rate` is that of the steps, a second. Errors: ValueError for another shape or number of names.
+    `rate` is that of the steps, a second. Colour goes with the square root, or what is faint would not show; all that
+    is over 99.5 % of the weights is brightest. Errors: ValueError for another shape or number of names.
     """
     if weights.ndim != 3 or weights.shape[-1] != len(names) or 0 in weights.shape:
         raise ValueError(f"expected attention [H, S, {len(names)}] of one layer, got {list(weights.shape)}")
@@ -403,12 +478,12 @@ def attention(weights: Tensor, names: Sequence[str], rate: float, title: str = "
         0.6 + down * max(1.2, 0.17 * len(names[::every])), f"attention of {len(weights)} heads", title
     )
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    colors = PowerNorm(0.5, 0, float(np.quantile(weights.numpy(), 0.995)) or 1.0)
     for axes, head in zip(panels.flat, weights, strict=False):
         edges = (0, head.shape[0] / rate, len(names) - 0.5, -0.5)
         image = axes.imshow(
-            head.T.numpy(), aspect="auto", interpolation="nearest", cmap="viridis", extent=edges
+            head.T.numpy(), aspect="auto", interpolation="nearest", cmap="viridis", norm=colors, extent=edges
         )
-        image.set_clim(0, float(weights.max()))
     for h, axes in enumerate(panels.flat):
         axes.set_visible(h < len(weights))
         _title(axes, f"head {h}")
@@ -416,7 +491,7 @@ def attention(weights: Tensor, names: Sequence[str], rate: float, title: str = "
         axes.set_yticks(range(0, len(names), every), names[::every], fontsize=8, parse_math=False)
     for axes in panels[-1]:
         axes.set_xlabel("seconds")
-    figure.colorbar(image, ax=panels, label="attention", aspect=15 * down, pad=0.01)
+    figure.colorbar(image, ax=panels, label="attention", extend="max", aspect=15 * down, pad=0.01)
     return figure
 
 
@@ -486,6 +561,14 @@ def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title:
 def _samples(wave: Tensor | np.ndarray) -> np.ndarray:
     """Checked samples [C, N] float32."""
     return audio.check(torch.as_tensor(wave)).detach().cpu().numpy()
+
+
+def _seams(seam: float | Sequence[float | None] | None, count: int) -> list[float | None]:
+    """A seam for each of `count` pictures."""
+    seams = list(seam) if isinstance(seam, Sequence) else [seam] * count
+    if len(seams) != count:
+        raise ValueError(f"there are {len(seams)} seams for {count} waves; give one, or one for each")
+    return seams
 
 
 def _grid(codes: Tensor) -> Tensor:

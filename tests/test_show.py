@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mgkit import show
+from mgkit.generate import windows
 
 RATE = 32000
 WAVE = 0.5 * torch.sin(torch.arange(12345) / 20)[None]
@@ -170,3 +171,37 @@ def test_page_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
         show.page([3], path, "title")
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_each_of_several_players_has_its_own_seam():
+    text = show.players([("one", WAVE), ("two", WAVE), ("three", WAVE)], RATE, seam=[0.1, None, 0.2]).html
+    assert re.findall(r"new after ([0-9.]+) s", text) == ["0.10", "0.20"]
+    assert show.players([("one", WAVE)], RATE, 0.1).html == show.players([("one", WAVE)], RATE, [0.1]).html
+    for draw in (show.players, show.mel):
+        with pytest.raises(ValueError, match="2 seams for 1 waves"):
+            draw([("one", WAVE)], RATE, [0.1, 0.2])
+
+
+def test_a_picture_of_windows_draws_what_each_knows_makes_and_leaves():
+    plan = windows(1000, 0, window=500, stride=300, changes=[700])
+    [axes] = show.windows(plan, 50, [(0, EVIL), (14, "jazz")]).axes
+    bars = {}
+    for bar in axes.patches:
+        bars.setdefault(round(bar.get_y() + bar.get_height() / 2), []).append((bar.get_x(), bar.get_width()))
+    assert bars[0] == [(0, 10)]
+    assert bars[1] == [(6, 4), (10, 4), (14, 2)]  # knows 4 s, makes 4, and is left 2 before its end
+    assert bars[2] == [(10, 4), (14, 6)]
+    assert EVIL[:10] in axes.texts[0].get_text()
+    show.windows(plan, 50)._repr_png_()
+
+
+def test_a_race_is_won_where_making_stays_above_hearing():
+    [axes] = show.race([(0.5, 1.0), (1.0, 2.0), (1.5, 3.0)]).axes
+    made, heard = (line.get_xydata().tolist() for line in axes.lines)
+    assert made[-1] == [1.5, 3.0] and heard == [[0.5, 0.0], [3.5, 3.0]]
+
+
+@pytest.mark.parametrize("draw", [lambda: show.windows([], 50), lambda: show.race([])])
+def test_pictures_of_nothing_are_refused(draw):
+    with pytest.raises(ValueError, match="no windows|got none"):
+        draw()
