@@ -14,6 +14,8 @@ def __getattr__(name: str) -> Any:
     try:
         return import_module(f"mgkit.{name}")
     except ModuleNotFoundError as error:
+        if error.name == "ipywidgets":
+            raise ImportError(f"mgkit.{name} needs the package ipywidgets: pip install ipywidgets") from None
         if error.name != f"mgkit.{name}":
             raise
         raise AttributeError(f"module 'mgkit' has no attribute {name!r}") from None

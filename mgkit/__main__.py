@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         command = partial(arguments.command, arguments)
     try:
         return command() or 0
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"mgkit: {error}".splitlines()[0], file=sys.stderr)
         return 2
     except KeyboardInterrupt:

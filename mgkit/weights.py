@@ -4,11 +4,13 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +141,7 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
     name = os.fspath(name)
     folder = find(name)
     of_audiocraft = (folder / "state_dict.bin").exists() and not any(folder.glob("*.safetensors"))
+    _pass_over_broken_torchaudio()
     try:
         with _quiet():
             model = (_load_audiocraft if of_audiocraft else _load_hugging_face)(folder, device, dtype)
@@ -155,6 +158,19 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
     elif model.licence == Model.licence:
         model.licence = _card_licence(folder)
     return model
+
+
+def _pass_over_broken_torchaudio() -> None:
+    """Makes a torchaudio that does not load count as absent.
+
+    transformers imports it wherever it is installed, and beside another torch, or one without CUDA, it raises
+    OSError or RuntimeError: then no model at all would load, for want of what none of them needs.
+    """
+    if "torchaudio" not in sys.modules and find_spec("torchaudio"):
+        try:
+            import torchaudio  # noqa: F401
+        except Exception:  # of several kinds
+            sys.modules["torchaudio"] = None  # type: ignore[assignment]
 
 
 def _card_licence(folder: Path) -> str:

@@ -684,7 +684,7 @@ def write_dataset(
     done = folder / "dataset.json"
     if done.is_file() and json.loads(done.read_text()) == plan:
         return
-    find_soundfont(soundfont)
+    _synth(find_soundfont(soundfont), RATE)  # what is absent is said here, not by a worker
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     make = functools.partial(_clip, seconds=seconds, soundfont=soundfont)
