@@ -131,13 +131,14 @@ def entropy(probs: Tensor) -> Tensor:
 def divergence(probs: Tensor, others: Tensor) -> Tensor:
     """How far `probs` [..., V] and `others` are apart, [...] from 0 (the same) to 1 (no token in common).
 
-    The Jensen-Shannon divergence in bits: how much one token tells of which of the two it was drawn from.
+    The root of the Jensen-Shannon divergence in bits: a distance, in which small differences still show.
 
     >>> divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     tensor(1.)
     """
-    apart = entropy((probs + others) / 2) - (entropy(probs) + entropy(others)) / 2
-    return apart.clamp(0, 1)  # rounding alone leaves the range
+    one, other = probs.double(), others.double()  # a small difference of large entropies
+    apart = entropy((one + other) / 2) - (entropy(one) + entropy(other)) / 2
+    return apart.clamp(0, 1).sqrt().float()  # rounding alone leaves the range
 
 
 def words(encoder: TextEncoder, text: str) -> tuple[list[str], list[int]]:

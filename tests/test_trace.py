@@ -236,6 +236,18 @@ def test_divergence_is_symmetric_and_from_none_to_one() -> None:
     assert (trace.divergence(some, some) < 1e-6).all()
 
 
+def test_a_piece_of_several_prompts_is_refused_and_can_be_asked_about_one() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.5)
+    _, codes = model.generate([{"sad rain": 0.5, "fast drums": 0.5}], return_tokens=True, seed=1)
+    with pytest.raises(ValueError, match="one prompt"):
+        trace.retrace(model, codes[0], model.manifests[0])
+    assert trace.retrace(model, codes[0], model.manifests[0] | {"text": "sad rain"}).words[:2] == [
+        "sad",
+        "rain",
+    ]
+
+
 @pytest.mark.parametrize(
     "codes", [torch.zeros(1, 4, 10), torch.zeros(3, 10), torch.zeros(4, 0), torch.zeros(4, 501)]
 )
