@@ -18,6 +18,7 @@ TRAIN = {  # python -m mgkit train WHAT: the module that does it
     "tune": "mgkit.train.tune",
     "preview": "mgkit.train.preview",
     "measure": "mgkit.train.measure",
+    "look": "mgkit.train.look",
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgkit.train import hearing, judges, measure, musicnn, notes
+from mgkit.train import hearing, judges, look, measure, musicnn, notes
 from mgkit.train.band import compose, render
 from mgkit.train.captions import HELD_OUT_SYNONYMS
 from mgkit.train.hearing import Part
@@ -283,6 +283,32 @@ def test_only_a_whole_measurement_enters_the_card(tmp_path, monkeypatch):
         measure.main([str(tmp_path), "--seconds", "4"])
 
 
-@pytest.mark.parametrize("module", [judges, measure])
+# -- nothing is copied ---------------------------------------------------------------------------------------------
+
+
+def test_the_longest_stretch_is_the_one_that_was_copied():
+    rng = np.random.default_rng(0)
+    training, made = rng.integers(0, 1024, (40, 300)), rng.integers(0, 1024, (3, 250))
+    made[0, 30:90] = training[17, 200:260]
+    made[1, 0:20], made[1, 100:125] = training[3, :20], training[5, 50:75]
+    found = look.longest_stretches(made, training)
+    assert found[:2] == [look.Stretch(60, 30, 17, 200), look.Stretch(25, 100, 5, 50)]
+    assert found[2].length <= 3
+
+
+def test_a_whole_copy_is_found_whole():
+    training = np.random.default_rng(1).integers(0, 1024, (10, 80))
+    assert look.longest_stretches(training[4:5], training) == [look.Stretch(80, 0, 4, 0)]
+
+
+def test_the_nearest_clip_uses_the_same_codes():
+    rng = np.random.default_rng(2)
+    training = np.stack([rng.choice(rng.integers(0, 64, 6), (4, 100)) for _ in range(20)])
+    made = training[[7, 12]].copy()
+    made[:, :, ::2] = made[:, :, ::-2]
+    assert look.nearest(made, training, 64) == [7, 12]
+
+
+@pytest.mark.parametrize("module", [judges, look, measure])
 def test_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0

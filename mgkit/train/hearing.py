@@ -36,6 +36,7 @@ from .codec import mel_distances, si_sdr
 from .judges import Wave
 from .run import write_whole
 
+PART = 8  # pieces that are made and heard at once
 GIVEN = 0.4  # of a piece, when the model goes on from its beginning
 OTHER_TAKES, LESSONS = (
     FIRST_TEST_SEED + 200_000,

@@ -30,11 +30,10 @@ from mgkit import audio, weights
 from . import band, hearing, judges, musicnn, notes
 from .band import Piece
 from .captions import MEASURING_FONT
-from .hearing import WAYS, Finding, Part
+from .hearing import PART, WAYS, Finding, Part
 from .judges import Classifier
 from .run import write_whole
 
-PART = 8  # pieces that are made and heard at once
 LESSONS = 3  # pieces that the classifiers learn from, for each that is measured
 ENOUGH = 200  # prompts of ten seconds: what is measured on fewer does not enter a model card
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
