@@ -491,9 +491,9 @@ class Studio(VBox):
     def stop(self) -> None:
         """Ends the run after the step that it is at; what was made becomes a take."""
         if self.busy and not self._stop.is_set():
-            self._stop.set()
             self.halt.disabled = True
             self.status.value = "stopping …"
+            self._stop.set()  # last: the worker has the last word
 
     def wait(self) -> None:
         """Returns when no run is going. Ctrl-C, or an interrupt of the kernel, stops the run; a second one the wait."""

@@ -1,6 +1,7 @@
 """A real JupyterLab and a real Chromium for the tests in this folder; all are marked `browser`.
 
     lab         the server, one for the whole run; its root is laid out like the repository
+    app         the panel as `make app` serves it, one for the whole run
     page        a fresh browser page, 1280 pixels wide; requests that would leave this machine are refused
     refused     the addresses of those requests
     microphone  what the page may do with its (fake, beeping) microphone: "granted" unless a test says otherwise
@@ -15,6 +16,7 @@ A test writes a notebook, opens it and looks:
 Playwright keeps an asyncio loop in the main thread, so a test here uses neither asyncio nor nbclient itself.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -29,10 +31,11 @@ from urllib.parse import quote, urlsplit
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 240  # until something that takes two on an idle machine has failed
+expect.set_options(timeout=SECONDS * 1000)
 ARGUMENTS = [
     "--no-sandbox",  # CI runs as root
     "--disable-gpu",
@@ -87,6 +90,14 @@ def layout(folder: Path) -> Path:
     return folder
 
 
+def quiet(folder: Path) -> None:
+    """Settings for the JupyterLab of `isolated(folder)`: it asks for no news and no updates."""
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    settings = settings / "notification.jupyterlab-settings"
+    settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+
+
 class Server:
     """A process that serves HTTP on 127.0.0.1:`port`, with its output in a file."""
 
@@ -124,6 +135,7 @@ class Lab(Server):
     def __init__(self, folder: Path):
         root = folder / "root"
         root.mkdir()
+        quiet(folder)
         port, self.token = free_port(), secrets.token_hex(16)
         options = {
             "ServerApp.ip": "127.0.0.1",
@@ -135,8 +147,6 @@ class Lab(Server):
             "ServerApp.terminals_enabled": False,
             "IdentityProvider.token": self.token,
             "LabApp.expose_app_in_browser": True,  # `jupyterapp` in the page: these tests steer by it
-            "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
-            "LabApp.news_url": "None",
             "LabApp.extension_manager": "readonly",
         }
         command = [
@@ -150,12 +160,9 @@ class Lab(Server):
     def write(self, name: str, cells: Sequence[str] | nbformat.NotebookNode) -> str:
         """Writes a notebook (or one of these code cells) into notebooks/; returns its path from the root."""
         if not isinstance(cells, nbformat.NotebookNode):
-            cells = nbformat.v4.new_notebook(
-                cells=[nbformat.v4.new_code_cell(source) for source in cells],
-                metadata={
-                    "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
-                },
-            )
+            cells = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        cells.metadata.setdefault("kernelspec", kernel)  # or JupyterLab asks which
         nbformat.write(cells, self.root / "notebooks" / name)
         return f"notebooks/{name}"
 
@@ -225,6 +232,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "root").mkdir()
+    port = free_port()
+    command = [sys.executable, "-m", "mgkit", "app", "--no-browser", f"--port={port}"]
+    server = Server(command, port, folder / "root", "/voila/static/voila-style.js", isolated(folder))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
@@ -254,7 +272,8 @@ def page(browser: Browser, refused: list[str], microphone: str) -> Iterator[Page
     )
 
     def gate(route: Route) -> None:
-        if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost"):
+        address = urlsplit(route.request.url)
+        if address.scheme == "file" or address.hostname in ("127.0.0.1", "localhost"):
             route.continue_()
         else:
             refused.append(route.request.url)
