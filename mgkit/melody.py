@@ -24,7 +24,7 @@ Separate = Callable[[Tensor, int], Tensor]
 
 
 def chroma(wave: Tensor, rate: int) -> Tensor:
-    """Energy of the 12 pitch classes [12, F], C first, each frame's largest 1; F = 1 + N // HOP.
+    """Energy of the 12 pitch classes [12, F], C first, each frame's largest 1, on the CPU; F = 1 + N // HOP.
 
     `wave` [C, N] is averaged over its channels; fewer than N_FFT samples are padded with silence on both sides.
     The same numbers as audiocraft's ChromaExtractor and transformers' MusicgenMelodyFeatureExtractor.
@@ -37,7 +37,7 @@ def chroma(wave: Tensor, rate: int) -> Tensor:
         wave, N_FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
     )
     power = (spectrum / window.pow(2).sum().sqrt()).abs().pow(2)
-    return F.normalize(_filters(rate).to(wave.device) @ power, p=float("inf"), dim=0, eps=1e-6)
+    return F.normalize(_filters(rate).to(wave.device) @ power, p=float("inf"), dim=0, eps=1e-6).cpu()
 
 
 def classes(wave: Tensor, rate: int, frames: int) -> Tensor:
