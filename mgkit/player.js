@@ -118,6 +118,7 @@ function showPlayer(model, root) {
 
 // --- a wave that grows -----------------------------------------------------------------------------------------
 
+const SPARE = 1.1; // times real time: a machine slower than this must collect before it plays; as in player.py
 const COLUMN = 1 / 25; // seconds of one bar of the picture
 const FADE = 0.01; // seconds, where music runs out or is stopped
 const CLOSE = 0.03; // seconds: less than this ahead of the sound card is too late to go on without a gap
@@ -134,6 +135,7 @@ class Stream {
     this.hear = (message, buffers) => this.take(message, buffers);
     model.on("msg:custom", this.hear);
     model.send({ kind: "ready" });
+    this.born = performance.now();
     this.timer = setInterval(() => this.tick(), 50);
   }
 
@@ -227,13 +229,16 @@ class Stream {
   }
   get paused() { return this.context?.state == "suspended"; }
 
+  // Nothing has come for so long that nothing may come before what is there is heard.
+  get late() { return performance.now() - this.changed > 1000 * (1 + (2 * this.chunk) / this.speed); }
+
   // Seconds that must be there before it starts, so that it need not pause again.
   get needed() {
     if (this.finished) return 0;
     if (!this.speed) return 4;
-    const margin = this.speed / 1.1;
+    const margin = this.speed / SPARE;
     const lead = Math.max(0.3, (1.2 * this.chunk) / this.speed + 0.2);
-    if (margin >= 1) return lead;
+    if (margin >= 1) return this.late ? 0 : lead;
     const total = this.model.get("seconds");
     return total ? Math.max(lead, (total - this.given / this.rate) * (1 - margin)) : Math.max(lead, 10);
   }
@@ -370,9 +375,11 @@ class Stream {
     const seconds = (number) => `${number.toFixed(1)} s`;
     const speed = this.speed ? `${this.speed.toFixed(1)} × real time` : "";
     const error = this.model.get("message");
-    const fine = this.speed >= 1.1 || !this.speed;
+    const fine = this.speed >= SPARE || !this.speed;
     let text = "";
-    if (this.state == "idle" && !this.next) text = "Press Play to hear the music while it is made.";
+    if (!this.sure && performance.now() - this.born > 5000) {
+      text = "The kernel has not answered: it is busy, or this cell has to be run again.";
+    } else if (this.state == "idle" && !this.next) text = "Press Play to hear the music while it is made.";
     else if (this.state == "idle") text = `${seconds(this.waiting)} are ready. Press Play.`;
     else if (this.state == "collecting" && fine) text = "One moment: the first sound is being made.";
     else if (this.state == "collecting") {

@@ -41,6 +41,7 @@ except ImportError:  # then a widget is a piece of HTML
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 KEPT = 600.0  # seconds of a live piece that are kept; endless music would fill the memory
+SPARE = 1.1  # times real time: a machine slower than this must collect before it plays; player.js has it too
 NEEDS = "needs the package <code>anywidget</code> here: <code>pip install anywidget</code>, then restart the kernel"
 
 
@@ -204,9 +205,10 @@ class LivePlayer(Widget):
         """Waits, in a worker thread, until fewer than `ahead` seconds are left to play, or `stop` is set.
 
         So sliders are heard soon: without it a quick machine would be minutes ahead of what is heard. Returns at once
-        where no browser shows the player, as in a notebook that runs without a reader.
+        where no browser shows the player, as in a notebook that runs without a reader, and on a machine that has
+        nothing to spare.
         """
-        while self._connected and self.ahead > ahead and not self.stop.wait(0.05):
+        while self._connected and self.speed >= SPARE and self.ahead > ahead and not self.stop.wait(0.05):
             pass
         self._since = time.perf_counter()  # waiting is not work
 

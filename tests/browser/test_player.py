@@ -1,42 +1,48 @@
-"""Players and recorder in a real JupyterLab: the right length, no gap, no click, no way out, words for what cannot be."""
+"""Players and recorder in a real JupyterLab: the right length, no gap, no click, no way out, words for what cannot be.
 
-import io
+All tests share one notebook path, and so one kernel, which imports torch only once.
+"""
+
 import json
 
 import nbformat
 import numpy as np
 import pytest
 import soundfile
+import torch
 from playwright.sync_api import expect
 
+from mgkit import audio, player, show
+
 RATE = 32000
-SETUP = "import torch, time\nfrom mgkit import player, show\nsine = 0.3 * torch.sin(torch.arange(5 * 32000) * 440 * 2 * torch.pi / 32000)[None]"
-# Hands the tests every sample that a page gives to the sound card, from before its own scripts run.
+SINE = 0.3 * torch.sin(torch.arange(5 * RATE) * 440 * 2 * torch.pi / RATE)[None]
+SETUP = """import time, torch, ipywidgets
+from types import SimpleNamespace
+from mgkit import player, show
+ipywidgets.Widget.close_all()  # those of the tests before
+player.time = time
+sine = 0.3 * torch.sin(torch.arange(5 * 32000) * 440 * 2 * torch.pi / 32000)[None]"""
+
+# Keeps all that a page gives to the sound card, from before its own scripts run.
 TAP = """
 window.heard = [];
 const connect = AudioNode.prototype.connect;
 AudioNode.prototype.connect = function (to, ...rest) {
-    if (to === this.context.destination && !(this.context instanceof OfflineAudioContext)) {
-        const tap = (this.context.tap ||= this.context.createScriptProcessor(4096, 1, 1));
-        tap.onaudioprocess = event => {
-            const samples = event.inputBuffer.getChannelData(0);
-            window.heard.push(Array.from(samples));
-            event.outputBuffer.getChannelData(0).set(samples);
-        };
+    if (to !== this.context.destination) return connect.call(this, to, ...rest);
+    if (!this.context.tap) {
+        const tap = this.context.tap = this.context.createScriptProcessor(4096, 1, 1);
+        tap.onaudioprocess = event => window.heard.push(Array.from(event.inputBuffer.getChannelData(0)));
         connect.call(tap, to);
-        return connect.call(this, tap);
     }
-    return connect.call(this, to, ...rest);
+    return connect.call(this, this.context.tap);
 };
 """
 
 
-def play_some(page, sound) -> None:
-    """Plays an <audio> until its time has moved by half a second; fails where it does not."""
-    before = sound.evaluate("a => a.currentTime")
-    sound.evaluate("a => a.play()")
-    page.wait_for_function("([a, t]) => a.currentTime > t + 0.5", arg=[sound.element_handle(), before])
-    sound.evaluate("a => a.pause()")
+def show_in_lab(lab, page, *cells: str, dark: bool = False) -> None:
+    """Runs a notebook of SETUP and `cells` in JupyterLab; cell i is output i + 1."""
+    lab.open(page, lab.write("player.ipynb", [SETUP, *cells]), dark)
+    lab.run_all(page)
 
 
 def duration(page, sound) -> float:
@@ -44,11 +50,193 @@ def duration(page, sound) -> float:
     return sound.evaluate("a => a.duration")
 
 
+def assert_plays(page, sound) -> None:
+    before = sound.evaluate("a => a.currentTime")
+    sound.evaluate("a => a.play()")
+    page.wait_for_function("([a, t]) => a.currentTime > t + 0.5", arg=[sound.element_handle(), before])
+    sound.evaluate("a => a.pause()")
+
+
+def facts(lab, page, expression: str):
+    """What a Python expression is in the kernel, as JSON carries it."""
+    return json.loads(lab.run(page, f"import json; print(json.dumps({expression}))"))
+
+
+# --- a finished wave -------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("kind", ["show.player", "player.Player"])
-def test_player_has_the_length_of_the_wave_and_plays_and_needs_nothing_from_outside(lab, page, refused, kind):
-    lab.open(page, lab.write("player.ipynb", [f"{SETUP}\n{kind}(sine, 32000, 'a sine', seam=2)"]))
-    lab.run_all(page)
-    sound = lab.output(page, 0).locator("audio")
+def test_a_player_has_the_length_of_its_wave_and_plays_with_the_network_blocked(lab, page, refused, kind):
+    show_in_lab(lab, page, f"{kind}(sine, 32000, 'a sine', seam=2)")
+    sound = lab.output(page, 1).locator("audio")
     assert abs(duration(page, sound) - 5) < 0.02
-    play_some(page, sound)
+    assert_plays(page, sound)
     assert refused == []
+
+
+def test_players_play_in_a_notebook_that_nobody_has_trusted(lab, page):
+    outputs = [
+        {"text/html": show.player(SINE, RATE, "plain").html},
+        player.Player(SINE, RATE, "rich")._repr_mimebundle_(),
+    ]
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(
+                "made elsewhere", outputs=[nbformat.v4.new_output("display_data", data=data)]
+            )
+            for data in outputs
+        ]
+    )
+    lab.open(page, lab.write("untrusted.ipynb", notebook))
+    assert page.evaluate("jupyterapp.shell.currentWidget.content.widgets.every(cell => !cell.model.trusted)")
+    for index in range(2):
+        sound = lab.output(page, index).locator("audio")
+        assert abs(duration(page, sound) - 5) < 0.02
+        assert_plays(page, sound)
+    assert page.locator("canvas").count() == 0, "a script ran that nobody has trusted"
+
+
+def test_the_player_seeks_loops_and_marks_by_itself_also_where_no_kernel_is(page, tmp_path):
+    path = tmp_path / "page.html"
+    bundle = player.Player(SINE, RATE, "a sine", seam=2)._repr_mimebundle_()
+    path.write_text(f"<!doctype html><meta charset='utf-8'>{bundle['text/html']}", encoding="utf-8")
+    page.goto(path.as_uri())
+    sound, canvas = page.locator("audio"), page.locator("canvas")
+    duration(page, sound)
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 0.6, "y": 10})
+    assert abs(sound.evaluate("a => a.currentTime") - 3) < 0.05
+    canvas.press("ArrowLeft")
+    assert abs(sound.evaluate("a => a.currentTime") - 2) < 0.05
+    page.get_by_role("button", name="Loop").click()
+    assert sound.evaluate("a => a.loop")
+    assert_plays(page, sound)
+
+
+def test_what_is_downloaded_has_every_sample_and_says_how_it_was_made(lab, page, tmp_path):
+    manifest = {"mgkit": "0", "model": "nano", "text": "a sine", "licence": "MIT"}
+    show_in_lab(
+        lab,
+        page,
+        f"ipywidgets.VBox([player.Player(sine[:, :123457], 32000, 'A sine!', loop=True, manifest={manifest})])",
+    )
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "a-sine.flac"
+    path = tmp_path / "a.flac"
+    download.value.save_as(path)
+    samples, rate = soundfile.read(path)
+    assert (len(samples), rate) == (123457, RATE)
+    assert audio.read_manifest(path) == {**manifest, "strategy": "clip"}
+
+
+# --- a wave that grows -----------------------------------------------------------------------------------------
+
+
+def test_a_live_sine_is_heard_to_the_sample_without_gap_or_click(lab, page, refused):
+    page.add_init_script(TAP)
+    show_in_lab(
+        lab,
+        page,
+        """def source(stop):
+    for part in sine.split(4567, dim=1):
+        yield part
+        live.pace(3)
+live = player.LivePlayer(32000, seconds=5, source=source)
+live""",
+    )
+    page.get_by_role("button", name="Play").click()
+    expect(page.locator(".mgkit .said")).to_contain_text("The end, after 5.0 s")
+    page.wait_for_timeout(500)  # for what is told back four times a second
+    assert facts(lab, page, "[live.underruns, live.discontinuities, live.context_rate, live.played]") == [
+        0,
+        0,
+        RATE,
+        5,
+    ]
+    heard = np.concatenate([np.array(part, dtype=np.float32) for part in page.evaluate("window.heard")])
+    start = int(np.flatnonzero(heard)[0]) - 1  # a sine begins with a 0
+    error = heard[start : start + SINE.shape[1]] - SINE[0].numpy()
+    assert np.abs(error).max() < 1e-4
+    assert refused == []
+
+
+def test_a_slow_machine_collects_before_it_plays_and_says_so(lab, page):
+    show_in_lab(
+        lab,
+        page,
+        """clock = SimpleNamespace(now=0.0)
+player.time = SimpleNamespace(perf_counter=lambda: clock.now)
+live = player.LivePlayer(32000, seconds=5)
+def make(count):
+    for part in sine.split(16000, dim=1)[int(live.made * 2):][:count]:
+        clock.now += 1  # half a second of music in a second
+        live.push(part)
+make(4)
+live""",
+    )
+    said = page.locator(".mgkit .said")
+    expect(said).to_contain_text("2.0 s are ready")
+    page.get_by_role("button", name="Play").click()
+    expect(said).to_contain_text("makes 0.5 × real time: collecting 2.0 s of 2.7 s")
+    lab.run(page, "make(2)")
+    expect(said).to_contain_text("heard")
+    lab.run(page, "make(4); live.finish()")
+    expect(said).to_have_text("The end, after 5.0 s.")
+
+
+def test_stop_ends_the_source_and_play_begins_anew(lab, page):
+    show_in_lab(
+        lab,
+        page,
+        """ended = []
+def source(stop):
+    while not stop.is_set():
+        yield sine[:, :16000]
+        live.pace(2)
+    ended.append(live.made)
+live = player.LivePlayer(32000, source=source)
+live""",
+    )
+    for times in (1, 2):
+        page.get_by_role("button", name="Play").click()
+        expect(page.locator(".mgkit .said")).to_contain_text("heard")
+        page.get_by_role("button", name="Stop").click()
+        expect(page.locator(".mgkit .said")).to_contain_text("Stopped, after")
+        page.wait_for_timeout(500)
+        assert facts(lab, page, "[len(ended), live.stop.is_set(), live.started]") == [times, True, False]
+
+
+# --- the microphone --------------------------------------------------------------------------------------------
+
+
+def test_the_recorder_hears_the_microphone_at_the_rate_asked_for(lab, page):
+    show_in_lab(lab, page, "recorder = player.Recorder(32000)\nrecorder")
+    page.get_by_role("button", name="Record").click()
+    page.wait_for_function("document.querySelector('.mgkit .said').textContent.match(/Recording: [3-9]/)")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".mgkit .said")).to_contain_text("s recorded.")
+    shape, peak = facts(lab, page, "[list(recorder.wave.shape), float(recorder.wave.abs().max())]")
+    assert shape[0] == 1
+    assert peak > 0.05, "Chromium's fake microphone beeps once a second"
+    sound = page.locator(".mgkit audio")
+    expect(sound).to_be_visible()
+    page.wait_for_function("a => isFinite(a.duration) && a.duration > 0", arg=sound.element_handle())
+    assert abs(shape[1] / RATE - sound.evaluate("a => a.duration")) < 0.1
+
+
+@pytest.mark.parametrize("microphone", ["refused"])
+def test_a_refused_microphone_is_said_in_the_widget(lab, page, microphone):
+    show_in_lab(lab, page, "recorder = player.Recorder()\nrecorder")
+    page.get_by_role("button", name="Record").click()
+    expect(page.locator(".mgkit .said")).to_contain_text("The microphone was refused")
+    page.wait_for_timeout(300)
+    assert "refused" in facts(lab, page, "recorder.message")
+    assert facts(lab, page, "recorder.wave is None")
+
+
+def test_where_a_page_may_not_record_the_recorder_says_so(lab, page):
+    page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', {value: undefined})")
+    show_in_lab(lab, page, "recorder = player.Recorder()\nrecorder")
+    expect(page.locator(".mgkit .said")).to_contain_text("https and on localhost only")
+    expect(page.get_by_role("button", name="Record")).to_be_disabled()
