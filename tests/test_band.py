@@ -277,5 +277,8 @@ def test_preview_without_a_synthesizer_still_shows_and_says_what_to_install(tmp_
 
     monkeypatch.setattr(preview, "render", absent)
     text = preview.page(tmp_path / "preview.html", pieces=1).read_text()
-    assert "This cannot be played here: the band plays through tinysoundfont" in text
+    assert (
+        "This cannot be played here" in text
+        and "the band plays through tinysoundfont; pip install it" in text
+    )
     assert "piano roll: " in text and "<audio" not in text

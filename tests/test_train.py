@@ -13,12 +13,14 @@ import torch.nn.functional as F
 
 from mgkit import lm as lm_module
 from mgkit.codec import CodecConfig, Quantizer
+from mgkit.condition import Condition
 from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
 from mgkit.train import codec as codec_training
 from mgkit.train import lm as lm_training
 from mgkit.train import run, tokens
 from mgkit.train.adversary import Adversary, Balance
+from mgkit.train.align import align
 from mgkit.train.codec import Books, CodecLearner, CodecRun, mel_distances, si_sdr
 from mgkit.train.lm import LMLearner, LMRun, TextConfig
 from mgkit.train.text import learn_attributes
@@ -192,7 +194,7 @@ def test_loss_counts_codes_and_no_gaps():
     torch.manual_seed(0)
     lm = LM(LM_SHAPE)
     codes = torch.randint(0, 16, (2, 2, 7))
-    nothing = SimpleNamespace(prefix=None, prefix_mask=None)
+    nothing = Condition()
     steps = delay(codes, delays(2), LM_SHAPE.special)[..., :8]
     logits = lm(steps[..., :-1]).log_softmax(dim=-1)
     for k, found in enumerate(lm_training.losses(lm, codes, nothing)):
@@ -242,6 +244,19 @@ def test_what_training_drops_is_what_generation_calls_null(tokenizer):
             assert torch.equal(found.prefix_mask, expected.prefix_mask)
 
 
+def test_aligned_heads_look_at_the_melodys_present_and_say_nothing_of_it_yet(tokenizer):
+    torch.manual_seed(0)
+    shape = replace(LM_SHAPE, dim=128, layers=2)
+    model = lm_training.new_model(lm_run(lm=shape), tokenizer, 40).eval()
+    codes, melody = torch.randint(0, 16, (6, 2, 256)), torch.randint(0, 12, (6, 40))
+    shares = align(model, codes, ["calm piano", "fast violin, drums", "cello"] * 2, melody)
+    assert shares[0] > 0.8  # chance: 5 of 40 frames, and the music besides
+    size = shape.dim // shape.heads
+    for layer in model["lm"].layers:
+        assert not layer.attention.out_proj.weight[:, -size:].any()
+        assert layer.attention.out_proj.weight[:, :-size].any()
+
+
 def test_language_model_learns_its_batch(tokenizer):
     learner = LMLearner(lm_run(drop_all=0.0, batch=4), Music(), Music(), tokenizer)
     first = learner.step(0, 0.0)["loss"]
@@ -256,7 +271,10 @@ def test_halves_side_by_side_give_the_gradients_of_the_whole():
     model(x).pow(2).mean(dim=0).mean().backward()
     expected = model.weight.grad.clone()
     found = run.side_by_side(
-        lambda part: model(x[part]).pow(2).mean(dim=0), (slice(0, 3), slice(3, 6)), list(model.parameters())
+        lambda part: model(x[part]).pow(2).mean(dim=0),
+        run.Team().parts(6),
+        list(model.parameters()),
+        run.Team(),
     )
     assert torch.allclose(model.weight.grad, expected, atol=1e-6)
     assert torch.allclose(found, model(x).pow(2).mean(dim=0), atol=1e-6)

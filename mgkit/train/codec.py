@@ -25,7 +25,7 @@ from mgkit import audio, weights
 from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
 
 from .adversary import Adversary, Balance
-from .run import Average, Clips, Row, train, waves, write_whole
+from .run import Average, Clips, Row, Team, best_device, precision, train, waves, write_whole
 
 WINDOWS = (256, 512, 1024, 2048, 4096)  # samples, of the spectra that are compared
 FLOOR_DB = -80.0  # below this a band counts as silent; a full-scale sine is 0 dB
@@ -66,12 +66,14 @@ def _mel_filters(rate: int, window: int) -> Tensor:
 
 def mel_spectrum(wave: Tensor, rate: int, window: int) -> Tensor:
     """Magnitudes [..., mels, frames] of `wave` [..., N] in mel bands; about 1 for a full-scale sine."""
-    hann = torch.hann_window(window)
+    hann = torch.hann_window(window, device=wave.device)
     flat = wave.reshape(-1, wave.shape[-1])
     spectrum = torch.stft(flat, window, window // 4, window=hann, return_complex=True).abs() * (
         2 / hann.sum()
     )
-    return (_mel_filters(rate, window) @ spectrum).view(*wave.shape[:-1], -1, spectrum.shape[-1])
+    return (_mel_filters(rate, window).to(wave.device) @ spectrum).view(
+        *wave.shape[:-1], -1, spectrum.shape[-1]
+    )
 
 
 def mel_distances(a: Tensor, b: Tensor, rate: int, windows: Sequence[int] = WINDOWS) -> tuple[Tensor, Tensor]:
@@ -106,7 +108,7 @@ class Books:
 
     def __init__(self, quantizer: Quantizer):
         self.books = [book.requires_grad_(False) for book in quantizer.codebooks]
-        self.counts = [torch.ones(len(book)) for book in self.books]
+        self.counts = [torch.ones(len(book), device=book.device) for book in self.books]
         self.sums = [book.clone() for book in self.books]
 
     @torch.no_grad()
@@ -120,7 +122,7 @@ class Books:
                 codes = nearest(left, book)
                 counts, sums = _gather(left, codes, len(book))
                 book.copy_(torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), book))
-            self.counts[k], self.sums[k] = torch.ones(len(book)), book.clone()
+            self.counts[k], self.sums[k] = torch.ones_like(self.counts[k]), book.clone()
             left -= F.embedding(nearest(left, book), book)
 
     def __call__(self, latents: Tensor, keep: int, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
@@ -199,19 +201,20 @@ class CodecLearner:
 
     def __init__(self, run: CodecRun, data: Any, valid: Any):
         torch.manual_seed(run.seed)
-        self.run, self.data = run, data
+        self.run, self.data, self.device = run, data, best_device()
         self.recordings = read_recordings(run.recordings, run.codec.sample_rate) if run.recordings else []
         self.codec = Codec(run.codec)
         if run.start:
             self.codec.load_state_dict(load(run.start).state_dict())
         else:
             initialize(self.codec)
+        self.codec.to(self.device)
         self.books = Books(self.codec.quantizer)
         self.learned = list(self.codec.decoder.parameters())
         if not run.decoder_only:
             self.learned += self.codec.encoder.parameters()
         self.optimizer = torch.optim.AdamW(self.learned, run.lr, betas=(0.8, 0.99), weight_decay=1e-3)
-        self.adversary = Adversary()
+        self.adversary = Adversary().to(self.device)
         self.balance = Balance({"distance": 0.02, "deceived": 0.01, "unlike": 0.02})
         self.against = torch.optim.AdamW(self.adversary.parameters(), 3e-4, betas=(0.5, 0.9))
         self.average = Average(self.codec, 0.99)
@@ -231,7 +234,7 @@ class CodecLearner:
                 source = self.recordings[rng.integers(len(self.recordings))]
             clip, start = rng.integers(len(source)), rng.integers(source.shape[1] - samples + 1)
             rows.append((waves(source[clip, start : start + samples]) * float(gain)).clamp(-1, 1))
-        return torch.stack(rows)[:, None]
+        return torch.stack(rows)[:, None].to(self.device)
 
     def step(self, step: int, lr: float) -> Row:
         """One batch; see `run.Learner`."""
@@ -313,7 +316,7 @@ class CodecLearner:
         return {"valid_mel_db": float(decibel), "valid_si_sdr": float(si_sdr(self.valid, heard).mean())}
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.run.bf16)
+        return precision(self.device, self.run.bf16)
 
     def state_dict(self) -> dict[str, Any]:
         """See `run.Learner`."""
@@ -333,7 +336,7 @@ class CodecLearner:
 
     def save(self, out: Path) -> None:
         """`out`/codec.pt: the configuration and the averaged weights."""
-        result = {"config": asdict(self.run.codec), "weights": self.average.weights}
+        result = {"config": asdict(self.run.codec), "weights": {name: weight.cpu() for name, weight in self.average.weights.items()}}  # fmt: skip
         write_whole(out / "codec.pt", lambda path: torch.save(result, path))
 
 
@@ -379,6 +382,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if Team().size > 1:
+        raise ValueError(
+            "the codec is taught by one process, which moves its codewords by all that it hears: start it without accelerate"
+        )
     if args.decoder_only and not args.start:
         raise ValueError("--decoder-only needs a codec whose tokens are to stay: name it with --start")
     shape = CodecConfig(filters=args.filters, dim=32, codebook_size=1024)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mgkit import weights
+from mgkit.melody import HOP
 from mgkit.musicgen import MusicGen
 
 from . import codec as codec_training
@@ -13,13 +14,24 @@ from . import lm as lm_training
 
 
 def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 10.0) -> MusicGen:
-    """Writes `out` and returns the model; `seconds` is the length of the clips that it learned from."""
-    parts = lm_training.load(lm)
-    model = MusicGen(
-        weights.Model(
-            codec_training.load(codec), parts["lm"], parts["conditioner"], "nano", seconds, weights.MIT
+    """Writes `out` and returns the model; `seconds` is the length of the clips that it learned from.
+
+    Errors: ValueError for a codec and a language model that do not fit each other.
+    """
+    parts, coder = lm_training.load(lm), codec_training.load(codec)
+    config, shape = coder.config, parts["lm"].config
+    if (shape.codebooks, shape.codebook_size) != (config.codebooks * shape.channels, config.codebook_size):
+        raise ValueError(
+            f"{lm} writes {shape.codebooks} codebooks of {shape.codebook_size}, and {codec} has {config.codebooks} of "
+            f"{config.codebook_size}: take the codec that made the tokens it learned from"
         )
-    )
+    heard, frames = parts["conditioner"].melody_frames, 1 + int(seconds * config.sample_rate) // HOP
+    if heard not in (None, frames):
+        raise ValueError(
+            f"{lm} hears {heard} frames of a melody, and {seconds:g} s at the {config.sample_rate} Hz of {codec} are {frames}: "
+            "take a codec of the rate that it learned at"
+        )
+    model = MusicGen(weights.Model(coder, parts["lm"], parts["conditioner"], "nano", seconds, weights.MIT))
     model.save_pretrained(str(out), torch.float16)
     return model
 

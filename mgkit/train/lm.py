@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgkit import weights
-from mgkit.condition import Conditioner
+from mgkit.condition import Condition, Conditioner
 from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
+from mgkit.lm import attend as attend_by_torch
 from mgkit.text import TextEncoder
 
-from .run import Average, Row, side_by_side, train, write_whole
+from .align import align
+from .run import Average, Row, Team, precision, side_by_side, train, write_whole
 from .text import learn_attributes
 from .tokens import STRIDE, Tokens
 
@@ -65,10 +67,11 @@ class LMRun:
     )
     text: TextConfig = field(default_factory=TextConfig)
     start: str | None = None  # a run's folder, or a model's name or folder: its weights instead of fresh ones
+    align: bool = False  # begin with heads that look at the melody's present
     text_steps: int = 400  # steps in which T5 learns what captions say, before all else
     steps: int | None = None
     minutes: float | None = 36.0
-    batch: int = 6  # an even number: each half has a thread of its own
+    batch: int = 6  # an even number: each half has a thread of its own, or as many as there are processes
     lr: float = 2e-3
     text_lr: float = (
         0.15  # T5's share of it: faster, and its words all become one before anybody listens to them
@@ -170,9 +173,9 @@ def told(conditioner: Conditioner, texts: list[str], melody: Tensor, keep: Tenso
 
     `Conditioner.describe` with gradients.
     """
-    ids, mask = conditioner.text.tokens(texts)
+    ids, mask = (x.to(conditioner.text_proj.weight.device) for x in conditioner.text.tokens(texts))
     vectors = conditioner.text.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    projected = conditioner.text_proj(vectors) * (mask & keep[:, None])[..., None]
+    projected = conditioner.text_proj(vectors) * (mask & keep.to(mask.device)[:, None])[..., None]
     rows = [row[: max(1, int(length))] for row, length in zip(projected, mask.sum(dim=1), strict=True)]
     return conditioner(rows, melody)
 
@@ -190,19 +193,26 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
     return scores.softmax(dim=-1) @ values
 
 
-def losses(lm: LM, codes: Tensor, condition: Any) -> Tensor:
-    """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code."""
-    config = lm.config
-    steps = delay(codes, delays(config.codebooks, config.channels), config.special)[
-        ..., : codes.shape[-1] + 1
-    ]
-    hidden = lm.hidden(steps[..., :-1], None, condition.prefix, condition.prefix_mask, attend=attend)
-    each = [
-        F.cross_entropy(
-            head(hidden).float().flatten(0, 1), steps[:, k, 1:].flatten(), ignore_index=config.special
+def losses(lm: LM, codes: Tensor, condition: Condition) -> Tensor:
+    """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code.
+
+    The special token stands in `codes` where a clip has ended. Clips count alike, however long they are.
+    """
+    config, length = lm.config, codes.shape[-1]
+    codes = codes.to(lm.device)
+    steps = delay(codes, delays(config.codebooks, config.channels), config.special)[..., : length + 1]
+    hidden = lm.hidden(steps[..., :-1], None, condition.prefix, condition.prefix_mask, condition.cross,
+                       condition.cross_mask, attend if lm.device.type == "cpu" else attend_by_torch)  # fmt: skip
+    each = []
+    for k, head in enumerate(lm.heads):
+        target = steps[:, k, 1:]
+        found = F.cross_entropy(
+            head(hidden).float().flatten(0, 1),
+            target.flatten(),
+            ignore_index=config.special,
+            reduction="none",
         )
-        for k, head in enumerate(lm.heads)
-    ]
+        each.append((found.view_as(target).sum(dim=1) / (target != config.special).sum(dim=1)).mean())
     return torch.stack(each)
 
 
@@ -214,11 +224,18 @@ class LMLearner:
 
     def __init__(self, run: LMRun, data: Any, valid: Any, tokenizer: Any, resumed: bool = False):
         torch.manual_seed(run.seed)
+        self.team = Team()
         self.run, self.data, self.valid, self.tokenizer = run, data, valid, tokenizer
         self.model = load(run.start) if run.start else new_model(run, tokenizer, data.melody.shape[1])
         self.model.train().requires_grad_(True)
         if run.text_steps and not resumed:
             learn_attributes(self.model["conditioner"].text, data.pieces, run.text_steps, seed=run.seed)
+        self.model.to(self.team.device)
+        if run.align and not resumed:
+            rows = np.arange(min(48, len(data)))
+            codes, melody = data.music(rows, data.codes.shape[-1])
+            texts = [data.caption(row, np.random.default_rng(row)) for row in rows]
+            align(self.model, codes, texts, melody)
         matrices = [p for p in self.model["lm"].layers.parameters() if p.dim() == 2]
         taken = {id(p) for p in matrices}
         t5 = list(self.model["conditioner"].text.t5.parameters())
@@ -231,6 +248,7 @@ class LMLearner:
             torch.optim.AdamW(t5, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
         ]
         self.learned = list(self.model.parameters())
+        self.team.agree(self.learned)
         self.average = Average(self.model, run.average)
 
     def step(self, step: int, lr: float) -> Row:
@@ -248,15 +266,14 @@ class LMLearner:
         texts = [text if k or rng.random() < 0.5 else "" for text, k in zip(texts, keep, strict=True)]
         heard = melody * hear[:, None]
 
-        weight = torch.tensor(BOOKS[: run.lm.codebooks])
+        weight = torch.tensor(BOOKS[: run.lm.codebooks], device=self.team.device)
 
         def loss(part: slice) -> Tensor:
             with self._precision():
                 condition = told(self.model["conditioner"], texts[part], heard[part], keep[part])
                 return losses(self.model["lm"], codes[part], condition) * weight / weight.mean()
 
-        half = len(rows) // 2
-        each = side_by_side(loss, (slice(0, half), slice(half, None)), self.learned)
+        each = side_by_side(loss, self.team.parts(len(rows)), self.learned, self.team)
         norm = nn.utils.clip_grad_norm_(self.learned, 1.0)
         for optimizer, share in zip(self.optimizers, (1.0, 1.0, run.text_lr), strict=True):
             for group in optimizer.param_groups:
@@ -303,7 +320,7 @@ class LMLearner:
         return result
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.run.bf16)
+        return precision(self.team.device, self.run.bf16)
 
     def state_dict(self) -> dict[str, Any]:
         """See `run.Learner`."""
@@ -324,7 +341,7 @@ class LMLearner:
         """`out`/lm.pt, the configurations and the averaged weights, beside `out`/tokenizer."""
         run = self.run
         result = {"lm": asdict(run.lm), "text": asdict(run.text), "melody_frames": self.data.melody.shape[1],
-                  "weights": self.average.weights}  # fmt: skip
+                  "weights": {name: weight.cpu() for name, weight in self.average.weights.items()}}  # fmt: skip
         write_whole(out / "lm.pt", lambda path: torch.save(result, path))
         self.tokenizer.save_pretrained(out / "tokenizer")
 
@@ -372,6 +389,9 @@ def main(argv: list[str] | None = None) -> None:
         default=LMRun.text_steps,
         help="steps of guessing attributes from captions first",
     )
+    parser.add_argument(
+        "--align", action="store_true", help="begin with heads that look at the melody's present"
+    )
     parser.add_argument("--lr", type=float, default=LMRun.lr, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -380,19 +400,22 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{args.tokens} and {args.valid_tokens} were made by two codecs; make both with one")
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
                 minutes=None if args.steps else args.minutes, batch=args.batch, start=args.start, lr=args.lr,
-                text_steps=args.text_steps, seed=args.seed)  # fmt: skip
+                align=args.align, text_steps=args.text_steps, seed=args.seed)  # fmt: skip
     if (run.lm.codebooks, run.lm.codebook_size) != (data.plan["codebooks"], data.plan["codebook_size"]):
         raise ValueError(
             f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}"
         )
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
+    if Team().size == 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
     resumed = (Path(args.out) / "checkpoint.pt").is_file()
     if run.start:
         tokenizer = load(run.start)["conditioner"].text.tokenizer
     else:
         tokenizer = make_tokenizer(data.captions, run.text.pieces)
     learner = LMLearner(run, data, valid, tokenizer, resumed)
-    print(json.dumps(train(run, args.out, learner, lr=run.lr, measure_every=200)))
+    end = train(run, args.out, learner, lr=run.lr, measure_every=200)
+    if learner.team.rank == 0:
+        print(json.dumps(end))
 
 
 if __name__ == "__main__":

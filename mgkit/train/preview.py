@@ -56,7 +56,7 @@ def listen(piece: Piece, title: str = "", seconds: float = 10.0) -> show.Player 
     try:
         mix, melody = render(piece, seconds=seconds)
     except (ImportError, FileNotFoundError) as error:
-        return f"This cannot be played here: {error}"
+        return f"This cannot be played here, but data/melodies holds four melodies of the band: {error}"
     waves = [
         (title or "all of the band", torch.from_numpy(mix)),
         ("the melody alone", torch.from_numpy(melody)),

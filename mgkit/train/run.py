@@ -5,7 +5,8 @@
     log.csv, .png    its curves
 
 A learner is one model being taught. `train` drives it until the budget is used; it can be stopped at any moment
-(Ctrl-C, SIGTERM) and goes on from there when it is started again with the same run.
+(Ctrl-C, SIGTERM) and goes on from there when it is started again with the same run. `accelerate launch` makes several
+processes of it that share every batch: a `Team`.
 """
 
 import csv
@@ -75,6 +76,71 @@ def waves(pcm: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(pcm, np.float32) / 32768)
 
 
+class Team:
+    """The processes that learn together: this one alone, unless `accelerate launch` has started several.
+
+    `size` of them, of which this is number `rank` and computes on `device`: the best there is.
+    """
+
+    def __init__(self) -> None:
+        self.size, self.rank, self.device = 1, 0, best_device()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=self.device.type == "cpu")
+            self.size, self.rank, self.device = state.num_processes, state.process_index, state.device
+
+    def parts(self, batch: int) -> tuple[slice, ...]:
+        """The parts of a batch: one for each process, or on one CPU two, which `side_by_side` gives a thread each.
+
+        Errors: ValueError for a batch that cannot be shared evenly.
+        """
+        count = self.size
+        if count == 1 and self.device.type == "cpu" and batch % 2 == 0:
+            count = 2
+        if batch % count:
+            raise ValueError(f"{count} processes cannot share a batch of {batch}; give a multiple of {count}")
+        each = batch // count
+        return tuple(slice(each * i, each * (i + 1)) for i in range(count))
+
+    def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The sum over all processes of each of the tensors."""
+        if self.size == 1:
+            return list(tensors)
+        from accelerate.utils import reduce
+
+        flat = reduce(torch.cat([tensor.flatten().float() for tensor in tensors]), "sum")
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+    @torch.no_grad()
+    def agree(self, parameters: Sequence[Tensor]) -> None:
+        """Gives every process the first one's parameters."""
+        heard = self.total([p if self.rank == 0 else torch.zeros_like(p) for p in parameters])
+        for parameter, value in zip(parameters, heard, strict=True):
+            parameter.copy_(value)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.total([torch.zeros(1, device=self.device)])
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """Context in which matrices multiply in bfloat16, where that is wanted and the hardware does it itself.
+
+    Elsewhere it would be imitated, which is slower than float32.
+    """
+    able = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}.get(device.type)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and able is not None and able())
+
+
 class Learner(Protocol):
     """One model being taught."""
 
@@ -112,17 +178,26 @@ def train(run: Any, out: str | Path, learner: Learner, *, lr: float, measure_eve
     Goes on from `out`/checkpoint.pt where there is one. With `steps` a resumed run ends as an unbroken one; with
     `minutes` the schedule follows the clock. Errors: ValueError where `out` holds another run.
     """
-    out = Path(out)
-    claim(out, run)
+    out, team = Path(out), Team()
+    if team.rank == 0:
+        claim(out, run)
+    team.wait()
     step, used, history, last = 0, 0.0, [], {}
     if (out / "checkpoint.pt").is_file():
         state = torch.load(
-            out / "checkpoint.pt", weights_only=False
+            out / "checkpoint.pt", map_location=team.device, weights_only=False
         )  # our own file: it holds numpy numbers too
         learner.load_state_dict(state["learner"])
         step, used, history, last = state["step"], state["used"], state["history"], state["last"]
 
+    def measure() -> None:
+        nonlocal last
+        last = learner.measure()
+        history.append({"step": step, "minutes": round(used / 60, 2)} | last)
+
     def save() -> None:
+        if team.rank > 0:
+            return
         state = {
             "learner": learner.state_dict(),
             "step": step,
@@ -134,17 +209,29 @@ def train(run: Any, out: str | Path, learner: Learner, *, lr: float, measure_eve
         write_log(out, history)
         learner.save(out)
 
+    def stopped() -> bool:
+        """Whether any process was told to stop; takes over the first one's clock, so that all stop at one step."""
+        nonlocal used
+        mine = torch.tensor([used if team.rank == 0 else 0.0, float(stop.is_set())], device=team.device)
+        used, stops = team.total([mine])[0].tolist() if team.size > 1 else (used, float(stop.is_set()))
+        return stops > 0
+
+    if not history:
+        measure()  # where it starts from
     recent: list[Row] = []
     with (
         stopping() as stop,
         tqdm(
-            total=100, bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
+            total=100,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+            disable=team.rank > 0,
         ) as bar,
     ):
         bar.set_description(out.name)
-        while (
-            progress := step / run.steps if run.steps else used / (60 * run.minutes)
-        ) < 1 and not stop.is_set():
+        while not (ended := stopped()):
+            progress = step / run.steps if run.steps else used / (60 * run.minutes)
+            if progress >= 1:
+                break
             began = time.monotonic()
             recent.append(learner.step(step, learning_rate(lr, progress)))
             step += 1
@@ -161,21 +248,20 @@ def train(run: Any, out: str | Path, learner: Learner, *, lr: float, measure_eve
                 bar.set_postfix(
                     {"step": step}
                     | {
-                        k: f"{v:.3f}"
+                        k: f"{v:.3g}" if k == "lr" else f"{v:.3f}"
                         for k, v in (history[-1] | last).items()
                         if k[0] != "b" and k not in ("step", "minutes")
                     }
                 )
             if step % measure_every == 0:
-                last = learner.measure()
-                history.append({"step": step, "minutes": round(used / 60, 2)} | last)
+                measure()
                 save()
             used += time.monotonic() - began
             bar.update(100 * min(1.0, progress) - bar.n)
-        if not stop.is_set():
-            last = learner.measure()
-            history.append({"step": step, "minutes": round(used / 60, 2)} | last)
+        if not ended:
+            measure()
         save()
+    team.wait()
     return last
 
 
@@ -196,11 +282,17 @@ def claim(out: Path, run: Any) -> None:
 
 
 def write_whole(path: Path, write: Any) -> None:
-    """Calls `write` with a path beside `path` and moves the result there: a broken write leaves the former file."""
+    """Calls `write` with a path beside `path` and moves the result there: a broken write leaves the former file.
+
+    Errors: OSError in one sentence where the disk is full or cannot be written to.
+    """
     partial = path.with_name(path.name + ".part")
     try:
         write(partial)
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch has an error of its own for a full disk
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{path} could not be written, and is as it was before ({reason})") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -215,34 +307,48 @@ def write_log(out: Path, history: list[Row]) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for row in history for name in row))
-    with open(out / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in history)
+
+    def write(path: Path) -> None:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in history)
+
+    write_whole(out / "log.csv", write)
     shown = [name for name in names if name not in ("step", "minutes")]
     figure = Figure((12, 2.2 * -(-max(1, len(shown)) // 3)), layout="constrained")
     for i, name in enumerate(shown):
         axes = figure.add_subplot(-(-len(shown) // 3), 3, i + 1, title=name)
         points = [(row["step"], row[name]) for row in history if name in row]
         axes.plot(*zip(*points, strict=True))
-    figure.savefig(out / "log.png", dpi=70)
+    write_whole(out / "log.png", lambda path: figure.savefig(path, dpi=70, format="png"))
+
+
+def read_log(log: str | Path) -> list[Row]:
+    """The rows of a run's log.csv, each with what it has. Errors: FileNotFoundError; ValueError for another file."""
+    with open(log, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "step" not in rows[0]:
+        raise ValueError(f"{log} is no log of a run: expected the columns step, loss and valid_…")
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
 def curves(log: str | Path) -> show.Picture:
     """Picture of a run's log.csv: the loss over the steps, beside that on what the model does not learn from (`valid_…`).
 
-    Errors: FileNotFoundError; ValueError for a file without these columns.
+    Errors: those of `read_log`.
     """
-    with open(log, newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in (rows[0] if rows else ()) if name == "loss" or name.startswith("valid_")]
-    if not names or "step" not in rows[0]:
-        raise ValueError(f"{log} is no log of a run: expected the columns step, loss and valid_…")
+    rows = read_log(log)
+    names = [
+        name
+        for name in dict.fromkeys(n for row in rows for n in row)
+        if name == "loss" or name[:6] == "valid_"
+    ]
     figure = show.Picture(figsize=(9, 3.2), layout="constrained")
-    figure.alt = f"curves of {', '.join(names)} over {rows[-1]['step']} steps"
+    figure.alt = f"curves of {', '.join(names)} over {rows[-1]['step']:.0f} steps"
     axes = figure.add_subplot(xlabel="steps", ylabel="nats a token")
     for name in names:
-        points = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+        points = [(row["step"], row[name]) for row in rows if name in row]
         mark = {"linewidth": 1} if name == "loss" else {"marker": "o", "markersize": 3}
         axes.plot(*zip(*points, strict=True), label=name.replace("_", ", "), **mark)
     axes.legend(fontsize=8)
@@ -265,23 +371,32 @@ def stopping() -> Iterator[threading.Event]:
 
 
 def side_by_side(
-    loss: Callable[[Any], Tensor], parts: Sequence[Any], parameters: Sequence[nn.Parameter]
+    loss: Callable[[Any], Tensor], parts: Sequence[Any], parameters: Sequence[nn.Parameter], team: Team
 ) -> Tensor:
     """Sets gradients as `loss(part)` [...] averaged over all would, each part in a thread of its own; the mean loss.
 
-    Two threads that share every operation wait for each other after each; two that each have their own do not.
+    Two threads that share every operation wait for each other after each; two that each have their own do not. The
+    processes of a team take a part each, and end with the same gradients.
     """
 
     def work(part: Any) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         found = loss(part)
         return found.detach(), torch.autograd.grad(found.mean(), parameters, allow_unused=True)
 
-    with ThreadPoolExecutor(len(parts)) as pool:
-        done = list(pool.map(work, parts))
+    mine = parts[team.rank :: team.size]
+    with ThreadPoolExecutor(len(mine)) as pool:
+        done = list(pool.map(work, mine))
+    used, sums = [], [torch.stack([found for found, _ in done]).sum(dim=0)]
     for parameter, *grads in zip(parameters, *(grads for _, grads in done), strict=True):
         known = [grad for grad in grads if grad is not None]
-        parameter.grad = torch.stack(known).sum(dim=0) / len(parts) if known else None
-    return torch.stack([found for found, _ in done]).mean(dim=0)
+        parameter.grad = None
+        if known:  # the same ones in every process: their graphs are alike
+            used.append(parameter)
+            sums.append(torch.stack(known).sum(dim=0))
+    found, *grads = team.total(sums)
+    for parameter, grad in zip(used, grads, strict=True):
+        parameter.grad = grad / len(parts)
+    return found / len(parts)
 
 
 class Average:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mgkit import melody
@@ -36,18 +36,23 @@ def chroma_frames(samples: int) -> int:
     return 1 + samples // melody.HOP
 
 
-def digest(codec: Codec) -> str:
-    """Tells codecs apart."""
-    parts = (p.detach().numpy().tobytes() for p in codec.parameters())
+def digest(module: nn.Module) -> str:
+    """Tells modules apart by their weights."""
+    parts = (p.detach().cpu().numpy().tobytes() for p in module.parameters())
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     """Tokens of the first `clips` of `data` into `out`; does nothing where just they are there.
 
-    Errors: ValueError where `out` holds the tokens of another codec.
+    Errors: ValueError where `out` holds the tokens of another codec, or for a codec of other frames.
     """
     out = Path(out)
+    if STRIDE * codec.config.hop != STRIDE_CHROMA * melody.HOP:
+        raise ValueError(
+            f"a frame of this codec is {codec.config.hop} samples; the language model is taught with frames of "
+            f"{STRIDE_CHROMA * melody.HOP // STRIDE}"
+        )
     frames = -(-data.samples // codec.config.hop)
     plan = {"clips": clips, "samples": data.samples, "codebooks": codec.config.codebooks, "frames": frames,
             "codebook_size": codec.config.codebook_size, "rate": codec.config.sample_rate, "codec": digest(codec)}  # fmt: skip

@@ -27,16 +27,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgkit import show, weights
-from mgkit.condition import Condition
-from mgkit.delay import delay, delays
-from mgkit.lm import LM
 from mgkit.musicgen import MusicGen
 
 from .folder import Heard, Sound, find, fingerprint, listen, strides
-from .run import Average, Row, claim, side_by_side, train
+from .lm import losses
+from .run import Average, Row, Team, claim, precision, read_log, side_by_side, train
+from .tokens import digest
 
 EXAMPLES = 3  # captions that the page plays before and after
 FEW = 10  # files, from which on whole files are held out
+MEASURE_EVERY = 50  # steps; a checkpoint is written as often
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class TuneRun:
     average: float = 0.98
     bf16: bool = True
     seed: int = 0
-    sounds: str = ""  # fingerprint of the folder's sounds; `tune` fills it in
+    # fingerprints of the folder's sounds and of the weights to start from; `tune` fills them in
+    sounds: str = ""
+    weights: str = ""
 
 
 def split(heard: list[Heard], seed: int) -> tuple[list[Heard], list[Heard]]:
@@ -74,29 +76,11 @@ def _part(one: Heard, first: int, last: int) -> Heard:
     return Heard(one.caption, one.codes[:, codes], one.melody[pitch])
 
 
-def losses(lm: LM, codes: Tensor, condition: Condition) -> Tensor:
-    """Cross-entropy [K] in nats of each codebook of `codes` [B, K, T], every clip of the batch counting the same.
-
-    The special token stands in `codes` where a clip has ended; nothing is learned there.
-    """
-    config = lm.config
-    steps = delay(codes, delays(config.codebooks, config.channels), config.special)[
-        ..., : codes.shape[-1] + 1
-    ]
-    logits = lm(steps[..., :-1], prefix=condition.prefix, prefix_mask=condition.prefix_mask,
-                cross=condition.cross, cross_mask=condition.cross_mask)  # fmt: skip
-    target = steps[..., 1:]
-    each = F.cross_entropy(
-        logits.flatten(0, 2), target.flatten(), ignore_index=config.special, reduction="none"
-    ).view(target.shape)
-    return (each.sum(dim=-1) / (target != config.special).sum(dim=-1)).mean(dim=0)
-
-
 class TuneLearner:
     """The language model with the projections of its conditioner, and their optimizer."""
 
     def __init__(self, run: TuneRun, model: MusicGen, data: list[Heard], valid: list[Heard]):
-        self.run, self.model, self.data, self.valid = run, model, data, valid
+        self.run, self.model, self.data, self.valid, self.team = run, model, data, valid, Team()
         seconds = min(run.seconds or model.max_duration, model.max_duration)
         self.frames = round(seconds * model.frame_rate)
         self.learned = learned(model, run.layers)
@@ -117,10 +101,7 @@ class TuneLearner:
         def loss(part: slice) -> Tensor:
             return self.loss(chosen[part], codes[part], melody[part], keep[part], hear[part])
 
-        half = run.batch // 2
-        alone = run.batch % 2 or self.model.lm.device.type != "cpu"
-        parts = (slice(0, run.batch),) if alone else (slice(0, half), slice(half, None))
-        each = side_by_side(loss, parts, self.learned)
+        each = side_by_side(loss, self.team.parts(run.batch), self.learned, self.team)
         norm = nn.utils.clip_grad_norm_(self.learned, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -143,13 +124,13 @@ class TuneLearner:
 
     def loss(self, told: list[Heard], codes: Tensor, melody: Tensor, keep: Tensor, hear: Tensor) -> Tensor:
         """`losses` [K], the caption told where `keep` [B], the melody where `hear` [B]."""
-        device, conditioner = self.model.lm.device, self.model.conditioner
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.run.bf16):
+        conditioner = self.model.conditioner
+        with precision(self.model.lm.device, self.run.bf16):
             texts = conditioner.describe([one.caption for one in told])
             texts = [text * bool(kept) for text, kept in zip(texts, keep, strict=True)]
             takes_melody = conditioner.melody_frames is not None
             condition = conditioner(texts, melody * hear[:, None] if takes_melody else None)
-            return losses(self.model.lm, codes.to(device), condition)
+            return losses(self.model.lm, codes, condition)
 
     @torch.no_grad()
     def measure(self) -> Row:
@@ -226,26 +207,32 @@ def examples(model: MusicGen, sounds: list[Sound]) -> list[tuple[str, Tensor]]:
     return list(zip(captions, model.generate(captions, seed=0), strict=True))
 
 
-def tune(run: TuneRun, out: str | Path, device: str | None = None) -> tuple[MusicGen, Row, Row]:
+def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Row, Row]:
     """The model that `run` asks for, taught the sounds of its folder; and its held-out losses before and after.
 
     Writes all into `out` and goes on from there where it was stopped. Errors: ValueError or FileNotFoundError, in one
     sentence, for a folder that cannot be learned from, and for an `out` of another run.
     """
-    out, sounds = Path(out), find(run.folder)
-    run = replace(run, sounds=fingerprint(sounds))
-    claim(out, run)
-    model = MusicGen.get_pretrained(run.model, device, torch.float32)
-    model.conditioner.text.tokens(
-        [sound.caption for sound in sounds]
-    )  # what is too long is said before the work
-    heard = listen(model, sounds, out / "tokens.pt")
-    data, valid = split(heard, run.seed)
-    learner = TuneLearner(run, model, data, valid)
-    start, played = learner.measure(), examples(model, sounds)
-    end = train(run, out, learner, lr=run.lr, measure_every=100)
-    tuned = MusicGen.get_pretrained(str(out / "model"), device)
-    write_page(out, tuned, sounds, played, start, end)
+    out, sounds, team = Path(out), find(run.folder), Team()
+    model = MusicGen.get_pretrained(run.model, team.device, torch.float32)
+    model.conditioner.text.tokens([sound.caption for sound in sounds])  # too long a caption is refused here
+    run = replace(run, sounds=fingerprint(sounds), weights=digest(model.lm.heads))
+    if team.rank == 0:
+        claim(out, run)
+        listen(model, sounds, out / "tokens.pt")
+    team.wait()
+    learner = TuneLearner(run, model, *split(listen(model, sounds, out / "tokens.pt"), run.seed))
+    played = examples(model, sounds) if team.rank == 0 else []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // len(team.parts(run.batch))))  # of each part of a batch
+    try:
+        end = train(run, out, learner, lr=run.lr, measure_every=MEASURE_EVERY)
+    finally:
+        torch.set_num_threads(threads)
+    start = read_log(out / "log.csv")[0]
+    tuned = MusicGen.get_pretrained(str(out / "model"), team.device)
+    if team.rank == 0:
+        write_page(out, tuned, sounds, played, start, end)
     return tuned, start, end
 
 
@@ -286,12 +273,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--lr", type=float, default=TuneRun.lr, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=TuneRun.seed, help="draws the clips and what is held out")
-    parser.add_argument("--device", help="cuda, mps or cpu; left out, the best there is")
     args = parser.parse_args(argv)
     run = TuneRun(args.folder, args.model, args.steps, None if args.steps else args.minutes, args.batch, args.seconds,
                   args.layers, args.lr, seed=args.seed)  # fmt: skip
-    _, start, end = tune(run, args.out, args.device)
-    print(json.dumps({"before": start, "after": end}))
+    _, start, end = tune(run, args.out)
+    if Team().rank > 0:
+        return
+    print(json.dumps({"before": {name: start[name] for name in end}, "after": end}))
     print(f"listen: {args.out}/index.html")
     print(f"load it with  MusicGen.get_pretrained({args.out + '/model'!r})")
 

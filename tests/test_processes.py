@@ -1,0 +1,140 @@
+"""Training in several processes: `accelerate launch` shares every batch and ends where one process does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_tune import sounds
+from tiny import tiny
+
+from mgkit.__main__ import main
+from mgkit.train import run
+from mgkit.train.band import compose
+
+ROOT = Path(__file__).parent.parent
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess:
+    """`python -m mgkit` of two processes on the CPU."""
+    pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes=2",
+        "--main_process_port=0",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, "-m", "mgkit", *arguments], capture_output=True, text=True, env=environment, timeout=600
+    )
+
+
+def token_folder(folder: Path, clips: int = 6) -> Path:
+    """Random codes with true descriptions, laid out as `train tokens` writes them."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    np.save(folder / "codes.npy", rng.integers(0, 1024, (clips, 4, 100)).astype(np.int16))
+    np.save(folder / "melody.npy", rng.integers(0, 12, (clips, 16)).astype(np.int8))
+    plan = {"codec": "random", "codebooks": 4, "codebook_size": 1024, "rate": 32000}
+    (folder / "tokens.json").write_text(json.dumps(plan))
+    pieces = [compose(seed).attributes() | {"captions": ["calm piano", "piano"]} for seed in range(clips)]
+    (folder / "pieces.jsonl").write_text("".join(json.dumps(piece) + "\n" for piece in pieces))
+    return folder
+
+
+def losses_of(out: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "minutes"} for row in run.read_log(out / "log.csv")]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for a, b in zip(losses_of(one), losses_of(other), strict=True):
+        assert a.keys() == b.keys() and a == pytest.approx(b, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_teach_the_language_model_what_one_does(tmp_path):
+    folder = str(token_folder(tmp_path / "tokens"))
+    command = ["train", "lm", "--text-steps", "0", "--steps", "20", "--batch", "2"]
+    for name in ("--data", "--valid", "--tokens", "--valid-tokens"):
+        command += [name, folder]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    done = launch(*command, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert [row["step"] for row in losses_of(tmp_path / "one")] == [0, 20, 20]
+    assert done.stdout.count("valid_all") == 1  # said once, by the first process
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does(tmp_path):
+    tiny(melody=True, window=2.0).save_pretrained(str(tmp_path / "start"))
+    folder = sounds(tmp_path / "own")
+    command = [
+        "train",
+        "tune",
+        str(folder),
+        "--model",
+        str(tmp_path / "start"),
+        "--steps",
+        "20",
+        "--batch",
+        "4",
+    ]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    done = launch(*command, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert done.stdout.count("load it with") == 1
+
+
+@pytest.mark.slow
+def test_what_two_processes_cannot_do_is_said_in_a_sentence(tmp_path):
+    tiny().save_pretrained(str(tmp_path / "start"))
+    folder = sounds(tmp_path / "own")
+    command = [
+        "train",
+        "tune",
+        str(folder),
+        "--model",
+        str(tmp_path / "start"),
+        "--steps",
+        "1",
+        "--batch",
+        "3",
+    ]
+    done = launch(*command, "--out", str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert "mgkit: 2 processes cannot share a batch of 3; give a multiple of 2" in done.stderr
+    done = launch("train", "codec")
+    assert done.returncode != 0
+    assert "mgkit: the codec is taught by one process" in done.stderr
+
+
+def test_parts_of_a_batch_are_all_of_it_and_of_one_size():
+    team = run.Team()
+    assert (team.size, team.rank) == (1, 0)
+    for size in (1, 2, 3):
+        team.size = size
+        for batch in (6, 12):
+            places = [list(range(batch))[part] for part in team.parts(batch)]
+            assert len(places) % size == 0 and len({len(part) for part in places}) == 1
+            assert sum(places, []) == list(range(batch))
+    team.size = 1
+    assert team.parts(3) == (slice(0, 3),)
+
+
+def test_bfloat16_is_used_only_where_asked_for_and_where_it_is_no_imitation(monkeypatch):
+    cpu = torch.device("cpu")
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
+        for asked in (True, False):
+            with run.precision(cpu, asked):
+                product = torch.ones(2, 2) @ torch.ones(2, 2)
+            assert (product.dtype == torch.bfloat16) == (able and asked)
