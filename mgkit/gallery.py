@@ -116,10 +116,11 @@ def card(notebook: "NotebookNode", name: str, seconds: float, failure: str) -> C
     pictures = [(cell, data["image/png"]) for cell, data in outputs if "image/png" in data]
     chosen = [picture for cell, picture in pictures if "picture" in cell.metadata.get("tags", [])]
     heading = re.search(r"^# +(.+)$", notebook.cells[0].source if notebook.cells else "", re.M)
+    title = heading[1] if heading else name
     return Card(
         name,
-        heading[1] if heading else name,
-        SERIES.get(name, ""),
+        title,
+        SERIES.get(name, title),
         "".join((chosen or [picture for _, picture in pictures] or [""])[0].split()),
         sum("".join(data.get("text/html", "")).count("<audio") for _, data in outputs),
         seconds,
@@ -159,8 +160,8 @@ def index(cards: list[Card]) -> str:
         state = f'<p class="failed">{escape(one.failure)}</p>' if one.failure else ""
         body.append(
             f'<a class="card" href="{escape(one.name)}.html">{picture}<div>'
-            f'<span class="number">{escape(one.name[:2])}</span><h2>{escape(one.question or one.title)}</h2>'
-            f"<p>{escape(one.title) if one.question else ''}</p>{state}<small>{' · '.join(facts)}</small></div></a>"
+            f'<span class="number">{escape(one.name[:2])}</span><h2>{escape(one.question)}</h2>'
+            f"<p>{escape(one.title) if one.title != one.question else ''}</p>{state}<small>{' · '.join(facts)}</small></div></a>"
         )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
