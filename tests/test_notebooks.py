@@ -8,9 +8,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from mgkit.gallery import SERIES
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SECONDS = 300  # for a whole notebook; they are written for two minutes on two cores
+SLACK = 10  # times as long as it says may a notebook's cell take: a guard against hanging, not a measurement
+NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -21,9 +24,14 @@ def read(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def test_there_are_notebooks_and_they_are_numbered():
-    assert NOTEBOOKS
-    assert [int(path.name[:2]) for path in NOTEBOOKS] == list(range(1, len(NOTEBOOKS) + 1))
+def minutes(notebook: nbformat.NotebookNode) -> int:
+    """The minutes that a notebook says it takes, in its first cell."""
+    [said] = re.findall(rf"about (\d+|{'|'.join(NUMBERS)}) minutes", notebook.cells[0].source)
+    return int(said) if said.isdigit() else 1 + NUMBERS.index(said)
+
+
+def test_the_series_is_whole():
+    assert [path.stem for path in NOTEBOOKS] == list(SERIES)
 
 
 @each
@@ -60,6 +68,27 @@ def test_notebook_is_short_and_so_are_its_cells(path):
     assert any("assert " in source for source in code)
 
 
+@each
+def test_notebook_says_what_it_is_for_and_how_long_it_takes(path):
+    notebook = read(path)
+    assert re.match(r"# .+\n", notebook.cells[0].source)
+    assert re.search(r"\b[Yy]ou (will|learn)\b", notebook.cells[0].source)
+    assert 2 <= minutes(notebook) <= 6
+
+
+@each
+def test_notebook_has_exercises_with_a_checker_and_a_folded_solution_and_an_end(path):
+    cells = read(path).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    checked = [source for source in code if re.search(r"(?<![\w.])(lesson\.)?check\(", source)]
+    assert 2 <= sum(len(re.findall(r"(?<![\w.])(?:lesson\.)?check\(", source)) for source in checked) <= 4
+    assert all(re.search(r"= \.\.\.", source) for source in checked), "an exercise starts from three dots"
+    folded = [source for source in prose if "<details>" in source]
+    assert folded and all("<summary>Solution" in source and "</details>" in source for source in folded)
+    assert any(re.search(r"^## What to try next", source, re.M) for source in prose[-3:])
+
+
 @pytest.mark.slow
 @each
 def test_notebook_runs(path, tmp_path):
@@ -69,8 +98,9 @@ def test_notebook_runs(path, tmp_path):
     folder.mkdir()
     (tmp_path / "data").symlink_to(ROOT / "data")
     notebook = read(path)
+    limit = SLACK * 60 * minutes(notebook)
     NotebookClient(
-        notebook, timeout=SECONDS, startup_timeout=SECONDS, resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=limit, startup_timeout=limit, resources={"metadata": {"path": str(folder)}}
     ).execute()
     errors = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert not errors
