@@ -41,7 +41,7 @@ $(VENV)/.test: $(VENV)/.lab
 demo: $(VENV)/.lab
 	@mkdir -p outputs
 	$(BIN)/python -m nbconvert --log-level=ERROR --ExecutePreprocessor.extra_arguments=--log-level=40 \
-	  --execute notebooks/01_demo.ipynb --to html --embed-images \
+	  --execute notebooks/01_demo.ipynb --to html \
 	  --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= --HTMLExporter.jquery_url= \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.startup_timeout=300 \
 	  --output-dir=outputs --output=01_demo.html

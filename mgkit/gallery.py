@@ -103,7 +103,7 @@ def page(notebook: "NotebookNode", name: str) -> str:
     notebook.cells.insert(0, new_markdown_cell("[← all notebooks](index.html)"))
     notebook.metadata.pop("widgets", None)
     notebook.metadata["title"] = name
-    exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="")
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
     text, _ = exporter.from_notebook_node(notebook)
     return re.sub(r'<script src="">\s*</script>', "", text)
 

@@ -58,6 +58,18 @@ def test_a_page_keeps_the_badge_as_a_link_and_leads_to_the_other_pages():
     assert 'href="index.html"' in page
 
 
+def test_a_solution_stays_folded():
+    """nbconvert, asked to embed the images of files, closes a fold at its first blank line."""
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("<details><summary>Solution</summary>\n\nIt is `42`.\n\n</details>\n\nGo on.")
+        ]
+    )
+    page = gallery.page(notebook, "01_demo")
+    folded = page[page.index("<details>") : page.index("</details>")]
+    assert "<code>42</code>" in folded and "Go on" not in folded
+
+
 def test_controls_which_need_a_kernel_become_a_word_on_that():
     page = gallery.page(executed(), "01_demo")
     assert gallery.NOTE in page and "VBox(children" not in page

@@ -89,6 +89,13 @@ def test_notebook_has_exercises_with_a_checker_and_a_folded_solution_and_an_end(
     assert any(re.search(r"^## What to try next", source, re.M) for source in prose[-3:])
 
 
+@each
+def test_notebook_shows_no_picture_from_a_file(path):
+    """A page of it could not carry the picture along: draw it in a cell."""
+    prose = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    assert not any(re.search(r"!\[[^]]*\]\((?!https?:)|<img", source) for source in prose)
+
+
 @pytest.mark.slow
 @each
 def test_notebook_runs(path, tmp_path):
