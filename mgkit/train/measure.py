@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -357,7 +358,8 @@ def cell(score: Score | None, share: bool) -> str:
         return ""
     value, low, high = (100 * x for x in score) if share else score
     form = "{:.0f}" if share else "{:.2f}"
-    ends = "" if math.isnan(low) else f" ({form}–{form})".format(low, high)
+    between = "–" if low >= 0 else " to "
+    ends = "" if math.isnan(low) else f" ({form}{between}{form})".format(low, high)
     return form.format(value) + "%" * share + ends
 
 
@@ -411,9 +413,7 @@ def measure(model: str, out: Path, count: int, seconds: float = 10.0) -> list[Ro
         for way, size in sizes.items()
         for start in range(0, size, PART)
     ]
-    work = ProcessPoolExecutor(
-        os.cpu_count(), mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    work = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_start_worker)
     with work as pool, tqdm(total=len(parts), unit="part") as bar:
         for part, _ in zip(parts, pool.map(Part.hear, parts), strict=True):
             bar.set_description(part.way)
@@ -429,6 +429,13 @@ def measure(model: str, out: Path, count: int, seconds: float = 10.0) -> list[Ro
         *continuation_rows(heard, pieces), *codec_rows(heard, model),
         *size_and_speed_rows(model, hearing.prompt(pieces[0])),
     ]  # fmt: skip
+
+
+def _start_worker() -> None:
+    """One thread each: two that share every operation wait for each other after each. Ctrl-C is for the process that
+    waits; the parts that are being heard are finished and kept."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def main(argv: list[str] | None = None) -> None:
