@@ -11,7 +11,7 @@ function render({ model, el }) {
   canvas.tabIndex = 0
   canvas.setAttribute("role", "application")
   canvas.setAttribute("aria-label", "pitch classes over time; arrow keys move and change")
-  canvas.style.cssText = `width: ${WIDTH}px; max-width: 100%; touch-action: none; cursor: crosshair; outline: none`
+  canvas.style.cssText = `width: ${WIDTH}px; max-width: 100%; touch-action: none; cursor: crosshair; outline: none; color: var(--jp-ui-font-color1, inherit)`
   el.append(canvas)
   const pen = canvas.getContext("2d")
   pen.scale(sharp, sharp)
@@ -38,11 +38,11 @@ function render({ model, el }) {
       pen.globalAlpha = 1
     }
     const frame = model.get("frame")
-    for (let second = 0; second < values.length * frame; second++) {
+    for (let second = 0; second < (values.length - 2) * frame; second++) {
       pen.fillStyle = ink
       pen.fillText(`${second}${second ? "" : " s"}`, LEFT + (second / frame) * column, HEIGHT - 5)
     }
-    model.get("heard").forEach((pitch, frame) => cell(frame, pitch, "#8a8f9888"))
+    model.get("heard").forEach((pitch, frame) => cell(frame, pitch, "#8a8f98aa"))
     values.forEach((pitch, frame) => cell(frame, pitch, "#2a7fbf"))
     if (document.activeElement === canvas) {
       pen.strokeStyle = ink
@@ -101,7 +101,7 @@ function render({ model, el }) {
     draw()
   }
   model.on("change:values", changed)
-  draw()
+  requestAnimationFrame(draw) // once it is on the page, whose colours it takes
   return () => model.off("change:values", changed)
 }
 

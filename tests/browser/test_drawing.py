@@ -57,3 +57,23 @@ def test_what_the_pointer_draws_and_the_arrows_change_is_what_the_kernel_holds(l
     page.get_by_role("button", name="As it was").click()
     assert held(lab, page, [i // 4 for i in range(40)])
     assert not refused
+
+
+def test_the_names_can_be_read_in_the_light_and_in_the_dark(lab, page):
+    """The ink of the twelve names is far from the page behind it."""
+    for dark in (False, True):
+        lab.open(page, lab.write("ink.ipynb", CELLS), dark=dark)
+        lab.run_all(page)
+        page.wait_for_selector("canvas[role=application]")
+        page.wait_for_timeout(500)
+        ink = page.evaluate(
+            """() => {
+                const canvas = document.querySelector("canvas[role=application]")
+                const names = canvas.getContext("2d").getImageData(0, 0, 26, 190).data
+                let most = 0, ink = null
+                for (let i = 0; i < names.length; i += 4)
+                    if (names[i + 3] > most) [most, ink] = [names[i + 3], names[i]]
+                return ink
+            }"""
+        )
+        assert ink > 150 if dark else ink < 100
