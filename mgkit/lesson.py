@@ -7,26 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 
-def check(answer: Any, right: Callable[[Any], bool], hint: str) -> bool:
-    """Whether `right(answer)`, said in one line; `hint` is where to look when it is not. Never raises.
+def check(answer: Any, right: Callable[[Any], bool], hint: str) -> None:
+    """Says in one line whether `right(answer)`; `hint` is where to look when it is not. Never raises.
 
     >>> check(..., lambda steps: steps == 503, "how long is the longest delay?")
     Your turn: put your answer in place of the three dots, and run the cell again.
-    False
     >>> check(503, lambda steps: steps == 503, "how long is the longest delay?")
     Right.
-    True
     >>> check("many", lambda steps: steps > 100, "count")
     Not yet (got 'many'). Hint: count
-    False
     """
     if answer is ...:
         print("Your turn: put your answer in place of the three dots, and run the cell again.")
-        return False
+        return
     try:
         correct = bool(right(answer))
     except Exception:  # an answer of another kind than asked for is not yet right, and no reason for a traceback
         correct = False
     shown = repr(answer)
     print("Right." if correct else f"Not yet (got {shown[:60]}{'…' * (len(shown) > 60)}). Hint: {hint}")
-    return correct
