@@ -1,6 +1,7 @@
 """A real JupyterLab and a real Chromium for the tests in this folder; all are marked `browser`.
 
-    lab         the server, one for the whole run; its root is laid out like the repository
+    lab         the server, one for the whole run; its root is laid out like the repository, and each test has
+                kernels of its own
     app         the panel as `make app` serves it, one for the whole run
     page        a fresh browser page, 1280 pixels wide; requests that would leave this machine are refused
     refused     the addresses of those requests
@@ -26,6 +27,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -219,16 +221,34 @@ class Lab(Server):
             timeout=seconds * 1000,
         )
 
+    def end_kernels(self) -> None:
+        """Shuts all kernels down: the next notebook, of the same path too, starts with a fresh one."""
+        for kernel in json.load(self._ask("/api/kernels")):
+            self._ask(f"/api/kernels/{kernel['id']}", "DELETE")
+
+    def _ask(self, path: str, method: str = "GET") -> HTTPResponse:
+        headers = {"Authorization": f"token {self.token}"}
+        address = f"http://127.0.0.1:{self.port}{path}"
+        return urllib.request.urlopen(
+            urllib.request.Request(address, headers=headers, method=method), timeout=SECONDS
+        )
+
     def output(self, page: Page, index: int) -> Locator:
         """What code cell `index` shows: a locator."""
         return page.locator(".jp-CodeCell").nth(index).locator(".jp-OutputArea-output")
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def jupyterlab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     server = Lab(tmp_path_factory.mktemp("lab"))
     yield server
     server.close()
+
+
+@pytest.fixture
+def lab(jupyterlab: Lab) -> Iterator[Lab]:
+    yield jupyterlab
+    jupyterlab.end_kernels()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,4 @@
-"""Players and recorder in a real JupyterLab: the right length, no gap, no click, no way out, words for what cannot be.
-
-All tests share one notebook path, and so one kernel, which imports torch only once.
-"""
+"""Players and recorder in a real JupyterLab: the right length, no gap, no click, no way out, words for what cannot be."""
 
 import json
 
@@ -16,25 +13,32 @@ from mgkit import audio, player, show
 
 RATE = 32000
 SINE = 0.3 * torch.sin(torch.arange(5 * RATE) * 440 * 2 * torch.pi / RATE)[None]
-SETUP = """import time, torch, ipywidgets
+SETUP = """import torch, ipywidgets
 from types import SimpleNamespace
 from mgkit import player, show
-ipywidgets.Widget.close_all()  # those of the tests before
-player.time = time
 sine = 0.3 * torch.sin(torch.arange(5 * 32000) * 440 * 2 * torch.pi / 32000)[None]"""
 
-# Keeps all that a page gives to the sound card, from before its own scripts run.
+# Keeps all that a page gives to the sound card, from before its own scripts run; in the audio thread, which loses nothing.
 TAP = """
 window.heard = [];
-const connect = AudioNode.prototype.connect;
-AudioNode.prototype.connect = function (to, ...rest) {
-    if (to !== this.context.destination) return connect.call(this, to, ...rest);
-    if (!this.context.tap) {
-        const tap = this.context.tap = this.context.createScriptProcessor(4096, 1, 1);
-        tap.onaudioprocess = event => window.heard.push(Array.from(event.inputBuffer.getChannelData(0)));
-        connect.call(tap, to);
+const code = `registerProcessor('tap', class extends AudioWorkletProcessor {
+    process([input]) {
+        this.port.postMessage(input.length ? input[0].slice() : new Float32Array(128));
+        return true;
     }
-    return connect.call(this, this.context.tap);
+})`;
+const {resume} = AudioContext.prototype, {connect} = AudioNode.prototype;
+AudioContext.prototype.resume = async function () {
+    if (!this.tap) {
+        await this.audioWorklet.addModule(URL.createObjectURL(new Blob([code], {type: 'text/javascript'})));
+        this.tap = new AudioWorkletNode(this, 'tap');
+        this.tap.port.onmessage = event => window.heard.push(...event.data);
+        connect.call(this.tap, this.destination);
+    }
+    await resume.call(this);
+};
+AudioNode.prototype.connect = function (to, ...rest) {
+    return connect.call(this, to === this.context.destination ? this.context.tap : to, ...rest);
 };
 """
 
@@ -154,7 +158,7 @@ live""",
         RATE,
         5,
     ]
-    heard = np.concatenate([np.array(part, dtype=np.float32) for part in page.evaluate("window.heard")])
+    heard = np.array(page.evaluate("window.heard"), dtype=np.float32)
     start = int(np.flatnonzero(heard)[0]) - 1  # a sine begins with a 0
     error = heard[start : start + SINE.shape[1]] - SINE[0].numpy()
     assert np.abs(error).max() < 1e-4
