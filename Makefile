@@ -37,14 +37,9 @@ $(VENV)/.test: $(VENV)/.lab
 	$(PIP) --no-deps tinysoundfont basic-pitch musicnn
 	@touch $@
 
-# The page holds its pictures and sounds itself; all that it fetches is the Colab badge.
+# The page holds its pictures and sounds itself, and fetches nothing.
 demo: $(VENV)/.lab
-	@mkdir -p outputs
-	$(BIN)/python -m nbconvert --log-level=ERROR --ExecutePreprocessor.extra_arguments=--log-level=40 \
-	  --execute notebooks/01_demo.ipynb --to html \
-	  --HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= --HTMLExporter.jquery_url= \
-	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.startup_timeout=300 \
-	  --output-dir=outputs --output=01_demo.html
+	$(BIN)/python -m mgkit gallery notebooks/01_demo.ipynb --out outputs
 	@test -s outputs/demo.wav
 	@echo
 	@echo "Made by the embedded model just now:"

@@ -58,7 +58,6 @@ def execute(notebook: "NotebookNode", folder: Path) -> str:
         notebook,
         timeout=TIMEOUT,
         startup_timeout=300,
-        store_widget_state=False,
         kernel_name="python3",
         extra_arguments=["--log-level=40"],
         resources={"metadata": {"path": str(folder)}},
@@ -74,6 +73,8 @@ def execute(notebook: "NotebookNode", folder: Path) -> str:
         return "stopped: its kernel died, perhaps for want of memory"
     except NoSuchKernel:
         return "did not start: Jupyter knows no Python kernel here (pip install ipykernel)"
+    except Exception as error:  # the client's own: the other notebooks are not to suffer
+        return f"stopped: {type(error).__name__}: {error}".splitlines()[0]
     return ""
 
 

@@ -108,7 +108,11 @@ def test_one_notebook_that_fails_is_named_and_the_others_come_out(tmp_path, monk
     sources = {
         "01_good": ["assert __import__('os').getcwd().endswith('notebooks')\nprint('came ' + 'through')"],
         "02_bad": ["print('up to ' + 'here')", "1 / 0", "print('not ' + 'this')"],
-        "04_last": ["print('came ' + 'through')"],
+        "04_controls": [
+            "import ipywidgets\n@ipywidgets.interact(x=(0, 3))\ndef show(x=1):\n    print('dra' + 'wn')",
+            "show(x=2)",
+        ],
+        "05_last": ["print('came ' + 'through')"],
     }
     for name, cells in sources.items():
         nbformat.write(new_notebook(cells=list(map(new_code_cell, cells))), folder / f"{name}.ipynb")
@@ -120,11 +124,12 @@ def test_one_notebook_that_fails_is_named_and_the_others_come_out(tmp_path, monk
     said = capsys.readouterr()
     assert said.err.splitlines()[0] == "02_bad.ipynb stopped in cell 2: ZeroDivisionError: division by zero"
     assert said.err.splitlines()[1].startswith("03_broken.ipynb is no notebook that can be read")
-    assert len(said.err.splitlines()) == 2 and "4 notebooks, 2 failed" in said.out
+    assert len(said.err.splitlines()) == 2 and "5 notebooks, 2 failed" in said.out
     site = {path.stem: path.read_text() for path in (tmp_path / "outputs" / "gallery").iterdir()}
     assert set(site) == {"index", "03_broken", *sources}
-    assert "came through" in site["01_good"] and "came through" in site["04_last"]
+    assert "came through" in site["01_good"] and "came through" in site["05_last"]
     assert "up to here" in site["02_bad"] and "not this" not in site["02_bad"]
-    assert "ZeroDivisionError" in site["index"] and 'href="04_last.html"' in site["index"]
+    assert gallery.NOTE in site["04_controls"] and "drawn" in site["04_controls"]
+    assert "ZeroDivisionError" in site["index"] and 'href="05_last.html"' in site["index"]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert all(fetched(page) == [] for page in site.values())
