@@ -376,6 +376,7 @@ class Studio(VBox):
             model = model.name
         names = [*weights.NAMES, *([] if model in weights.NAMES else [model])]
         wide = {"description_width": "80px"}
+        aside = Layout(width="80px", margin="2px 8px 2px 2px", justify_content="flex-end")
         short, long, full = Layout(width="180px"), Layout(width="392px"), Layout(width="auto")
         self.controls: dict[str, Any] = {
             "model": Dropdown(
@@ -386,9 +387,9 @@ class Studio(VBox):
             "seed": IntText(1, description="seed", style=wide, layout=short),
             "melody": Source("melodies", "recordings"),
             "start": Source("recordings", "melodies"),
-            "start_seconds": FloatText(2.0, description="seconds of it", step=0.5, style=wide, layout=short),
+            "start_seconds": FloatText(2.0, description="seconds of it", step=0.5, layout=short),
             "separate": Checkbox(
-                False, indent=False, description="take its drums and bass out first (HDemucs)"
+                False, description="take drums and bass out first (HDemucs)", indent=False, layout=full
             ),
             "negative": Text("", layout=Layout(width="200px", flex="0 0 auto")),
         }
@@ -399,8 +400,7 @@ class Studio(VBox):
         self.other = Text(placeholder="models/small, or facebook/musicgen-small", continuous_update=False)
         self.examples = Dropdown(options=[PICK, *examples()], description=" ", style=wide, layout=long)
         self.keep = Checkbox(False, indent=False, description="keep", layout=Layout(width="80px"))
-        self.way = ToggleButtons(options=[ALONE, MELODY, START], description="from", layout=full)
-        self.way.style = {**wide, "button_width": "190px"}
+        self.way = ToggleButtons(options=[ALONE, MELODY, START], style={"button_width": "190px"})
         self.go, self.halt = (
             Button(description="Generate", button_style="primary"),
             Button(description="Stop"),
@@ -423,7 +423,7 @@ class Studio(VBox):
                 HBox([control["model"], self._other]),
                 control["prompt"],
                 self.examples,
-                self.way,
+                HBox([Label("from", layout=aside), self.way]),
                 self._given,
                 HBox([control["duration"], control["seed"], self.keep]),
                 self.settings,
@@ -447,12 +447,18 @@ class Studio(VBox):
         self._lay_out()
         self._set_busy(False)
 
+    def __repr__(self) -> str:
+        """What a page without a kernel shows in its place."""
+        return "Studio: the panel, which works where the kernel runs"
+
     # --- what buttons do --------------------------------------------------------------------------------------------
 
     def set(self, **values: Any) -> None:
         """Sets controls by their names. Errors: ValueError that names what cannot be."""
         if unknown := set(values) - set(self.controls):
             raise ValueError(f"there is no control {unknown.pop()!r}; there are {', '.join(self.controls)}")
+        if None not in (values.get("melody"), values.get("start")):
+            raise ValueError("melody and start are two ways to begin; give one of them")
         Settings(**{name: value for name, value in values.items() if name in Settings.__dataclass_fields__})
         if values.get("seed") is not None:
             job.check_seeds(values["seed"], 1)
@@ -463,9 +469,12 @@ class Studio(VBox):
             elif name == "seed":
                 self.keep.value, control.value = value is not None, control.value if value is None else value
             elif isinstance(control, Source):
-                self.way.value = ALONE if value is None else {"melody": MELODY, "start": START}[name]
+                way = {"melody": MELODY, "start": START}[name]
                 if value is not None:
+                    self.way.value = way
                     control.choose(value)
+                elif self.way.value == way:
+                    self.way.value = ALONE
             elif isinstance(control, Text | Textarea):
                 control.value = "" if value is None else str(value)
             else:
