@@ -125,7 +125,7 @@ def _mel_decibel(wave: Wave, rate: int) -> np.ndarray:
 class Classifier:
     """Tells the values of an attribute apart by features of the sound, as it learned from `features` [n, D]."""
 
-    def __init__(self, features: np.ndarray, values: Sequence, strength: float = 0.003):
+    def __init__(self, features: np.ndarray, values: Sequence, strength: float = 0.03):
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler

@@ -35,7 +35,7 @@ from .hearing import PART, WAYS, Finding, Part
 from .judges import Classifier
 from .run import write_whole
 
-LESSONS = 3  # pieces that the classifiers learn from, for each that is measured
+LESSONS = 2  # pieces that the classifiers learn from, for each that is measured
 ENOUGH = 200  # prompts of ten seconds: what is measured on fewer does not enter a model card
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
 BY_TAG = (
