@@ -387,7 +387,13 @@ class Studio(VBox):
             "seed": IntText(1, description="seed", style=wide, layout=short),
             "melody": Source("melodies", "recordings"),
             "start": Source("recordings", "melodies"),
-            "start_seconds": FloatText(2.0, description="seconds of it", step=0.5, layout=short),
+            "start_seconds": FloatText(
+                2.0,
+                description="seconds of it",
+                step=0.5,
+                style={"description_width": "initial"},
+                layout=short,
+            ),
             "separate": Checkbox(
                 False, description="take drums and bass out first (HDemucs)", indent=False, layout=full
             ),
@@ -423,7 +429,10 @@ class Studio(VBox):
                 HBox([control["model"], self._other]),
                 control["prompt"],
                 self.examples,
-                HBox([Label("from", layout=aside), self.way]),
+                HBox(
+                    [Label("from", layout=aside), self.way],
+                    layout=Layout(align_items="center", margin="6px 0"),
+                ),
                 self._given,
                 HBox([control["duration"], control["seed"], self.keep]),
                 self.settings,
