@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import chain, count
+from itertools import chain, count, islice
 from numbers import Real
 
 import torch
@@ -297,7 +297,8 @@ class MusicGen:
         prompt = job.prompt.to(self.lm.device)
         plan = self._plan(job.settings, prompt.shape[-1], job.texts[0])
         job = replace(job, prompt=prompt, plans=[plan])
-        tokens = self._tokens(job, progress, None, None)[..., : int(manifest["frames"])]
+        made = int(manifest["frames"])  # fewer than planned where it was stopped
+        tokens = self._tokens(job, progress, None, None, max(0, made - prompt.shape[-1]))[..., :made]
         if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
                 f"the tokens came out different: the file was made with {manifest.get('machine')}, this is "
@@ -448,12 +449,14 @@ class MusicGen:
             wave = self.generate_audio(tokens)
         return (wave, tokens) if return_tokens else wave
 
-    def _tokens(self, job: Job, progress: bool, on_step: OnStep | None, stop: Stop | None) -> Tensor:
-        """Tokens [B, K, T]; fewer than asked for where `stop` or Ctrl-C ended the run."""
+    def _tokens(
+        self, job: Job, progress: bool, on_step: OnStep | None, stop: Stop | None, most: int | None = None
+    ) -> Tensor:
+        """Tokens [B, K, T], at most so many new frames; fewer than asked for where `stop` or Ctrl-C ended the run."""
         made = [job.prompt]
         with _bar(progress, on_step) as on_step:
             try:
-                for frame in self._frames(job, on_step, stop):
+                for frame in islice(self._frames(job, on_step, stop), most):
                     made.append(frame[..., None])
             except KeyboardInterrupt:
                 self._say_stopped(made, job)
@@ -549,7 +552,7 @@ class MusicGen:
             say_stopped()
         finally:
             self.manifests = []
-            if kept and end:
+            if kept and end and not sys.is_finalizing():  # Python may end while music waits to go on
                 settings = replace(job.settings, duration=end / self.frame_rate)
                 plan = self._plan(settings, 0, timeline)
                 job = replace(job, settings=settings, plans=[plan])

@@ -766,7 +766,11 @@ def test_a_run_that_was_stopped_replays() -> None:
     on_step = lambda done, total: stop.set() if done == 17 else None  # noqa: E731
     tokens = run(model, ["calm piano"], 9, on_step=on_step, stop=stop)
     assert tokens.shape[-1] == 14
-    assert torch.equal(model.replay(model.manifests[0])[1], tokens)
+    [manifest] = model.manifests
+    seen = rows_seen(model, lambda: model.replay(manifest))
+    assert len(seen) == 17  # and not a step more
+    assert model.manifests == [manifest]
+    assert torch.equal(model.replay(manifest)[1], tokens)
 
 
 def test_each_sample_of_a_batch_replays_alone() -> None:
