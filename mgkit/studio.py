@@ -431,7 +431,7 @@ class Studio(VBox):
                 self.examples,
                 HBox(
                     [Label("from", layout=aside), self.way],
-                    layout=Layout(align_items="center", margin="6px 0"),
+                    layout=Layout(align_items="center", margin="12px 0 6px 0"),
                 ),
                 self._given,
                 HBox([control["duration"], control["seed"], self.keep]),
