@@ -60,7 +60,8 @@ def align(model: nn.ModuleDict, codes: Tensor, texts: list[str], melody: Tensor)
     pads = (~condition.prefix_mask).sum(dim=1)
     shares = []
     for number in LAYERS:
-        layer, found = lm.layers[number], []
+        layer = lm.layers[number]
+        found: list[Tensor] = []
         hook = layer.norm1.register_forward_hook(
             lambda module, given, output, found=found: found.append(output)
         )
