@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from mgkit import show
 
@@ -223,7 +223,7 @@ def train(run: Any, out: str | Path, learner: Learner, *, lr: float, measure_eve
         stopping() as stop,
         tqdm(
             total=100,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
             disable=team.rank > 0,
         ) as bar,
     ):

@@ -203,7 +203,7 @@ def card(model: MusicGen) -> str:
 def examples(model: MusicGen, sounds: list[Sound]) -> list[tuple[str, Tensor]]:
     """(caption, wave [C, N]) for the first EXAMPLES captions, each in what the model makes of it now."""
     captions = list(dict.fromkeys(sound.caption for sound in sounds))[:EXAMPLES]
-    model.set_generation_params(duration=min(8.0, model.max_duration))
+    model.set_generation_params(duration=min(6.0, model.max_duration))
     return list(zip(captions, model.generate(captions, seed=0), strict=True))
 
 
