@@ -217,6 +217,11 @@ class Part:
         ]
 
     @property
+    def _played(self) -> bool:
+        """Whether the model has a part in it."""
+        return self.how.codec or self.how.guidance is not None
+
+    @property
     def _made(self) -> Path:
         return self.folder / f"{self._name}-{_digest(self._request())}.npy"
 
@@ -232,7 +237,7 @@ class Part:
     def _request(self) -> dict:
         """All that the music depends on."""
         return {"how": asdict(self.how) | {"ears": None}, "told": self._told(), "seconds": self.seconds,
-                "start": self.start, "weights": _weights(self.model), "band": _source(band, tunes, captions)}  # fmt: skip
+                "start": self.start, "weights": _weights(self.model) if self._played else None, "band": _source(band, tunes, captions)}  # fmt: skip
 
     def _told(self) -> list[str]:
         return [prompt(piece, self.how.words) for piece in self.pieces()]
