@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import nbformat
-from conftest import wait_until
+
+from browser.conftest import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 

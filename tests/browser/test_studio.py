@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SECONDS, wait_until
 from playwright.sync_api import Locator, Page, expect
 
+from browser.conftest import SECONDS, wait_until
 from mgkit import audio
 
 CELLS = ["from mgkit import studio\n\npanel = studio.Studio()\npanel"]
