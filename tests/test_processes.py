@@ -22,14 +22,7 @@ ROOT = Path(__file__).parent.parent
 def launch(*arguments: str) -> subprocess.CompletedProcess:
     """`python -m mgkit` of two processes on the CPU."""
     pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes=2",
-        "--main_process_port=0",
-    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*command, "-m", "mgkit", *arguments], capture_output=True, text=True, env=environment, timeout=600
@@ -67,6 +60,7 @@ def test_two_processes_teach_the_language_model_what_one_does(tmp_path):
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     done = launch(*command, "--out", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes share every batch" in done.stderr
     assert_same(tmp_path / "one", tmp_path / "two")
     assert [row["step"] for row in losses_of(tmp_path / "one")] == [0, 20, 20]
     assert done.stdout.count("valid_all") == 1  # said once, by the first process
@@ -90,6 +84,7 @@ def test_two_processes_fine_tune_as_one_does(tmp_path):
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     done = launch(*command, "--out", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes share every batch" in done.stderr
     assert_same(tmp_path / "one", tmp_path / "two")
     assert done.stdout.count("load it with") == 1
 

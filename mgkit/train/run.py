@@ -5,8 +5,10 @@
     log.csv, .png    its curves
 
 A learner is one model being taught. `train` drives it until the budget is used; it can be stopped at any moment
-(Ctrl-C, SIGTERM) and goes on from there when it is started again with the same run. `accelerate launch` makes several
-processes of it that share every batch: a `Team`.
+(Ctrl-C, SIGTERM) and goes on from there when it is started again with the same run.
+
+Several processes may share every batch, a `Team`: `accelerate launch --multi_gpu --num_processes 2 -m mgkit train lm …`
+starts two, on GPUs where there are some, else on the CPU. (With `--cpu` Accelerate starts one, whatever is asked for.)
 """
 
 import csv
@@ -15,6 +17,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -181,6 +184,8 @@ def train(run: Any, out: str | Path, learner: Learner, *, lr: float, measure_eve
     out, team = Path(out), Team()
     if team.rank == 0:
         claim(out, run)
+        if team.size > 1:
+            print(f"{team.size} processes share every batch", file=sys.stderr)
     team.wait()
     step, used, history, last = 0, 0.0, [], {}
     if (out / "checkpoint.pt").is_file():
