@@ -47,8 +47,11 @@ def losses_of(out: Path) -> list[dict[str, float]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
+    """The same curves, but for the rounding of sums in another order, which the norm of the gradient shows first."""
     for a, b in zip(losses_of(one), losses_of(other), strict=True):
-        assert a.keys() == b.keys() and a == pytest.approx(b, rel=2e-3)
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name] == pytest.approx(b[name], rel=2e-2 if name == "norm" else 2e-3), name
 
 
 @pytest.mark.slow
