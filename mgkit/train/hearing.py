@@ -35,6 +35,7 @@ from .captions import FIRST_TEST_SEED, MEASURING_FONT, synonyms
 from .codec import mel_distances, si_sdr
 from .judges import Wave
 from .run import write_whole
+from .tokens import digest
 
 PART = 8  # pieces that are made and heard at once
 GIVEN = 0.4  # of a piece, when the model goes on from its beginning
@@ -217,9 +218,11 @@ class Part:
         ]
 
     @property
-    def _played(self) -> bool:
-        """Whether the model has a part in it."""
-        return self.how.codec or self.how.guidance is not None
+    def _weights(self) -> str | None:
+        """Tells apart what of the model has a part in it."""
+        if self.how.guidance is not None:
+            return _weights(self.model)
+        return digest(load(self.model).codec) if self.how.codec else None
 
     @property
     def _made(self) -> Path:
@@ -237,7 +240,7 @@ class Part:
     def _request(self) -> dict:
         """All that the music depends on."""
         return {"how": asdict(self.how) | {"ears": None}, "told": self._told(), "seconds": self.seconds,
-                "start": self.start, "weights": _weights(self.model) if self._played else None, "band": _source(band, tunes, captions)}  # fmt: skip
+                "start": self.start, "weights": self._weights, "band": _source(band, tunes, captions)}  # fmt: skip
 
     def _told(self) -> list[str]:
         return [prompt(piece, self.how.words) for piece in self.pieces()]

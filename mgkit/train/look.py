@@ -107,7 +107,7 @@ def look(name: str, data: Path, tokens: Path, parts: Path, count: int = 20) -> l
         f"{count} held-out prompts, each beside the one of {len(training)} training clips whose codes are most alike. "
         "A stretch is frames of 20 ms that stand in the music and, in the same order, somewhere in training.",
         *(
-            f"Longest stretch, {what}: made {_of(found[:count])}; held-out renders, which are copies of nothing, {_of(found[count:])}."
+            f"Longest stretch in frames, {what}: made, {_of(found[:count])}; held-out renders, which are copies of nothing, {_of(found[count:])}."
             for what, found in (("first codebook alone", first), ("all codebooks", whole))
         ),
     ]
@@ -137,11 +137,11 @@ def _frames(codes: np.ndarray, size: int) -> np.ndarray:
 
 def _of(found: list[Stretch]) -> str:
     lengths = [stretch.length for stretch in found]
-    return f"{np.median(lengths):g} frames in the middle and {max(lengths)} at most"
+    return f"median {np.median(lengths):g}, largest {max(lengths)}"
 
 
 def _said(stretch: Stretch) -> str:
-    return f"{stretch.length} frames ({stretch.length / 50:.2f} s, of clip {stretch.clip})"
+    return f"{stretch.length / 50:.2f} s, also in clip {stretch.clip}"
 
 
 def main(argv: list[str] | None = None) -> None:
