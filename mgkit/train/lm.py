@@ -230,12 +230,12 @@ class LMLearner:
         self.model.train().requires_grad_(True)
         if run.text_steps and not resumed:
             learn_attributes(self.model["conditioner"].text, data.pieces, run.text_steps, seed=run.seed)
-        self.model.to(self.team.device)
         if run.align and not resumed:
             rows = np.arange(min(48, len(data)))
             codes, melody = data.music(rows, data.codes.shape[-1])
             texts = [data.caption(row, np.random.default_rng(row)) for row in rows]
             align(self.model, codes, texts, melody)
+        self.model.to(self.team.device)
         matrices = [p for p in self.model["lm"].layers.parameters() if p.dim() == 2]
         taken = {id(p) for p in matrices}
         t5 = list(self.model["conditioner"].text.t5.parameters())
