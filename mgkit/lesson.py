@@ -22,7 +22,9 @@ def check(answer: Any, right: Callable[[Any], bool], hint: str) -> None:
         return
     try:
         correct = bool(right(answer))
-    except Exception:  # an answer of another kind than asked for is not yet right, and no reason for a traceback
+    except (
+        Exception
+    ):  # an answer of another kind than asked for is not yet right, and no reason for a traceback
         correct = False
     shown = repr(answer)
     print("Right." if correct else f"Not yet (got {shown[:60]}{'…' * (len(shown) > 60)}). Hint: {hint}")
