@@ -214,9 +214,14 @@ def test_after_stop_the_take_plays_and_the_next_run_is_whole(panel):
 
 
 def test_ctrl_c_while_waiting_stops_the_run_and_keeps_it(panel):
-    started(panel)
-    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    panel.wait()
+    # a shell that starts the tests in the background has them ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started(panel)
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        panel.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert panel.takes[0].stopped
 
 
