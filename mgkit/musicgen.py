@@ -65,7 +65,7 @@ class MusicGen:
         GPU and float32 elsewhere. Says in one line what the licence of the weights is, unless it is mgkit's own.
         Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where the weights are not to be had.
         """
-        best = _best_device()
+        best = best_device()
         where = best if device is None else torch.device(device)
         if where.type not in ("cpu", best.type):
             raise ValueError(
@@ -665,7 +665,7 @@ class MusicGen:
         return f"torch {torch.__version__}, transformers {version('transformers')}, {self.lm.device.type} {kind}, {self.lm.dtype}"
 
 
-def _best_device() -> torch.device:
+def best_device() -> torch.device:
     """A GPU where there is one."""
     if torch.cuda.is_available():
         return torch.device("cuda")

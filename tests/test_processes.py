@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_tune import sounds
+from test_tune import sounds, tune_command
 from tiny import tiny
 
 from mgkit.__main__ import main
@@ -72,18 +72,8 @@ def test_two_processes_teach_the_language_model_what_one_does(tmp_path):
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one_does(tmp_path):
     tiny(melody=True, window=2.0).save_pretrained(str(tmp_path / "start"))
-    folder = sounds(tmp_path / "own")
-    command = [
-        "train",
-        "tune",
-        str(folder),
-        "--model",
-        str(tmp_path / "start"),
-        "--steps",
-        "20",
-        "--batch",
-        "4",
-    ]
+    sounds(tmp_path / "own")
+    command = tune_command(tmp_path, "--steps", "20", "--batch", "4")
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     done = launch(*command, "--out", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -95,18 +85,8 @@ def test_two_processes_fine_tune_as_one_does(tmp_path):
 @pytest.mark.slow
 def test_what_two_processes_cannot_do_is_said_in_a_sentence(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
-    folder = sounds(tmp_path / "own")
-    command = [
-        "train",
-        "tune",
-        str(folder),
-        "--model",
-        str(tmp_path / "start"),
-        "--steps",
-        "1",
-        "--batch",
-        "3",
-    ]
+    sounds(tmp_path / "own")
+    command = tune_command(tmp_path, "--steps", "1", "--batch", "3")
     done = launch(*command, "--out", str(tmp_path / "out"))
     assert done.returncode != 0
     assert "mgkit: 2 processes cannot share a batch of 3; give a multiple of 2" in done.stderr

@@ -267,20 +267,16 @@ def test_what_is_held_out_is_not_learned_from():
     assert len(data) == 23
 
 
+def tune_command(folder: Path, *options: str) -> list[str]:
+    """Arguments that teach the model in `folder`/start the sounds in `folder`/own."""
+    return ["train", "tune", str(folder / "own"), "--model", str(folder / "start"), *options]
+
+
 def test_command_line_tunes_and_says_what_is_wrong_in_one_line(tmp_path, capsys):
     tiny().save_pretrained(str(tmp_path / "start"))
-    folder, out = sounds(tmp_path / "own"), str(tmp_path / "out")
-    command = [
-        "train",
-        "tune",
-        str(folder),
-        "--model",
-        str(tmp_path / "start"),
-        "--out",
-        out,
-        "--seconds",
-        "1",
-    ]
+    sounds(tmp_path / "own")
+    out = str(tmp_path / "out")
+    command = tune_command(tmp_path, "--out", out, "--seconds", "1")
     assert main([*command, "--steps", "2", "--batch", "1"]) == 0
     assert f"load it with  MusicGen.get_pretrained('{out}/model')" in capsys.readouterr().out
     assert main([*command, "--steps", "3", "--batch", "1"]) == 2

@@ -44,14 +44,12 @@ def align(model: nn.ModuleDict, codes: Tensor, texts: list[str], melody: Tensor)
 
     Returns, for each of the heads, the share of its attention that falls within two chroma frames of now.
     """
-    from .lm import told
-
     lm, conditioner = model["lm"], model["conditioner"]
     config = lm.config
     size = config.dim // config.heads
     own = slice(config.dim - size, config.dim)
     steps = delay(codes, delays(config.codebooks, config.channels), config.special)[..., : codes.shape[-1]]
-    condition = told(conditioner, texts, melody, torch.ones(len(texts), dtype=torch.bool))
+    condition = conditioner(conditioner.describe(texts), melody)
     lead = condition.prefix_length
     length, frames = lead + steps.shape[-1], melody.shape[1]
     now = (

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mgkit import show
+from mgkit.musicgen import best_device
 
 Row = dict[str, float]
 
@@ -126,13 +127,6 @@ class Team:
     def wait(self) -> None:
         """Until every process is here."""
         self.total([torch.zeros(1, device=self.device)])
-
-
-def best_device() -> torch.device:
-    """A GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def precision(device: torch.device, bf16: bool) -> torch.autocast:
