@@ -30,6 +30,7 @@ from mgkit.text import TextEncoder
 
 from .align import align
 from .run import Average, Row, Team, precision, side_by_side, train, write_whole
+from .score import Reader, scores
 from .text import learn_attributes
 from .tokens import STRIDE, Tokens
 
@@ -68,6 +69,7 @@ class LMRun:
     text: TextConfig = field(default_factory=TextConfig)
     start: str | None = None  # a run's folder, or a model's name or folder: its weights instead of fresh ones
     align: bool = False  # begin with heads that look at the melody's present
+    score: float = 0.25  # weight of what a middle layer is asked about the score; 0 where clips have none
     text_steps: int = 400  # steps in which T5 learns what captions say, before all else
     steps: int | None = None
     minutes: float | None = 36.0
@@ -235,6 +237,10 @@ class LMLearner:
             codes, melody = data.music(rows, data.codes.shape[-1])
             texts = [data.caption(row, np.random.default_rng(row)) for row in rows]
             align(self.model, codes, texts, melody)
+        self.reader = None
+        if run.score:
+            self.scores = scores(data.pieces, data.seconds, data.codes.shape[-1])
+            self.reader = Reader(self.model["lm"], 2 * run.lm.layers // 3).to(self.team.device)
         self.model.to(self.team.device)
         matrices = [p for p in self.model["lm"].layers.parameters() if p.dim() == 2]
         taken = {id(p) for p in matrices}
@@ -247,7 +253,11 @@ class LMLearner:
             torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
             torch.optim.AdamW(t5, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
         ]
-        self.learned = list(self.model.parameters())
+        if self.reader:
+            self.optimizers[1].add_param_group({"params": list(self.reader.parameters())})
+        self.learned = [
+            p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
+        ]
         self.team.agree(self.learned)
         self.average = Average(self.model, run.average)
 
@@ -265,13 +275,18 @@ class LMLearner:
         keep &= ~(hear & torch.from_numpy(rng.random(len(rows)) < run.drop_text))
         texts = [text if k or rng.random() < 0.5 else "" for text, k in zip(texts, keep, strict=True)]
         heard = melody * hear[:, None]
+        if self.reader:
+            played = torch.from_numpy(self.scores[rows, :, start * STRIDE : start * STRIDE + frames])
 
         weight = torch.tensor(BOOKS[: run.lm.codebooks], device=self.team.device)
 
         def loss(part: slice) -> Tensor:
             with self._precision():
                 condition = told(self.model["conditioner"], texts[part], heard[part], keep[part])
-                return losses(self.model["lm"], codes[part], condition) * weight / weight.mean()
+                found = losses(self.model["lm"], codes[part], condition) * weight / weight.mean()
+                if not self.reader:
+                    return found
+                return torch.cat([found, self.reader(played[part]) * run.score])
 
         each = side_by_side(loss, self.team.parts(len(rows)), self.learned, self.team)
         norm = nn.utils.clip_grad_norm_(self.learned, 1.0)
@@ -280,10 +295,11 @@ class LMLearner:
                 group["lr"] = lr * share
             optimizer.step()
         self.average.update(self.model, step)
-        each = each * weight.mean() / weight
-        return {"loss": float(each.mean()), "norm": float(norm)} | {
-            f"book{k}": float(e) for k, e in enumerate(each)
-        }
+        each, missed = each[: len(weight)] * weight.mean() / weight, each[len(weight) :]
+        row = {"loss": float(each.mean()), "norm": float(norm)}
+        if self.reader:
+            row["score"] = float(missed.sum()) / run.score
+        return row | {f"book{k}": float(e) for k, e in enumerate(each)}
 
     def _rows(self, step: int, times: int) -> np.ndarray:
         """The clips of a batch: every clip once, in an order of its own, then all again in another."""
@@ -328,6 +344,7 @@ class LMLearner:
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "average": self.average.weights,
+            "reader": self.reader.state_dict() if self.reader else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,6 +353,8 @@ class LMLearner:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.average.weights = state["average"]
+        if self.reader:
+            self.reader.load_state_dict(state["reader"])
 
     def save(self, out: Path) -> None:
         """`out`/lm.pt, the configurations and the averaged weights, beside `out`/tokenizer."""
@@ -392,6 +411,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--align", action="store_true", help="begin with heads that look at the melody's present"
     )
+    parser.add_argument(
+        "--score",
+        type=float,
+        default=LMRun.score,
+        help="weight of what a middle layer is asked about the score; 0 asks nothing",
+    )
     parser.add_argument("--lr", type=float, default=LMRun.lr, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -400,7 +425,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{args.tokens} and {args.valid_tokens} were made by two codecs; make both with one")
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
                 minutes=None if args.steps else args.minutes, batch=args.batch, start=args.start, lr=args.lr,
-                align=args.align, text_steps=args.text_steps, seed=args.seed)  # fmt: skip
+                align=args.align, score=args.score, text_steps=args.text_steps, seed=args.seed)  # fmt: skip
     if (run.lm.codebooks, run.lm.codebook_size) != (data.plan["codebooks"], data.plan["codebook_size"]):
         raise ValueError(
             f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}"

@@ -102,6 +102,7 @@ class Tokens:
             raise ValueError(f"{folder} holds {len(self.codes)} clips and {data} describes {len(pieces)}")
         self.pieces = pieces[: len(self.codes)]
         self.captions = [piece["captions"] for piece in self.pieces]
+        self.seconds = self.plan["samples"] / self.plan["rate"]
 
     def __len__(self) -> int:
         return len(self.codes)
