@@ -36,7 +36,7 @@ from .tokens import STRIDE, Tokens
 
 # Views take turns: share of the clip, how many times the batch, and whether from its beginning or from anywhere. What a
 # caption says can be heard from what has sounded so far, once a second has sounded: beginnings teach to listen to it.
-VIEWS = ((1.0, 1, False), (0.2, 4, False), (0.4, 2, True), (0.2, 4, True))
+VIEWS = ((1.0, 1, False), (0.2, 4, False), (1.0, 1, False), (0.4, 2, True))
 # How much each codebook counts. The finer ones are nearly noise to a small model, and would drown the first in theirs.
 BOOKS = (2.0, 1.0, 0.6, 0.4)
 

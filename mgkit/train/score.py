@@ -34,6 +34,7 @@ STRUCK = {"kick": (35, 36), "snare": (37, 38, 39, 40, 54), "light": (42, 44, 46,
 CHOICES = {"key": 24, "tempo": 26, "lead": len(LEADS), "style": len(STYLES), "meter": 2, "density": 3, "drums": 2,
            "beat": 4, "phase": 16, "melody": 62, "bass": 13}  # fmt: skip
 """Questions with one answer of so many. Beat: which of the bar; phase: sixteenth of the beat; bass: pitch class."""
+COUNT_MORE = {"beat": 2.0, "phase": 3.0}  # what is hardest to know, and what rhythm stands on
 EVENTS = 12 + 1 + len(STRUCK)
 """Questions with yes or no: whether each pitch class is in the chord, whether a note of the melody begins, and what is
 struck."""
@@ -102,7 +103,7 @@ class Reader(nn.Module):
 
     def forward(self, truth: Tensor) -> Tensor:
         """Nats [CHOICES + 1], a frame's mean, by which the layer missed `truth` [B, Q, T] when `lm` was last called by
-        this thread; the last one for all EVENTS together.
+        this thread, as much as they count; the last one for all EVENTS together.
 
         The step that predicts a frame is asked for it.
         """
@@ -110,8 +111,8 @@ class Reader(nn.Module):
         truth = truth.to(hidden.device)
         *choices, events = self.answers(self.norm(hidden)).float().split([*CHOICES.values(), EVENTS], dim=-1)
         missed = [
-            F.cross_entropy(answer.flatten(0, 1), truth[:, i].flatten().long())
-            for i, answer in enumerate(choices)
+            COUNT_MORE.get(name, 1.0) * F.cross_entropy(answer.flatten(0, 1), truth[:, i].flatten().long())
+            for i, (name, answer) in enumerate(zip(CHOICES, choices, strict=True))
         ]
         struck = truth[:, len(CHOICES) :].transpose(1, 2).float()
         missed.append(F.binary_cross_entropy_with_logits(events, struck) * EVENTS)
