@@ -20,11 +20,10 @@ def check(answer: Any, right: Callable[[Any], bool], hint: str) -> None:
     if answer is ...:
         print("Your turn: put your answer in place of the three dots, and run the cell again.")
         return
+    # an answer of another kind than asked for is not yet right, and no reason for a traceback
     try:
         correct = bool(right(answer))
-    except (
-        Exception
-    ):  # an answer of another kind than asked for is not yet right, and no reason for a traceback
+    except Exception:
         correct = False
     shown = repr(answer)
     print("Right." if correct else f"Not yet (got {shown[:60]}{'…' * (len(shown) > 60)}). Hint: {hint}")
