@@ -208,6 +208,31 @@ def test_loss_counts_codes_and_no_gaps():
         assert torch.allclose(found, torch.stack(said).mean(), atol=1e-5)
 
 
+def test_loss_on_another_past_still_counts_the_true_codes():
+    torch.manual_seed(0)
+    lm, nothing = LM(LM_SHAPE), Condition()
+    codes, past = torch.randint(0, 16, (2, 2, 2, 7))
+    logits = lm(delay(past, delays(2), LM_SHAPE.special)[..., :7]).log_softmax(dim=-1)
+    for k, found in enumerate(lm_training.losses(lm, codes, nothing, past)):
+        said = [-logits[b, k, s, codes[b, k, s - k]] for b in range(2) for s in range(k, 7)]
+        assert torch.allclose(found, torch.stack(said).mean(), atol=1e-5)
+
+
+def test_the_past_is_led_astray_by_whole_frames_of_the_next_clip():
+    codes = torch.arange(64)[:, None, None].expand(64, 4, 500)  # every clip's codes are its number
+    told = np.arange(64) < 32
+    past = lm_training.led_astray(codes, told, 0.5, np.random.default_rng(0))
+    assert torch.equal(past, lm_training.led_astray(codes, told, 0.5, np.random.default_rng(0)))
+    assert torch.equal(past, past[:, :1].expand_as(past))
+    swapped = past[:, 0] != codes[:, 0]
+    assert torch.equal(past[:, 0][swapped], codes.roll(1, 0)[:, 0][swapped])
+    assert 20 < int(swapped.any(dim=1).sum()) < 44
+    assert 0.1 < swapped[:32].float().mean() < 0.25  # a third of the half that is led astray
+    assert 0 < swapped[32:].float().mean() < 0.1
+    assert swapped[:32, 0].any() and not swapped[32:, 0].any()
+    assert torch.equal(lm_training.led_astray(codes, told, 0.0, np.random.default_rng(0)), codes)
+
+
 def test_attention_written_out_is_torchs_own():
     torch.manual_seed(0)
     queries, keys, values = torch.randn(3, 2, 2, 5, 8)

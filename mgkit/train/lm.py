@@ -39,6 +39,9 @@ from .tokens import STRIDE, Tokens
 VIEWS = ((1.0, 1, False), (0.2, 4, False), (1.0, 1, False), (0.4, 2, True))
 # How much each codebook counts. The finer ones are nearly noise to a small model, and would drown the first in theirs.
 BOOKS = (2.0, 1.0, 0.6, 0.4)
+# Mean frames of a clip's own music and of another's in turn, where a caption says what should sound, and where only the
+# music itself does; see `led_astray`.
+ASTRAY_TOLD, ASTRAY_UNTOLD = (60, 30), (120, 10)
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,13 @@ class LMRun:
         0.15  # T5's share of it: faster, and its words all become one before anybody listens to them
     )
     drop_all: float = 0.2  # how often neither caption nor melody is told
-    drop_melody: float = 0.5
+    drop_melody: float = 0.65
     drop_text: float = 0.15  # where there is a melody
     drop_words: float = 0.3  # how often some words of the caption are missing
     foreign_words: float = 0.15  # how often some words that mean nothing stand in the caption
+    astray: float = (
+        0.5  # how often stretches of another clip stand in the past that the next codes are told from
+    )
     average: float = 0.995
     bf16: bool = True
     seed: int = 0
@@ -195,15 +201,38 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
     return scores.softmax(dim=-1) @ values
 
 
-def losses(lm: LM, codes: Tensor, condition: Condition) -> Tensor:
-    """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code.
+def led_astray(codes: Tensor, told: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
+    """`codes` [B, K, T] where in a `share` of the clips stretches are another clip's, from the beginning on in half of
+    those that are `told` [B] what should sound.
+
+    Of true music the past tells more than the caption, and a model that learns from nothing else goes on in the key of
+    whatever it played first, right or wrong. Here it learns to come back to what it was told.
+    """
+    count, _, frames = codes.shape
+    swapped = np.zeros((count, frames), bool)
+    for row in np.flatnonzero(rng.random(count) < share):
+        means = ASTRAY_TOLD if told[row] else ASTRAY_UNTOLD
+        other = bool(told[row] and rng.random() < 0.5)
+        at = 0
+        while at < frames:
+            end = at + 1 + int(rng.exponential(means[other]))
+            swapped[row, at:end] = other
+            at, other = end, not other
+    return torch.where(torch.from_numpy(swapped)[:, None], codes.roll(1, 0), codes)
+
+
+def losses(lm: LM, codes: Tensor, condition: Condition, past: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code, each
+    told from the codes before it, or from those in `past` [B, K, T].
 
     The special token stands in `codes` where a clip has ended. Clips count alike, however long they are.
     """
     config, length = lm.config, codes.shape[-1]
-    codes = codes.to(lm.device)
-    steps = delay(codes, delays(config.codebooks, config.channels), config.special)[..., : length + 1]
-    hidden = lm.hidden(steps[..., :-1], None, condition.prefix, condition.prefix_mask, condition.cross,
+    steps, given = (
+        delay(x.to(lm.device), delays(config.codebooks, config.channels), config.special)[..., : length + 1]
+        for x in (codes, codes if past is None else past)
+    )
+    hidden = lm.hidden(given[..., :-1], None, condition.prefix, condition.prefix_mask, condition.cross,
                        condition.cross_mask, attend if lm.device.type == "cpu" else attend_by_torch)  # fmt: skip
     each = []
     for k, head in enumerate(lm.heads):
@@ -275,6 +304,7 @@ class LMLearner:
         keep &= ~(hear & torch.from_numpy(rng.random(len(rows)) < run.drop_text))
         texts = [text if k or rng.random() < 0.5 else "" for text, k in zip(texts, keep, strict=True)]
         heard = melody * hear[:, None]
+        past = led_astray(codes, keep.numpy(), run.astray, rng)
         if self.reader:
             played = torch.from_numpy(self.scores[rows, :, start * STRIDE : start * STRIDE + frames])
 
@@ -283,7 +313,7 @@ class LMLearner:
         def loss(part: slice) -> Tensor:
             with self._precision():
                 condition = told(self.model["conditioner"], texts[part], heard[part], keep[part])
-                found = losses(self.model["lm"], codes[part], condition) * weight / weight.mean()
+                found = losses(self.model["lm"], codes[part], condition, past[part]) * weight / weight.mean()
                 if not self.reader:
                     return found
                 return torch.cat([found, self.reader(played[part]) * run.score])
@@ -417,6 +447,12 @@ def main(argv: list[str] | None = None) -> None:
         default=LMRun.score,
         help="weight of what a middle layer is asked about the score; 0 asks nothing",
     )
+    parser.add_argument(
+        "--astray",
+        type=float,
+        default=LMRun.astray,
+        help="share of clips in whose past another clip's music stands now and then; 0 for none",
+    )
     parser.add_argument("--lr", type=float, default=LMRun.lr, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -425,7 +461,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{args.tokens} and {args.valid_tokens} were made by two codecs; make both with one")
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
                 minutes=None if args.steps else args.minutes, batch=args.batch, start=args.start, lr=args.lr,
-                align=args.align, score=args.score, text_steps=args.text_steps, seed=args.seed)  # fmt: skip
+                align=args.align, score=args.score, astray=args.astray, text_steps=args.text_steps, seed=args.seed)  # fmt: skip
     if (run.lm.codebooks, run.lm.codebook_size) != (data.plan["codebooks"], data.plan["codebook_size"]):
         raise ValueError(
             f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}"
