@@ -42,8 +42,6 @@ BOOKS = (2.0, 1.0, 0.6, 0.4)
 # Mean frames of a clip's own music and of another's in turn, where a caption says what should sound, and where only the
 # music itself does; see `led_astray`.
 ASTRAY_TOLD, ASTRAY_UNTOLD = (60, 30), (120, 10)
-# Frames of a stretch that is late or early (from, below), and by how many it is (standard deviation).
-UNSTEADY, LATE = (10, 41), 4.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,9 @@ class LMRun:
     drop_text: float = 0.15  # where there is a melody
     drop_words: float = 0.3  # how often some words of the caption are missing
     foreign_words: float = 0.15  # how often some words that mean nothing stand in the caption
-    astray: float = 0.5  # how often the past that the next codes are told from is another clip's, or unsteady, in stretches
+    astray: float = (
+        0.5  # how often stretches of another clip stand in the past that the next codes are told from
+    )
     average: float = 0.995
     bf16: bool = True
     seed: int = 0
@@ -201,46 +201,31 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
     return scores.softmax(dim=-1) @ values
 
 
-def led_astray(
-    codes: Tensor, captioned: np.ndarray, share: float, rng: np.random.Generator, special: int
-) -> tuple[Tensor, Tensor]:
-    """A past for `codes` [B, K, T] that is not quite theirs, and the codes with `special` where that past gives them
-    away.
+def led_astray(codes: Tensor, told: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
+    """`codes` [B, K, T] where in a `share` of the clips stretches are another clip's, from the beginning on in half of
+    those that are `told` [B] what should sound.
 
-    In a `share` of the clips stretches are another clip's, from the beginning on in half of those that are
-    `captioned` [B]; in as many, stretches come too late or too early. Of true music the past tells more than the
-    caption: a model that learns from nothing else goes on in the key of whatever it played first, and counts every beat
-    from the last one. Here it learns to come back to what it was told, and to a beat that many beats agree on.
+    Of true music the past tells more than the caption, and a model that learns from nothing else goes on in the key of
+    whatever it played first, right or wrong. Here it learns to come back to what it was told.
     """
     count, _, frames = codes.shape
-    another, late = np.zeros((count, frames), bool), np.zeros((count, frames), np.int64)
+    swapped = np.zeros((count, frames), bool)
     for row in np.flatnonzero(rng.random(count) < share):
-        means = ASTRAY_TOLD if captioned[row] else ASTRAY_UNTOLD
-        at, away = 0, bool(captioned[row] and rng.random() < 0.5)
-        while at < frames:
-            end = at + 1 + int(rng.exponential(means[away]))
-            another[row, at:end] = away
-            at, away = end, not away
-    for row in np.flatnonzero(rng.random(count) < share):
+        means = ASTRAY_TOLD if told[row] else ASTRAY_UNTOLD
+        other = bool(told[row] and rng.random() < 0.5)
         at = 0
         while at < frames:
-            end = at + int(rng.integers(*UNSTEADY))
-            late[row, at:end] = round(rng.normal(0, LATE))
-            at = end
-    time = np.clip(np.arange(frames) - late, 0, frames - 1)
-    given_away = np.zeros((count, frames), bool)
-    given_away[:, 1:] = np.maximum.accumulate(time, axis=1)[:, :-1] >= np.arange(1, frames)
-    past = codes.gather(2, torch.from_numpy(time)[:, None].expand_as(codes))
-    past = torch.where(torch.from_numpy(another)[:, None], codes.roll(1, 0), past)
-    return past, codes.masked_fill(torch.from_numpy(given_away)[:, None], special)
+            end = at + 1 + int(rng.exponential(means[other]))
+            swapped[row, at:end] = other
+            at, other = end, not other
+    return torch.where(torch.from_numpy(swapped)[:, None], codes.roll(1, 0), codes)
 
 
 def losses(lm: LM, codes: Tensor, condition: Condition, past: Tensor | None = None) -> Tensor:
     """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code, each
     told from the codes before it, or from those in `past` [B, K, T].
 
-    The special token stands in `codes` where a clip has ended, or where nothing is asked. Clips count alike, however
-    long they are.
+    The special token stands in `codes` where a clip has ended. Clips count alike, however long they are.
     """
     config, length = lm.config, codes.shape[-1]
     steps, given = (
@@ -319,7 +304,7 @@ class LMLearner:
         keep &= ~(hear & torch.from_numpy(rng.random(len(rows)) < run.drop_text))
         texts = [text if k or rng.random() < 0.5 else "" for text, k in zip(texts, keep, strict=True)]
         heard = melody * hear[:, None]
-        past, codes = led_astray(codes, keep.numpy(), run.astray, rng, run.lm.special)
+        past = led_astray(codes, keep.numpy(), run.astray, rng)
         if self.reader:
             played = torch.from_numpy(self.scores[rows, :, start * STRIDE : start * STRIDE + frames])
 
@@ -466,7 +451,7 @@ def main(argv: list[str] | None = None) -> None:
         "--astray",
         type=float,
         default=LMRun.astray,
-        help="share of clips whose past is another clip's, or unsteady, in stretches; 0 for none",
+        help="share of clips in whose past another clip's music stands now and then; 0 for none",
     )
     parser.add_argument("--lr", type=float, default=LMRun.lr, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
