@@ -235,6 +235,17 @@ def test_a_perfect_model_meets_every_goal_and_one_that_does_not_listen_none(worl
     assert deaf["continuation of 4 of 10 s: key kept"].met is False
 
 
+def test_tempo_with_drums_counts_only_pieces_that_have_some(world):
+    pieces, perfect = world
+    steady = [
+        one if p.drums else one | {"tempo": 1.3 * p.tempo} for one, p in zip(perfect, pieces, strict=True)
+    ]
+    rows = rows_of(world, steady)
+    assert rows["right in the music: the same, with drums"].cells[measure.GUIDED][0] == 1
+    share = rows["right in the music: tempo, or half or double"].cells[measure.GUIDED][0]
+    assert share == pytest.approx(np.mean([piece.drums for piece in pieces]))
+
+
 def test_controls_stand_where_guessing_does(world):
     row = rows_of(world, world[1])["right in the music: key"]
     assert row.cells[measure.GUIDED][0] == 1

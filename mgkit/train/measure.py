@@ -152,6 +152,9 @@ def right(verdicts: Sequence[Verdict], pieces: Sequence[Piece]) -> dict[str, lis
     return {
         "tempo": [judges.tempo_right(v.tempo, p.tempo, octaves=False) for v, p in both],
         "tempo, or half or double": [judges.tempo_right(v.tempo, p.tempo, octaves=True) for v, p in both],
+        "the same, with drums": [
+            judges.tempo_right(v.tempo, p.tempo, octaves=True) for v, p in both if p.drums
+        ],
         "key": [v.key == (p.key, p.mode) for v, p in both],
         "mode": [v.key[1] == p.mode for v, p in both],
         "lead instrument": [v.lead == p.lead for v, p in both],
@@ -160,8 +163,8 @@ def right(verdicts: Sequence[Verdict], pieces: Sequence[Piece]) -> dict[str, lis
     }
 
 
-OF_CEILING = {"tempo": 0.75, "tempo, or half or double": 0.75, "key": 0.6, "mode": 0.85, "lead instrument": 0.7,
-              "drums or none": 0.95}  # fmt: skip
+OF_CEILING = {"tempo": 0.75, "tempo, or half or double": 0.75, "the same, with drums": 0.75, "key": 0.6,
+              "mode": 0.85, "lead instrument": 0.7, "drums or none": 0.95}  # fmt: skip
 
 
 def of_ceiling(cells: dict[str, Score], share: float) -> dict[str, Any]:
