@@ -201,9 +201,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
     return scores.softmax(dim=-1) @ values
 
 
-def led_astray(codes: Tensor, told: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
+def led_astray(codes: Tensor, captioned: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
     """`codes` [B, K, T] where in a `share` of the clips stretches are another clip's, from the beginning on in half of
-    those that are `told` [B] what should sound.
+    those that are `captioned` [B].
 
     Of true music the past tells more than the caption, and a model that learns from nothing else goes on in the key of
     whatever it played first, right or wrong. Here it learns to come back to what it was told.
@@ -211,8 +211,8 @@ def led_astray(codes: Tensor, told: np.ndarray, share: float, rng: np.random.Gen
     count, _, frames = codes.shape
     swapped = np.zeros((count, frames), bool)
     for row in np.flatnonzero(rng.random(count) < share):
-        means = ASTRAY_TOLD if told[row] else ASTRAY_UNTOLD
-        other = bool(told[row] and rng.random() < 0.5)
+        means = ASTRAY_TOLD if captioned[row] else ASTRAY_UNTOLD
+        other = bool(captioned[row] and rng.random() < 0.5)
         at = 0
         while at < frames:
             end = at + 1 + int(rng.exponential(means[other]))
