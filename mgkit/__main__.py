@@ -15,6 +15,7 @@ TRAIN = {  # python -m mgkit train WHAT: the module that does it
     "tokens": "mgkit.train.tokens",
     "lm": "mgkit.train.lm",
     "export": "mgkit.train.export",
+    "rehearse": "mgkit.train.rehearse",
     "tune": "mgkit.train.tune",
     "preview": "mgkit.train.preview",
     "measure": "mgkit.train.measure",

@@ -1,10 +1,13 @@
 """Training: codewords, codec, language model, and runs that can be stopped and trusted."""
 
+import copy
 import doctest
 import json
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,12 +22,13 @@ from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
 from mgkit.train import codec as codec_training
 from mgkit.train import lm as lm_training
-from mgkit.train import run, tokens
+from mgkit.train import rehearse, run, tokens
 from mgkit.train.adversary import Adversary, Balance
 from mgkit.train.align import align
 from mgkit.train.band import Piece, Track, compose
 from mgkit.train.codec import Books, CodecLearner, CodecRun, mel_distances, si_sdr
 from mgkit.train.lm import LMLearner, LMRun, TextConfig
+from mgkit.train.rehearse import AHEAD, ATTRIBUTES, LAG, Critic, Rehearsal, Rehearser, ask, gains, pace
 from mgkit.train.score import CHOICES, EVENTS, Reader, score, scores
 from mgkit.train.text import learn_attributes
 
@@ -52,13 +56,13 @@ def codec_run(**changed) -> CodecRun:
 
 
 class Music:
-    """A stand-in for `Tokens`: codes [clips, 2, 40] and pitch classes [clips, 4]."""
+    """A stand-in for `Tokens`: codes [clips, 2, frames] and pitch classes [clips, 4]."""
 
-    def __init__(self, clips: int = 5):
+    def __init__(self, clips: int = 5, frames: int = 40):
         rng = np.random.default_rng(0)
-        self.codes, self.melody = rng.integers(0, 16, (clips, 2, 40)), rng.integers(0, 12, (clips, 4))
+        self.codes, self.melody = rng.integers(0, 16, (clips, 2, frames)), rng.integers(0, 12, (clips, 4))
         self.captions = [CAPTIONS[i % 3] for i in range(clips)]
-        self.seconds = 0.8
+        self.seconds = frames / 50
         self.pieces = [compose(seed, seconds=self.seconds).attributes() for seed in range(clips)]
 
     def __len__(self) -> int:
@@ -212,7 +216,8 @@ def test_loss_on_another_past_still_counts_the_true_codes():
     torch.manual_seed(0)
     lm, nothing = LM(LM_SHAPE), Condition()
     codes, past = torch.randint(0, 16, (2, 2, 2, 7))
-    logits = lm(delay(past, delays(2), LM_SHAPE.special)[..., :7]).log_softmax(dim=-1)
+    past = delay(past, delays(2), LM_SHAPE.special)[..., :8]
+    logits = lm(past[..., :7]).log_softmax(dim=-1)
     for k, found in enumerate(lm_training.losses(lm, codes, nothing, past)):
         said = [-logits[b, k, s, codes[b, k, s - k]] for b in range(2) for s in range(k, 7)]
         assert torch.allclose(found, torch.stack(said).mean(), atol=1e-5)
@@ -523,3 +528,97 @@ def test_tokens_are_what_the_codec_says(tmp_path):
 @pytest.mark.parametrize("module", [run])
 def test_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
+
+
+# -- rehearsing --------------------------------------------------------------------------------------------------------
+
+
+def clock(tempo: float, frames: int = 200) -> torch.Tensor:
+    """Chances [1, frames, 16] of each sixteenth of the beat, of a listener who is sure."""
+    place = (np.arange(frames) / 50 * tempo / 60 % 1 * 16).astype(int)
+    return torch.eye(16)[torch.from_numpy(place)][None]
+
+
+def test_pace_is_best_at_the_asked_tempo_and_none_without_a_beat():
+    right, near, off = (float(pace(clock(tempo), [120.0])[0, LAG:].mean()) for tempo in (120, 126, 150))
+    assert right > 0.95
+    assert abs(near - math.cos(2 * math.pi * 6 / 60)) < 0.05
+    assert off < 0
+    assert not pace(clock(120), [120.0])[0, :LAG].any()
+    assert float(pace(torch.full((1, 200, 16), 1 / 16), [120.0]).abs().max()) < 1e-5
+
+
+def test_a_take_gains_where_what_follows_is_better_than_in_the_other_takes():
+    heard = torch.zeros(2, 4, 300)
+    heard[:, 1, 200:] = 1.0  # the second take of the first request turns right at frame 200
+    found = gains(heard, takes=2)
+    assert found.shape == (4, 300)
+    assert torch.allclose(found[0], -found[1]) and not found[2:].any()
+    assert not found[1, : 199 - AHEAD].any()
+    assert found[1, 199 - AHEAD + 1] > 0 and found[1].argmax() in range(199, 225)
+    assert found[1, -1] == 0  # nothing follows
+
+
+def test_requests_name_what_is_listened_for():
+    piece = {"style": "folk", "lead": "flute", "tempo": 97, "key": 9, "mode": "minor", "drums": False}
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        text = ask(piece, rng, goes_on=False)
+        assert "97 bpm" in text and "a minor" in text and len(text.split(", ")) == 5
+        text = ask(piece, rng, goes_on=True)
+        assert "bpm" not in text and "minor" not in text and len(text.split(", ")) == 3
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, tokenizer):
+    """A run of a few steps with a reader of the score."""
+    out = tmp_path_factory.mktemp("taught")
+    data = Music(frames=120)
+    first = replace(lm_run(), score=0.25)
+    run.train(first, out, LMLearner(first, data, data, tokenizer), lr=first.lr, measure_every=6)
+    return out
+
+
+def rehearsal(start: Path) -> Rehearsal:
+    plain = {each.name: getattr(lm_run(), each.name) for each in fields(LMRun)}
+    return Rehearsal(**plain | {"start": str(start), "requests": 2, "takes": 2, "turns": 2})
+
+
+def test_a_round_teaches_and_resumes_to_the_same(taught, tokenizer, tmp_path):
+    data, whole = Music(frames=120), rehearsal(taught)
+    learner = Rehearser(whole, data, data, tokenizer)
+    before = {name: p.clone() for name, p in learner.model.named_parameters()}
+    row = learner.step(0, 1e-3)
+    assert set(ATTRIBUTES) < set(row) and all(math.isfinite(value) for value in row.values())
+    assert any(not torch.equal(before[name], p) for name, p in learner.model.named_parameters())
+    critic = Critic(taught).model.state_dict()
+    assert all(torch.equal(value, critic[name]) for name, value in learner.critic.model.state_dict().items())
+
+    state = copy.deepcopy(learner.state_dict())
+    again = Rehearser(whole, data, data, tokenizer, resumed=True)
+    again.load_state_dict(state)
+    assert learner.step(1, 1e-3) == again.step(1, 1e-3)
+
+
+def test_what_has_a_gain_becomes_likelier(taught, tokenizer):
+    data = Music(frames=120)
+    learner = Rehearser(rehearsal(taught), data, data, tokenizer)
+    requests = learner._requests(np.random.default_rng(0), goes_on=False)
+    conditions, codes = learner._play(requests, 0)
+    better = torch.zeros(codes.shape[0], codes.shape[-1])
+    better[0], better[1] = 1.0, -1.0
+    optimizer = torch.optim.SGD(learner.model["lm"].parameters(), 0.1)
+    conditions = [condition.detach() for condition in conditions]
+    losses = []
+    for _ in range(5):
+        urge = learner._urge(codes, conditions, better)
+        optimizer.zero_grad()
+        urge.backward()
+        optimizer.step()
+        losses.append(float(urge.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_a_run_without_a_reader_cannot_be_rehearsed_from(taught, tmp_path):
+    with pytest.raises(ValueError, match="holds no reader of the score"):
+        rehearse.Critic(tmp_path)

@@ -11,6 +11,8 @@ zeros for the text, pitch class 0 for the melody.
 
 import argparse
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +44,7 @@ BOOKS = (2.0, 1.0, 0.6, 0.4)
 # Mean frames of a clip's own music and of another's in turn, where a caption says what should sound, and where only the
 # music itself does; see `led_astray`.
 ASTRAY_TOLD, ASTRAY_UNTOLD = (60, 30), (120, 10)
+NAMED = re.compile(r"\d|major|minor", re.IGNORECASE)  # in captions that tell a tempo or a key
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,6 @@ class LMRun:
 @lru_cache
 def plain_words() -> list[str]:
     """A thousand frequent English words: those of the help pages that come with Python."""
-    import re
     from collections import Counter
     from pydoc_data.topics import topics
 
@@ -201,9 +203,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
     return scores.softmax(dim=-1) @ values
 
 
-def led_astray(codes: Tensor, captioned: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
+def led_astray(codes: Tensor, informed: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
     """`codes` [B, K, T] where in a `share` of the clips stretches are another clip's, from the beginning on in half of
-    those that are `captioned` [B].
+    those whose caption names what they should be (`informed` [B]).
 
     Of true music the past tells more than the caption, and a model that learns from nothing else goes on in the key of
     whatever it played first, right or wrong. Here it learns to come back to what it was told.
@@ -211,8 +213,8 @@ def led_astray(codes: Tensor, captioned: np.ndarray, share: float, rng: np.rando
     count, _, frames = codes.shape
     swapped = np.zeros((count, frames), bool)
     for row in np.flatnonzero(rng.random(count) < share):
-        means = ASTRAY_TOLD if captioned[row] else ASTRAY_UNTOLD
-        other = bool(captioned[row] and rng.random() < 0.5)
+        means = ASTRAY_TOLD if informed[row] else ASTRAY_UNTOLD
+        other = bool(informed[row] and rng.random() < 0.5)
         at = 0
         while at < frames:
             end = at + 1 + int(rng.exponential(means[other]))
@@ -221,24 +223,32 @@ def led_astray(codes: Tensor, captioned: np.ndarray, share: float, rng: np.rando
     return torch.where(torch.from_numpy(swapped)[:, None], codes.roll(1, 0), codes)
 
 
+def delayed(lm: LM, codes: Tensor) -> Tensor:
+    """Steps 0..T [B, K, T + 1] of `codes` [B, K, T], which may end in the middle of a frame."""
+    config = lm.config
+    steps = delay(codes.to(lm.device), delays(config.codebooks, config.channels), config.special)
+    return steps[..., : codes.shape[-1] + 1]
+
+
+def hidden(lm: LM, steps: Tensor, condition: Condition) -> Tensor:
+    """The last layer's output [B, T, D] at `steps` [B, K, T]."""
+    return lm.hidden(steps, None, condition.prefix, condition.prefix_mask, condition.cross, condition.cross_mask,
+                     attend if lm.device.type == "cpu" else attend_by_torch)  # fmt: skip
+
+
 def losses(lm: LM, codes: Tensor, condition: Condition, past: Tensor | None = None) -> Tensor:
     """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code, each
-    told from the codes before it, or from those in `past` [B, K, T].
+    told from the codes before it, or from those in the delayed `past` [B, K, T + 1].
 
     The special token stands in `codes` where a clip has ended. Clips count alike, however long they are.
     """
-    config, length = lm.config, codes.shape[-1]
-    steps, given = (
-        delay(x.to(lm.device), delays(config.codebooks, config.channels), config.special)[..., : length + 1]
-        for x in (codes, codes if past is None else past)
-    )
-    hidden = lm.hidden(given[..., :-1], None, condition.prefix, condition.prefix_mask, condition.cross,
-                       condition.cross_mask, attend if lm.device.type == "cpu" else attend_by_torch)  # fmt: skip
+    config, steps = lm.config, delayed(lm, codes)
+    state = hidden(lm, (steps if past is None else past)[..., :-1], condition)
     each = []
     for k, head in enumerate(lm.heads):
         target = steps[:, k, 1:]
         found = F.cross_entropy(
-            head(hidden).float().flatten(0, 1),
+            head(state).float().flatten(0, 1),
             target.flatten(),
             ignore_index=config.special,
             reduction="none",
@@ -292,6 +302,18 @@ class LMLearner:
 
     def step(self, step: int, lr: float) -> Row:
         """One batch; see `run.Learner`."""
+        clips, loss = self.lesson(step)
+        each = side_by_side(loss, self.team.parts(clips), self.learned, self.team)
+        norm = self.descend(step, lr)
+        weight = self._weights()
+        each, missed = each[: len(weight)] / weight, each[len(weight) :]
+        row = {"loss": float(each.mean()), "norm": norm}
+        if self.reader:
+            row["score"] = float(missed.sum()) / self.run.score
+        return row | {f"book{k}": float(e) for k, e in enumerate(each)}
+
+    def lesson(self, step: int) -> tuple[int, Callable[[slice], Tensor]]:
+        """How many clips the batch of this step has, and the losses of a part of it: a codebook's each, a question's each."""
         run, rng = self.run, np.random.default_rng((self.run.seed, step))
         part, times, anywhere = VIEWS[step % len(VIEWS)]
         rows = self._rows(step, times)
@@ -304,32 +326,36 @@ class LMLearner:
         keep &= ~(hear & torch.from_numpy(rng.random(len(rows)) < run.drop_text))
         texts = [text if k or rng.random() < 0.5 else "" for text, k in zip(texts, keep, strict=True)]
         heard = melody * hear[:, None]
-        past = led_astray(codes, keep.numpy(), run.astray, rng)
+        informed = keep.numpy() & [bool(NAMED.search(text)) for text in texts]
+        past = led_astray(codes, informed, run.astray, rng)
         if self.reader:
             played = torch.from_numpy(self.scores[rows, :, start * STRIDE : start * STRIDE + frames])
 
-        weight = torch.tensor(BOOKS[: run.lm.codebooks], device=self.team.device)
-
         def loss(part: slice) -> Tensor:
+            lm = self.model["lm"]
             with self._precision():
                 condition = told(self.model["conditioner"], texts[part], heard[part], keep[part])
-                found = losses(self.model["lm"], codes[part], condition, past[part]) * weight / weight.mean()
+                found = losses(lm, codes[part], condition, delayed(lm, past[part])) * self._weights()
                 if not self.reader:
                     return found
                 return torch.cat([found, self.reader(played[part]) * run.score])
 
-        each = side_by_side(loss, self.team.parts(len(rows)), self.learned, self.team)
+        return len(rows), loss
+
+    def descend(self, step: int, lr: float) -> float:
+        """Takes the step that the gradients say; their norm."""
         norm = nn.utils.clip_grad_norm_(self.learned, 1.0)
-        for optimizer, share in zip(self.optimizers, (1.0, 1.0, run.text_lr), strict=True):
+        for optimizer, share in zip(self.optimizers, (1.0, 1.0, self.run.text_lr), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = lr * share
             optimizer.step()
         self.average.update(self.model, step)
-        each, missed = each[: len(weight)] * weight.mean() / weight, each[len(weight) :]
-        row = {"loss": float(each.mean()), "norm": float(norm)}
-        if self.reader:
-            row["score"] = float(missed.sum()) / run.score
-        return row | {f"book{k}": float(e) for k, e in enumerate(each)}
+        return float(norm)
+
+    def _weights(self) -> Tensor:
+        """How much each codebook counts [K]: 1 on average."""
+        weight = torch.tensor(BOOKS[: self.run.lm.codebooks], device=self.team.device)
+        return weight / weight.mean()
 
     def _rows(self, step: int, times: int) -> np.ndarray:
         """The clips of a batch: every clip once, in an order of its own, then all again in another."""

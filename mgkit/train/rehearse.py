@@ -1,0 +1,260 @@
+"""Rehearsing: the language model plays what it is asked for, hears itself, and learns from what came out.
+
+Letters: B takes, K codebooks, T frames, S delayed steps, V codebook size.
+
+    requests -> model, with guidance -> codes [B, K, T] -> critic -> [attributes, B, T]: is it what was asked for?
+             -> gains [B, T]: how much better the music goes on after a frame than in the other takes of its request
+             -> codes with a gain become likelier, those with a loss less likely
+
+True music teaches what comes next in true music. In its own a beat that came a little late, or a note of another key,
+is what all that follows stands on, and nothing said that it matters. Here the model meets the consequences. The critic
+is the model as it was at the beginning, told nothing of the request: what its middle layer says of the score (see
+`score`) it must have heard. The judges of `measure` have no part in it. Every other batch that is learned from is of
+true music, as before, so that the sound stays what it was.
+
+This is a policy gradient (REINFORCE) with the mean of a request's other takes for a baseline; the same idea taught
+published models to please listeners (MusicRL, arXiv:2402.04229).
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgkit.delay import delays
+from mgkit.generate import Settings, Told, frames, windows
+from mgkit.sampling import guide
+
+from .band import LEADS
+from .captions import KEYS, synonyms
+from .lm import LMLearner, LMRun, delayed, hidden, load, precision, told
+from .run import Row, side_by_side, train
+from .score import CHOICES, FRAME_RATE, Reader
+from .tokens import Tokens
+
+ATTRIBUTES = ("pace", "key", "lead", "drums")
+LAG = FRAME_RATE  # frames between the two moments that the pace is read from
+AHEAD = 75  # frames after a code that it answers for
+SURE = 10.0  # log odds from which on the critic can be no surer
+
+
+@dataclass(frozen=True)
+class Rehearsal(LMRun):
+    """Everything that decides a run, beside what an `LMRun` says of the true music in between."""
+
+    requests: int = 12  # in a round
+    takes: int = 4  # of each of them
+    turns: int = 4  # batches that a round is learned in
+    guidance: float = 3.0
+    gain: float = 1.0  # how much the takes count beside true music
+
+
+class Request(NamedTuple):
+    """What is asked for: words, the piece that they describe, and how many of its frames are given to go on from."""
+
+    text: str
+    piece: dict[str, Any]
+    row: int
+    given: int
+
+
+def ask(piece: dict[str, Any], rng: np.random.Generator, goes_on: bool) -> str:
+    """A caption that names all that the critic listens for; of a piece that goes on, what a beginning does not tell."""
+    words = [str(rng.choice(synonyms(name, piece[name]))) for name in ("style", "lead", "drums")]
+    if not goes_on:
+        words += [f"{piece['tempo']} bpm", f"{rng.choice(KEYS[piece['key']])} {piece['mode']}"]
+    return ", ".join(rng.permutation(words))
+
+
+class Critic:
+    """What a run's language model hears in codes when it is told nothing."""
+
+    def __init__(self, folder: str | Path):
+        checkpoint = Path(folder) / "checkpoint.pt"
+        state = torch.load(checkpoint, map_location="cpu", weights_only=False) if checkpoint.is_file() else {}
+        if not state.get("learner", {}).get("reader"):
+            raise ValueError(
+                f"{folder} holds no reader of the score: rehearse from a run of `train lm` with --score"
+            )
+        self.model = load(folder)
+        self.reader = Reader(self.model["lm"], 2 * len(self.model["lm"].layers) // 3)
+        self.reader.load_state_dict(state["learner"]["reader"])
+
+    @torch.no_grad()
+    def hears(self, codes: Tensor, requests: list[Request]) -> Tensor:
+        """How well `codes` [B, K, T] are what was asked for, so far, at each frame: [ATTRIBUTES, B, T].
+
+        Of the pace: cosine of the angle by which the beat is off that of the asked tempo after LAG frames, times how sure
+        it is of the beat. Of the rest: log odds of what was asked for.
+        """
+        lm, count = self.model["lm"], len(codes)
+        silent = torch.zeros(count, self.model["conditioner"].melody_frames or 0, dtype=torch.long)
+        nothing = told(self.model["conditioner"], [""] * count, silent, torch.zeros(count, dtype=torch.bool))
+        hidden(lm, delayed(lm, codes)[..., :-1], nothing)
+        said = dict(zip(CHOICES, self.reader.said(codes.shape[-1]), strict=False))
+        return torch.stack([pace(said["phase"].softmax(dim=-1), [r.piece["tempo"] for r in requests]),
+                            *(_odds(said[name], [_value(name, r.piece) for r in requests]) for name in ATTRIBUTES[1:])])  # fmt: skip
+
+
+def pace(phases: Tensor, tempos: list[float]) -> Tensor:
+    """From chances of each part of the beat [B, T, n]: 1 where it is where `tempos` [B] say that it is LAG frames after
+    it was where it was, -1 half a beat off, 0 where no beat is heard [B, T]."""
+    circle = torch.polar(torch.ones(()), torch.arange(phases.shape[-1]) * 2 * math.pi / phases.shape[-1])
+    hand = (phases * circle).sum(dim=-1)  # of a clock that goes round once a beat
+    turn = torch.tensor(tempos) * 2 * math.pi / 60 * LAG / FRAME_RATE
+    off = hand[:, LAG:] * hand[:, :-LAG].conj() * torch.polar(torch.ones(()), -turn)[:, None]
+    return torch.nn.functional.pad(off.real, (LAG, 0))
+
+
+def _odds(logits: Tensor, values: list[int]) -> Tensor:
+    """Log odds [B, T] of `values` [B] among `logits` [B, T, n]."""
+    right = logits.log_softmax(dim=-1)[torch.arange(len(values)), :, values]
+    return (right - torch.log1p(-right.exp().clamp(max=1 - 1e-6))).clamp(-SURE, SURE)
+
+
+def _value(name: str, piece: dict[str, Any]) -> int:
+    if name == "key":
+        return piece["key"] + 12 * (piece["mode"] == "minor")
+    return tuple(LEADS).index(piece["lead"]) if name == "lead" else int(piece["drums"])
+
+
+def gains(heard: Tensor, takes: int) -> Tensor:
+    """How much better the AHEAD frames after each one are than in the mean of its request's `takes`, in units of their
+    spread, [B, T] of what is heard [attributes, B, T], the takes of a request side by side."""
+    total = torch.nn.functional.pad(heard, (1, 0)).cumsum(dim=-1)
+    first = torch.arange(heard.shape[-1]) + 1
+    last = (first + AHEAD).clamp(max=heard.shape[-1])
+    later = (total[..., last] - total[..., first.clamp(max=heard.shape[-1])]) / AHEAD
+    groups = later.unflatten(1, (-1, takes))
+    better = groups - groups.mean(dim=2, keepdim=True)
+    return (better / (better.std(dim=(1, 2, 3), keepdim=True) + 1e-6)).mean(dim=0).flatten(0, 1)
+
+
+class Rehearser(LMLearner):
+    """A language model that learns from its own takes and from true music in turn."""
+
+    run: Rehearsal
+
+    def __init__(self, run: Rehearsal, data: Tokens, valid: Tokens, tokenizer: Any, resumed: bool = False):
+        super().__init__(run, data, valid, tokenizer, resumed)
+        self.critic = Critic(run.start or "")
+        assert self.reader is not None
+        self.reader.load_state_dict(self.critic.reader.state_dict())
+
+    def step(self, step: int, lr: float) -> Row:
+        """A round: takes, what is heard in them, and a few batches; see `run.Learner`."""
+        run, rng = self.run, np.random.default_rng((self.run.seed, 5, step))
+        requests = self._requests(rng, goes_on=step % 3 == 2)
+        conditions, codes = self._play(requests, step)
+        heard = torch.cat([self.critic.hears(codes[at : at + 8], requests[at : at + 8]) for at in range(0, len(codes), 8)], dim=1)  # fmt: skip
+        better = gains(heard, run.takes)
+        better[:, : requests[0].given] = 0
+        rows: list[Tensor] = []
+        for turn, chosen in enumerate(np.array_split(rng.permutation(len(codes)), run.turns)):
+            clips, true = self.lesson(step * run.turns + turn)
+
+            def loss(part: tuple[slice, np.ndarray], true: Callable = true) -> Tensor:
+                own = true(part[0]).mean()
+                mine = self._urge(codes[part[1]], [conditions[i] for i in part[1]], better[part[1]])
+                return torch.stack([own, mine * run.gain])
+
+            halves = zip(
+                self.team.parts(clips), np.array_split(chosen, len(self.team.parts(clips))), strict=True
+            )
+            rows.append(side_by_side(loss, list(halves), self.learned, self.team))
+            norm = self.descend(step * run.turns + turn, lr)
+        true, urge = torch.stack(rows).mean(dim=0).tolist()
+        after = heard[..., requests[0].given :]
+        return {"loss": true, "urge": urge, "norm": norm} | {
+            name: float(x.mean()) for name, x in zip(ATTRIBUTES, after, strict=True)
+        }
+
+    def _requests(self, rng: np.random.Generator, goes_on: bool) -> list[Request]:
+        length = self.data.codes.shape[-1]
+        given = int(rng.integers(length // 5, length // 2)) if goes_on else 0
+        asked = []
+        for row in rng.choice(len(self.data), self.run.requests, replace=False):
+            piece = self.data.pieces[row]
+            asked += [Request(ask(piece, rng, goes_on), piece, int(row), given)] * self.run.takes
+        return asked
+
+    def _play(self, requests: list[Request], step: int) -> tuple[list[Tensor], Tensor]:
+        """The described texts [L, D] and the takes [B, K, T] of requests, half of them in a thread each."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        run, lm, conditioner = self.run, self.model["lm"], self.model["conditioner"]
+        length, given = self.data.codes.shape[-1], requests[0].given
+        with torch.no_grad():
+            texts = conditioner.describe([request.text for request in requests])
+        settings = Settings(cfg_coef=run.guidance, duration=self.data.seconds)
+        begin = torch.from_numpy(self.data.codes[[r.row for r in requests], :, :given].astype(np.int64))
+
+        def work(part: slice) -> Tensor:
+            streams = Told([conditioner(texts[part]), conditioner.null(texts[part])])
+            generators = [torch.Generator().manual_seed((run.seed << 40) + (step << 10) + i) for i in range(part.start, part.stop)]  # fmt: skip
+            plan = windows(length, given, length, length)
+            made = list(frames(lm, lambda _: streams, begin[part], plan, settings, generators))
+            return torch.cat([begin[part], torch.stack(made, dim=-1)], dim=-1)
+
+        half = len(requests) // 2
+        with ThreadPoolExecutor(2) as pool, torch.no_grad():
+            return texts, torch.cat(list(pool.map(work, (slice(0, half), slice(half, len(requests))))))
+
+    def _urge(self, codes: Tensor, texts: list[Tensor], better: Tensor) -> Tensor:
+        """Minus the mean of log probability times gain, over the steps of takes `codes` [B, K, T]: of what guidance makes of
+        the model's logits, where those that are told nothing count as given."""
+        lm, conditioner = self.model["lm"], self.model["conditioner"]
+        steps = delayed(lm, codes)
+        logits = []
+        with precision(self.team.device, self.run.bf16):
+            for condition, learns in ((conditioner(texts), True), (conditioner.null(texts), False)):
+                with torch.set_grad_enabled(learns):
+                    state = hidden(lm, steps[..., :-1], condition)
+                    logits.append(torch.stack([head(state).float() for head in lm.heads], dim=1))
+        said = guide(logits[0], logits[1], self.run.guidance).log_softmax(dim=-1)
+        target = steps[..., 1:]
+        holds = target != lm.config.special
+        found = said.gather(-1, target.where(holds, 0)[..., None])[..., 0]
+        shifts = delays(lm.config.codebooks, lm.config.channels)
+        gain = torch.stack(
+            [torch.nn.functional.pad(better, (shift, 0))[:, : target.shape[-1]] for shift in shifts], dim=1
+        )
+        return -(found * gain * holds * self._weights()[:, None]).sum() / holds.sum()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m mgkit train rehearse`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit train rehearse", description="Teaches the language model on its own takes."
+    )
+    parser.add_argument("--data", default="runs/band", help="rendered clips whose captions are asked for")
+    parser.add_argument("--valid", default="runs/valid", help="rendered clips to measure on")
+    parser.add_argument("--tokens", default="runs/tokens", help="tokens of --data")
+    parser.add_argument("--valid-tokens", default="runs/valid_tokens", help="tokens of --valid")
+    parser.add_argument("--start", default="runs/lm", help="the run of `train lm` to begin from")
+    parser.add_argument("--out", default="runs/rehearsed", help="folder of the run; goes on where it stopped")
+    parser.add_argument("--minutes", type=float, default=40.0, help="budget in minutes of the clock")
+    parser.add_argument("--steps", type=int, default=None, help="budget in rounds instead")
+    parser.add_argument(
+        "--gain", type=float, default=Rehearsal.gain, help="how much the takes count beside true music"
+    )
+    parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
+    run = Rehearsal(args.data, args.valid, args.tokens, args.valid_tokens, start=args.start, text_steps=0, steps=args.steps,
+                    minutes=None if args.steps else args.minutes, gain=args.gain, lr=args.lr, seed=args.seed)  # fmt: skip
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
+    learner = Rehearser(run, data, valid, load(args.start)["conditioner"].text.tokenizer)
+    print(json.dumps(train(run, args.out, learner, lr=run.lr, measure_every=20)))
+
+
+if __name__ == "__main__":
+    main()
