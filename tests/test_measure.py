@@ -217,7 +217,7 @@ def rows_of(world, model: list[dict]) -> dict[str, measure.Row]:
     """All rows for a model that answers with `model`, by name."""
     pieces, perfect = world
     heard = dict.fromkeys(hearing.WAYS, perfect) | dict.fromkeys(
-        ("guided", "free", "unseen", "sung", "sung, free", "continued", "continued, free"), model
+        ("guided", "mild", "free", "unseen", "sung", "sung, free", "continued", "continued, free"), model
     )
     court = measure.Court(perfect, pieces)
     rows = [*measure.text_rows(heard, pieces, court), *measure.melody_rows(heard, pieces),

@@ -591,7 +591,7 @@ def test_a_round_teaches_and_resumes_to_the_same(taught, tokenizer, tmp_path):
     row = learner.step(0, 1e-3)
     assert set(ATTRIBUTES) < set(row) and all(math.isfinite(value) for value in row.values())
     assert any(not torch.equal(before[name], p) for name, p in learner.model.named_parameters())
-    critic = Critic(taught).model.state_dict()
+    critic = Critic(taught, torch.device("cpu")).model.state_dict()
     assert all(torch.equal(value, critic[name]) for name, value in learner.critic.model.state_dict().items())
 
     state = copy.deepcopy(learner.state_dict())
@@ -604,14 +604,13 @@ def test_what_has_a_gain_becomes_likelier(taught, tokenizer):
     data = Music(frames=120)
     learner = Rehearser(rehearsal(taught), data, data, tokenizer)
     requests = learner._requests(np.random.default_rng(0), goes_on=False)
-    conditions, codes = learner._play(requests, 0)
+    texts, codes = learner._play(requests, 0)
     better = torch.zeros(codes.shape[0], codes.shape[-1])
     better[0], better[1] = 1.0, -1.0
     optimizer = torch.optim.SGD(learner.model["lm"].parameters(), 0.1)
-    conditions = [condition.detach() for condition in conditions]
     losses = []
     for _ in range(5):
-        urge = learner._urge(codes, conditions, better)
+        urge = learner._urge(codes, texts, better)
         optimizer.zero_grad()
         urge.backward()
         optimizer.step()
@@ -621,4 +620,4 @@ def test_what_has_a_gain_becomes_likelier(taught, tokenizer):
 
 def test_a_run_without_a_reader_cannot_be_rehearsed_from(taught, tmp_path):
     with pytest.raises(ValueError, match="holds no reader of the score"):
-        rehearse.Critic(tmp_path)
+        rehearse.Critic(tmp_path, torch.device("cpu"))

@@ -4,7 +4,7 @@ Letters: B pieces of a part, N samples, K codebooks, T frames.
 
     held-out pieces -> renders ------------------------------> judges   "renders"
                     -> renders -> codec -> back -------------> judges   "codec"
-                    -> prompts -> model, guidance 3 or 1 ----> judges   "guided", "free"
+                    -> prompts -> model, guidance 3, 2, 1 ---> judges   "guided", "mild", "free"
                     -> prompts in words it never saw --------> judges   "unseen"
                     -> prompts and melodies -----------------> judges   "sung"
                     -> their first seconds ------------------> judges   "continued"
@@ -70,6 +70,7 @@ WAYS = {
     "lessons, codec": Way(("tempo", "sound", "chroma", "distance"), None, codec=True,
                           soundfont=MEASURING_FONT, first=LESSONS),
     "guided": Way(("tempo", "key", "sound", "chroma", "notes"), 3.0),
+    "mild": Way(("tempo", "key", "sound"), 2.0),
     "free": Way(("tempo", "key", "sound"), 1.0),
     "unseen": Way(("tempo", "key", "sound"), 3.0, "held out"),
     "sung": Way(("sound", "chroma", "notes"), 3.0, melody=True),

@@ -3,7 +3,7 @@
 `hearing` makes the music and says what is heard in it; here that becomes numbers, each a (value, low, high) with its 95 %
 interval, beside its ceiling (the renders themselves), what the codec leaves of them, and its controls:
 
-    guidance 1          the model without guidance
+    guidance 2, 1       the model with less guidance, and without any
     shuffled captions   what it made of another piece's prompt, judged by this one's
     chance              a render, judged by another piece's prompt
 """
@@ -49,10 +49,11 @@ BY_TAG = (
 
 Score = tuple[float, float, float]  # value, and the ends of its 95 % interval; nan where it has none
 
-CEILING, CODEC, GUIDED, FREE = (
+CEILING, CODEC, GUIDED, MILD, FREE = (
     "renders (ceiling)",
     "codec round trip",
     "model, guidance 3",
+    "model, guidance 2",
     "model, guidance 1",
 )
 SHUFFLED, CHANCE, OTHERS = "shuffled captions", "chance", "another's melody"
@@ -185,8 +186,8 @@ Heard = dict[str, list[Finding]]  # by way
 
 def text_rows(heard: Heard, pieces: list[Piece], court: Court) -> list[Row]:
     """Whether what the text names is in the music; and the same for words that were held out of training."""
-    verdicts = {way: court(heard[way]) for way in ("renders", "codec", "guided", "free", "unseen")}
-    columns = {CEILING: "renders", CODEC: "codec", GUIDED: "guided", FREE: "free"}
+    verdicts = {way: court(heard[way]) for way in ("renders", "codec", "guided", "mild", "free", "unseen")}
+    columns = {CEILING: "renders", CODEC: "codec", GUIDED: "guided", MILD: "mild", FREE: "free"}
     judged = {column: right(verdicts[way], pieces) for column, way in columns.items()}
     judged[SHUFFLED] = right(verdicts["guided"], others(pieces))
     turns = [right(verdicts["renders"], pieces[k:] + pieces[:k]) for k in range(1, len(pieces))]
@@ -383,7 +384,7 @@ def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
 def short(rows: Sequence[Row]) -> str:
     """The rows that have a goal and a model, in one table."""
     some = [row for row in rows if row.goal and GUIDED in row.cells]
-    heads = [CEILING, CODEC, GUIDED, FREE, SHUFFLED, CHANCE]
+    heads = [CEILING, CODEC, GUIDED, MILD, FREE, SHUFFLED, CHANCE]
     names = {head for row in some for head in row.cells}
     return table(some, [head for head in heads if head in names])
 

@@ -20,12 +20,14 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mgkit.delay import delays
@@ -76,16 +78,17 @@ def ask(piece: dict[str, Any], rng: np.random.Generator, goes_on: bool) -> str:
 class Critic:
     """What a run's language model hears in codes when it is told nothing."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, device: torch.device):
         checkpoint = Path(folder) / "checkpoint.pt"
         state = torch.load(checkpoint, map_location="cpu", weights_only=False) if checkpoint.is_file() else {}
         if not state.get("learner", {}).get("reader"):
             raise ValueError(
                 f"{folder} holds no reader of the score: rehearse from a run of `train lm` with --score"
             )
-        self.model = load(folder)
+        self.model = load(folder).to(device)
         self.reader = Reader(self.model["lm"], 2 * len(self.model["lm"].layers) // 3)
         self.reader.load_state_dict(state["learner"]["reader"])
+        self.reader.to(device)
 
     @torch.no_grad()
     def hears(self, codes: Tensor, requests: list[Request]) -> Tensor:
@@ -98,7 +101,10 @@ class Critic:
         silent = torch.zeros(count, self.model["conditioner"].melody_frames or 0, dtype=torch.long)
         nothing = told(self.model["conditioner"], [""] * count, silent, torch.zeros(count, dtype=torch.bool))
         hidden(lm, delayed(lm, codes)[..., :-1], nothing)
-        said = dict(zip(CHOICES, self.reader.said(codes.shape[-1]), strict=False))
+        said = {
+            name: logits.cpu()
+            for name, logits in zip(CHOICES, self.reader.said(codes.shape[-1]), strict=False)
+        }
         return torch.stack([pace(said["phase"].softmax(dim=-1), [r.piece["tempo"] for r in requests]),
                             *(_odds(said[name], [_value(name, r.piece) for r in requests]) for name in ATTRIBUTES[1:])])  # fmt: skip
 
@@ -110,7 +116,7 @@ def pace(phases: Tensor, tempos: list[float]) -> Tensor:
     hand = (phases * circle).sum(dim=-1)  # of a clock that goes round once a beat
     turn = torch.tensor(tempos) * 2 * math.pi / 60 * LAG / FRAME_RATE
     off = hand[:, LAG:] * hand[:, :-LAG].conj() * torch.polar(torch.ones(()), -turn)[:, None]
-    return torch.nn.functional.pad(off.real, (LAG, 0))
+    return F.pad(off.real, (LAG, 0))
 
 
 def _odds(logits: Tensor, values: list[int]) -> Tensor:
@@ -126,12 +132,17 @@ def _value(name: str, piece: dict[str, Any]) -> int:
 
 
 def gains(heard: Tensor, takes: int) -> Tensor:
-    """How much better the AHEAD frames after each one are than in the mean of its request's `takes`, in units of their
-    spread, [B, T] of what is heard [attributes, B, T], the takes of a request side by side."""
-    total = torch.nn.functional.pad(heard, (1, 0)).cumsum(dim=-1)
-    first = torch.arange(heard.shape[-1]) + 1
-    last = (first + AHEAD).clamp(max=heard.shape[-1])
-    later = (total[..., last] - total[..., first.clamp(max=heard.shape[-1])]) / AHEAD
+    """How much better the AHEAD frames after each one are than what was heard until then, beside the same of the other
+    `takes` of its request and in units of their spread: [B, T] of what is heard [attributes, B, T], the takes of a
+    request side by side.
+
+    What was heard until then is not to a code's credit: it would drown what is.
+    """
+    frames = heard.shape[-1]
+    total = F.pad(heard, (1, 0)).cumsum(dim=-1)
+    first = torch.arange(1, frames + 1)
+    last = (first + AHEAD).clamp(max=frames)
+    later = (total[..., last] - total[..., first]) / AHEAD - heard * (last - first) / AHEAD
     groups = later.unflatten(1, (-1, takes))
     better = groups - groups.mean(dim=2, keepdim=True)
     return (better / (better.std(dim=(1, 2, 3), keepdim=True) + 1e-6)).mean(dim=0).flatten(0, 1)
@@ -144,7 +155,7 @@ class Rehearser(LMLearner):
 
     def __init__(self, run: Rehearsal, data: Tokens, valid: Tokens, tokenizer: Any, resumed: bool = False):
         super().__init__(run, data, valid, tokenizer, resumed)
-        self.critic = Critic(run.start or "")
+        self.critic = Critic(run.start or "", self.team.device)
         assert self.reader is not None
         self.reader.load_state_dict(self.critic.reader.state_dict())
 
@@ -152,8 +163,9 @@ class Rehearser(LMLearner):
         """A round: takes, what is heard in them, and a few batches; see `run.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, 5, step))
         requests = self._requests(rng, goes_on=step % 3 == 2)
-        conditions, codes = self._play(requests, step)
-        heard = torch.cat([self.critic.hears(codes[at : at + 8], requests[at : at + 8]) for at in range(0, len(codes), 8)], dim=1)  # fmt: skip
+        texts, codes = self._play(requests, step)
+        few = [slice(at, at + 8) for at in range(0, len(codes), 8)]
+        heard = torch.cat([self.critic.hears(codes[part], requests[part]) for part in few], dim=1)
         better = gains(heard, run.takes)
         better[:, : requests[0].given] = 0
         rows: list[Tensor] = []
@@ -161,14 +173,13 @@ class Rehearser(LMLearner):
             clips, true = self.lesson(step * run.turns + turn)
 
             def loss(part: tuple[slice, np.ndarray], true: Callable = true) -> Tensor:
-                own = true(part[0]).mean()
-                mine = self._urge(codes[part[1]], [conditions[i] for i in part[1]], better[part[1]])
-                return torch.stack([own, mine * run.gain])
+                clips, mine = part
+                urge = self._urge(codes[mine], [texts[i] for i in mine], better[mine])
+                return torch.stack([true(clips).mean(), urge * run.gain])
 
-            halves = zip(
-                self.team.parts(clips), np.array_split(chosen, len(self.team.parts(clips))), strict=True
-            )
-            rows.append(side_by_side(loss, list(halves), self.learned, self.team))
+            parts = self.team.parts(clips)
+            halves = list(zip(parts, np.array_split(chosen, len(parts)), strict=True))
+            rows.append(side_by_side(loss, halves, self.learned, self.team))
             norm = self.descend(step * run.turns + turn, lr)
         true, urge = torch.stack(rows).mean(dim=0).tolist()
         after = heard[..., requests[0].given :]
@@ -187,25 +198,26 @@ class Rehearser(LMLearner):
 
     def _play(self, requests: list[Request], step: int) -> tuple[list[Tensor], Tensor]:
         """The described texts [L, D] and the takes [B, K, T] of requests, half of them in a thread each."""
-        from concurrent.futures import ThreadPoolExecutor
-
         run, lm, conditioner = self.run, self.model["lm"], self.model["conditioner"]
         length, given = self.data.codes.shape[-1], requests[0].given
         with torch.no_grad():
             texts = conditioner.describe([request.text for request in requests])
         settings = Settings(cfg_coef=run.guidance, duration=self.data.seconds)
-        begin = torch.from_numpy(self.data.codes[[r.row for r in requests], :, :given].astype(np.int64))
+        begin, _ = self.data.music(np.array([request.row for request in requests]), given)
+        begin = begin.to(lm.device)
 
+        @torch.no_grad()
         def work(part: slice) -> Tensor:
             streams = Told([conditioner(texts[part]), conditioner.null(texts[part])])
             generators = [torch.Generator().manual_seed((run.seed << 40) + (step << 10) + i) for i in range(part.start, part.stop)]  # fmt: skip
             plan = windows(length, given, length, length)
-            made = list(frames(lm, lambda _: streams, begin[part], plan, settings, generators))
-            return torch.cat([begin[part], torch.stack(made, dim=-1)], dim=-1)
+            new = list(frames(lm, lambda _: streams, begin[part], plan, settings, generators))
+            return torch.cat([begin[part], torch.stack(new, dim=-1)], dim=-1)
 
         half = len(requests) // 2
-        with ThreadPoolExecutor(2) as pool, torch.no_grad():
-            return texts, torch.cat(list(pool.map(work, (slice(0, half), slice(half, len(requests))))))
+        with ThreadPoolExecutor(2) as pool:
+            made = list(pool.map(work, (slice(0, half), slice(half, len(requests)))))
+        return texts, torch.cat(made).cpu()
 
     def _urge(self, codes: Tensor, texts: list[Tensor], better: Tensor) -> Tensor:
         """Minus the mean of log probability times gain, over the steps of takes `codes` [B, K, T]: of what guidance makes of
@@ -223,9 +235,8 @@ class Rehearser(LMLearner):
         holds = target != lm.config.special
         found = said.gather(-1, target.where(holds, 0)[..., None])[..., 0]
         shifts = delays(lm.config.codebooks, lm.config.channels)
-        gain = torch.stack(
-            [torch.nn.functional.pad(better, (shift, 0))[:, : target.shape[-1]] for shift in shifts], dim=1
-        )
+        gain = torch.stack([F.pad(better, (shift, 0))[:, : target.shape[-1]] for shift in shifts], dim=1)
+        gain = gain.to(found.device)
         return -(found * gain * holds * self._weights()[:, None]).sum() / holds.sum()
 
 
