@@ -55,7 +55,7 @@ class Rehearsal(LMRun):
     takes: int = 4  # of each of them
     turns: int = 4  # batches that a round is learned in
     guidance: float = 3.0
-    gain: float = 1.0  # how much the takes count beside true music
+    gain: float = 2.0  # how much the takes count beside true music
 
 
 class Request(NamedTuple):
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--gain", type=float, default=Rehearsal.gain, help="how much the takes count beside true music"
     )
-    parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate")
+    parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
