@@ -3,17 +3,17 @@
 Letters: B takes, K codebooks, T frames, S delayed steps, V codebook size.
 
     requests -> model, with guidance -> codes [B, K, T] -> critic -> [attributes, B, T]: is it what was asked for?
-             -> gains [B, T]: how much better the music goes on after a frame than in the other takes of its request
+             -> gains [B, T]: how much better it becomes after a frame than in the other takes of its request
              -> codes with a gain become likelier, those with a loss less likely
 
 True music teaches what comes next in true music. In its own a beat that came a little late, or a note of another key,
 is what all that follows stands on, and nothing said that it matters. Here the model meets the consequences. The critic
 is the model as it was at the beginning, told nothing of the request: what its middle layer says of the score (see
-`score`) it must have heard. The judges of `measure` have no part in it. Every other batch that is learned from is of
-true music, as before, so that the sound stays what it was.
+`score`) it must have heard. The judges of `measure` have no part in it. Every batch holds clips of true music too, as
+`lm` learns from them, so that the sound stays what it was.
 
-This is a policy gradient (REINFORCE) with the mean of a request's other takes for a baseline; the same idea taught
-published models to please listeners (MusicRL, arXiv:2402.04229).
+This is a policy gradient (REINFORCE) with the mean of a request's takes for a baseline. Reinforcement has also taught
+a published model to please its listeners (MusicRL, arXiv:2402.04229).
 """
 
 import argparse
