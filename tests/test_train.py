@@ -216,8 +216,7 @@ def test_loss_on_another_past_still_counts_the_true_codes():
     torch.manual_seed(0)
     lm, nothing = LM(LM_SHAPE), Condition()
     codes, past = torch.randint(0, 16, (2, 2, 2, 7))
-    past = delay(past, delays(2), LM_SHAPE.special)[..., :8]
-    logits = lm(past[..., :7]).log_softmax(dim=-1)
+    logits = lm(delay(past, delays(2), LM_SHAPE.special)[..., :7]).log_softmax(dim=-1)
     for k, found in enumerate(lm_training.losses(lm, codes, nothing, past)):
         said = [-logits[b, k, s, codes[b, k, s - k]] for b in range(2) for s in range(k, 7)]
         assert torch.allclose(found, torch.stack(said).mean(), atol=1e-5)
@@ -584,7 +583,7 @@ def rehearsal(start: Path) -> Rehearsal:
     return Rehearsal(**plain | {"start": str(start), "requests": 2, "takes": 2, "turns": 2})
 
 
-def test_a_round_teaches_and_resumes_to_the_same(taught, tokenizer, tmp_path):
+def test_a_round_teaches_and_resumes_to_the_same(taught, tokenizer):
     data, whole = Music(frames=120), rehearsal(taught)
     learner = Rehearser(whole, data, data, tokenizer)
     before = {name: p.clone() for name, p in learner.model.named_parameters()}
@@ -618,6 +617,6 @@ def test_what_has_a_gain_becomes_likelier(taught, tokenizer):
     assert losses[-1] < losses[0]
 
 
-def test_a_run_without_a_reader_cannot_be_rehearsed_from(taught, tmp_path):
+def test_a_run_without_a_reader_cannot_be_rehearsed_from(tmp_path):
     with pytest.raises(ValueError, match="holds no reader of the score"):
         rehearse.Critic(tmp_path, torch.device("cpu"))

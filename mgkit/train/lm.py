@@ -238,12 +238,13 @@ def hidden(lm: LM, steps: Tensor, condition: Condition) -> Tensor:
 
 def losses(lm: LM, codes: Tensor, condition: Condition, past: Tensor | None = None) -> Tensor:
     """Mean cross-entropy [K] in nats of each codebook of `codes` [B, K, T], where the delayed steps hold a code, each
-    told from the codes before it, or from those in the delayed `past` [B, K, T + 1].
+    told from the codes before it, or from those in `past` [B, K, T].
 
     The special token stands in `codes` where a clip has ended. Clips count alike, however long they are.
     """
     config, steps = lm.config, delayed(lm, codes)
-    state = hidden(lm, (steps if past is None else past)[..., :-1], condition)
+    given = steps if past is None else delayed(lm, past)
+    state = hidden(lm, given[..., :-1], condition)
     each = []
     for k, head in enumerate(lm.heads):
         target = steps[:, k, 1:]
@@ -279,7 +280,7 @@ class LMLearner:
         self.reader = None
         if run.score:
             self.scores = scores(data.pieces, data.seconds, data.codes.shape[-1])
-            self.reader = Reader(self.model["lm"], 2 * run.lm.layers // 3).to(self.team.device)
+            self.reader = Reader(self.model["lm"]).to(self.team.device)
         self.model.to(self.team.device)
         matrices = [p for p in self.model["lm"].layers.parameters() if p.dim() == 2]
         taken = {id(p) for p in matrices}
@@ -332,10 +333,9 @@ class LMLearner:
             played = torch.from_numpy(self.scores[rows, :, start * STRIDE : start * STRIDE + frames])
 
         def loss(part: slice) -> Tensor:
-            lm = self.model["lm"]
             with self._precision():
                 condition = told(self.model["conditioner"], texts[part], heard[part], keep[part])
-                found = losses(lm, codes[part], condition, delayed(lm, past[part])) * self._weights()
+                found = losses(self.model["lm"], codes[part], condition, past[part]) * self._weights()
                 if not self.reader:
                     return found
                 return torch.cat([found, self.reader(played[part]) * run.score])

@@ -34,7 +34,6 @@ from mgkit.delay import delays
 from mgkit.generate import Settings, Told, frames, windows
 from mgkit.sampling import guide
 
-from .band import LEADS
 from .captions import KEYS, synonyms
 from .lm import LMLearner, LMRun, delayed, hidden, load, precision, told
 from .run import Row, side_by_side, train
@@ -86,13 +85,14 @@ class Critic:
                 f"{folder} holds no reader of the score: rehearse from a run of `train lm` with --score"
             )
         self.model = load(folder).to(device)
-        self.reader = Reader(self.model["lm"], 2 * len(self.model["lm"].layers) // 3)
+        self.reader = Reader(self.model["lm"])
         self.reader.load_state_dict(state["learner"]["reader"])
         self.reader.to(device)
 
     @torch.no_grad()
-    def hears(self, codes: Tensor, requests: list[Request]) -> Tensor:
-        """How well `codes` [B, K, T] are what was asked for, so far, at each frame: [ATTRIBUTES, B, T].
+    def hears(self, codes: Tensor, tempos: list[float], asked: Tensor) -> Tensor:
+        """How well `codes` [B, K, T] are what was asked for, `tempos` [B] and scores `asked` [B, Q, T], so far, at each
+        frame: [ATTRIBUTES, B, T].
 
         Of the pace: cosine of the angle by which the beat is off that of the asked tempo after LAG frames, times how sure
         it is of the beat. Of the rest: log odds of what was asked for.
@@ -105,8 +105,8 @@ class Critic:
             name: logits.cpu()
             for name, logits in zip(CHOICES, self.reader.said(codes.shape[-1]), strict=False)
         }
-        return torch.stack([pace(said["phase"].softmax(dim=-1), [r.piece["tempo"] for r in requests]),
-                            *(_odds(said[name], [_value(name, r.piece) for r in requests]) for name in ATTRIBUTES[1:])])  # fmt: skip
+        odds = [_odds(said[name], asked[:, list(CHOICES).index(name)]) for name in ATTRIBUTES[1:]]
+        return torch.stack([pace(said["phase"].softmax(dim=-1), tempos), *odds])
 
 
 def pace(phases: Tensor, tempos: list[float]) -> Tensor:
@@ -119,16 +119,10 @@ def pace(phases: Tensor, tempos: list[float]) -> Tensor:
     return F.pad(off.real, (LAG, 0))
 
 
-def _odds(logits: Tensor, values: list[int]) -> Tensor:
-    """Log odds [B, T] of `values` [B] among `logits` [B, T, n]."""
-    right = logits.log_softmax(dim=-1)[torch.arange(len(values)), :, values]
+def _odds(logits: Tensor, values: Tensor) -> Tensor:
+    """Log odds [B, T] of `values` [B, T] among `logits` [B, T, n]."""
+    right = logits.log_softmax(dim=-1).gather(-1, values.long()[..., None])[..., 0]
     return (right - torch.log1p(-right.exp().clamp(max=1 - 1e-6))).clamp(-SURE, SURE)
-
-
-def _value(name: str, piece: dict[str, Any]) -> int:
-    if name == "key":
-        return piece["key"] + 12 * (piece["mode"] == "minor")
-    return tuple(LEADS).index(piece["lead"]) if name == "lead" else int(piece["drums"])
 
 
 def gains(heard: Tensor, takes: int) -> Tensor:
@@ -164,8 +158,10 @@ class Rehearser(LMLearner):
         run, rng = self.run, np.random.default_rng((self.run.seed, 5, step))
         requests = self._requests(rng, goes_on=step % 3 == 2)
         texts, codes = self._play(requests, step)
+        tempos = [request.piece["tempo"] for request in requests]
+        asked = torch.from_numpy(self.scores[[request.row for request in requests]])
         few = [slice(at, at + 8) for at in range(0, len(codes), 8)]
-        heard = torch.cat([self.critic.hears(codes[part], requests[part]) for part in few], dim=1)
+        heard = torch.cat([self.critic.hears(codes[part], tempos[part], asked[part]) for part in few], dim=1)
         better = gains(heard, run.takes)
         better[:, : requests[0].given] = 0
         rows: list[Tensor] = []
@@ -197,12 +193,12 @@ class Rehearser(LMLearner):
         return asked
 
     def _play(self, requests: list[Request], step: int) -> tuple[list[Tensor], Tensor]:
-        """The described texts [L, D] and the takes [B, K, T] of requests, half of them in a thread each."""
+        """The described texts [L, D] and the takes [B, K, T] of requests, a part of them in a thread each."""
         run, lm, conditioner = self.run, self.model["lm"], self.model["conditioner"]
         length, given = self.data.codes.shape[-1], requests[0].given
         with torch.no_grad():
             texts = conditioner.describe([request.text for request in requests])
-        settings = Settings(cfg_coef=run.guidance, duration=self.data.seconds)
+        settings = Settings(cfg_coef=run.guidance)
         begin, _ = self.data.music(np.array([request.row for request in requests]), given)
         begin = begin.to(lm.device)
 
@@ -214,9 +210,9 @@ class Rehearser(LMLearner):
             new = list(frames(lm, lambda _: streams, begin[part], plan, settings, generators))
             return torch.cat([begin[part], torch.stack(new, dim=-1)], dim=-1)
 
-        half = len(requests) // 2
-        with ThreadPoolExecutor(2) as pool:
-            made = list(pool.map(work, (slice(0, half), slice(half, len(requests)))))
+        parts = self.team.parts(len(requests))
+        with ThreadPoolExecutor(len(parts)) as pool:
+            made = list(pool.map(work, parts))
         return texts, torch.cat(made).cpu()
 
     def _urge(self, codes: Tensor, texts: list[Tensor], better: Tensor) -> Tensor:

@@ -89,10 +89,11 @@ def scores(pieces: Sequence[dict[str, Any]], seconds: float, frames: int) -> np.
 
 
 class Reader(nn.Module):
-    """Answers, for every frame, from what goes into the layer `number` of `lm`."""
+    """Answers, for every frame, from what goes into the layer `number` of `lm`: left out, two thirds of the way up."""
 
-    def __init__(self, lm: LM, number: int):
+    def __init__(self, lm: LM, number: int | None = None):
         super().__init__()
+        number = 2 * lm.config.layers // 3 if number is None else number
         self.norm = nn.LayerNorm(lm.config.dim)
         self.answers = nn.Linear(lm.config.dim, sum(CHOICES.values()) + EVENTS)
         self._heard = threading.local()  # the halves of a batch have a thread each
