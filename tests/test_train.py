@@ -232,8 +232,8 @@ def test_the_past_is_led_astray_by_whole_frames_of_the_next_clip():
     assert torch.equal(past[:, 0][swapped], codes.roll(1, 0)[:, 0][swapped])
     assert 20 < int(swapped.any(dim=1).sum()) < 44
     assert 0.1 < swapped[:32].float().mean() < 0.25  # a third of the half that is led astray
-    assert 0 < swapped[32:].float().mean() < 0.1
-    assert swapped[:32, 0].any() and not swapped[32:, 0].any()
+    assert 0.05 < swapped[32:].float().mean() < 0.2
+    assert swapped[:32, 0].any() and not swapped[32:, : lm_training.OWN_FIRST].any()
     assert torch.equal(lm_training.led_astray(codes, told, 0.0, np.random.default_rng(0)), codes)
 
 

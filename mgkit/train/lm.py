@@ -34,16 +34,15 @@ from .align import align
 from .run import Average, Row, Team, precision, side_by_side, train, write_whole
 from .score import Reader, scores
 from .text import learn_attributes
-from .tokens import STRIDE, Tokens
+from .tokens import STRIDE, add_options, open_both
 
 # Views take turns: share of the clip, how many times the batch, and whether from its beginning or from anywhere. What a
 # caption says can be heard from what has sounded so far, once a second has sounded: beginnings teach to listen to it.
 VIEWS = ((1.0, 1, False), (0.2, 4, False), (1.0, 1, False), (0.4, 2, True))
 # How much each codebook counts. The finer ones are nearly noise to a small model, and would drown the first in theirs.
 BOOKS = (2.0, 1.0, 0.6, 0.4)
-# Mean frames of a clip's own music and of another's in turn, where a caption says what should sound, and where only the
-# music itself does; see `led_astray`.
-ASTRAY_TOLD, ASTRAY_UNTOLD = (60, 30), (120, 10)
+ASTRAY = 60, 30  # mean frames of a clip's own music and of another's in turn; see `led_astray`
+OWN_FIRST = 100  # frames at least that a clip has for itself before, where only these say what should sound
 NAMED = re.compile(r"\d|major|minor", re.IGNORECASE)  # in captions that tell a tempo or a key
 
 
@@ -204,22 +203,22 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
 
 
 def led_astray(codes: Tensor, informed: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
-    """`codes` [B, K, T] where in a `share` of the clips stretches are another clip's, from the beginning on in half of
-    those whose caption names what they should be (`informed` [B]).
+    """`codes` [B, K, T] where in a `share` of the clips stretches are another clip's: from the beginning on in half of
+    those whose caption names what they should be (`informed` [B]), after a beginning of their own in those where it does
+    not.
 
     Of true music the past tells more than the caption, and a model that learns from nothing else goes on in the key of
-    whatever it played first, right or wrong. Here it learns to come back to what it was told.
+    whatever it played last, right or wrong. Here it learns to come back to what it was told, or to what was there first.
     """
     count, _, frames = codes.shape
     swapped = np.zeros((count, frames), bool)
     for row in np.flatnonzero(rng.random(count) < share):
-        means = ASTRAY_TOLD if informed[row] else ASTRAY_UNTOLD
         other = bool(informed[row] and rng.random() < 0.5)
-        at = 0
+        at, rest = 0, 0 if informed[row] else OWN_FIRST
         while at < frames:
-            end = at + 1 + int(rng.exponential(means[other]))
+            end = at + rest + 1 + int(rng.exponential(ASTRAY[other]))
             swapped[row, at:end] = other
-            at, other = end, not other
+            at, rest, other = end, 0, not other
     return torch.where(torch.from_numpy(swapped)[:, None], codes.roll(1, 0), codes)
 
 
@@ -445,10 +444,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mgkit train lm", description="Teaches the language model."
     )
-    parser.add_argument("--data", default="runs/band", help="rendered clips to learn from")
-    parser.add_argument("--valid", default="runs/valid", help="rendered clips to measure on")
-    parser.add_argument("--tokens", default="runs/tokens", help="tokens of --data")
-    parser.add_argument("--valid-tokens", default="runs/valid_tokens", help="tokens of --valid")
+    add_options(parser)
     parser.add_argument("--out", default="runs/lm", help="folder of the run; goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=36.0, help="budget in minutes of the clock")
     parser.add_argument("--steps", type=int, default=None, help="budget in steps instead")
@@ -482,9 +478,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=LMRun.lr, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
-    if valid.plan["codec"] != data.plan["codec"]:
-        raise ValueError(f"{args.tokens} and {args.valid_tokens} were made by two codecs; make both with one")
+    data, valid = open_both(args)
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
                 minutes=None if args.steps else args.minutes, batch=args.batch, start=args.start, lr=args.lr,
                 align=args.align, score=args.score, astray=args.astray, text_steps=args.text_steps, seed=args.seed)  # fmt: skip

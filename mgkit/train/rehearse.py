@@ -38,7 +38,7 @@ from .captions import KEYS, synonyms
 from .lm import LMLearner, LMRun, delayed, hidden, load, precision, told
 from .run import Row, side_by_side, train
 from .score import CHOICES, FRAME_RATE, Reader
-from .tokens import Tokens
+from .tokens import Tokens, add_options, open_both
 
 ATTRIBUTES = ("pace", "key", "lead", "drums")
 LAG = FRAME_RATE  # frames between the two moments that the pace is read from
@@ -179,8 +179,9 @@ class Rehearser(LMLearner):
             norm = self.descend(step * run.turns + turn, lr)
         true, urge = torch.stack(rows).mean(dim=0).tolist()
         after = heard[..., requests[0].given :]
+        after_seam = "_going_on" if requests[0].given else ""
         return {"loss": true, "urge": urge, "norm": norm} | {
-            name: float(x.mean()) for name, x in zip(ATTRIBUTES, after, strict=True)
+            name + after_seam: float(x.mean()) for name, x in zip(ATTRIBUTES, after, strict=True)
         }
 
     def _requests(self, rng: np.random.Generator, goes_on: bool) -> list[Request]:
@@ -241,10 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mgkit train rehearse", description="Teaches the language model on its own takes."
     )
-    parser.add_argument("--data", default="runs/band", help="rendered clips whose captions are asked for")
-    parser.add_argument("--valid", default="runs/valid", help="rendered clips to measure on")
-    parser.add_argument("--tokens", default="runs/tokens", help="tokens of --data")
-    parser.add_argument("--valid-tokens", default="runs/valid_tokens", help="tokens of --valid")
+    add_options(parser)
     parser.add_argument("--start", default="runs/lm", help="the run of `train lm` to begin from")
     parser.add_argument("--out", default="runs/rehearsed", help="folder of the run; goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=40.0, help="budget in minutes of the clock")
@@ -255,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
+    data, valid = open_both(args)
     run = Rehearsal(args.data, args.valid, args.tokens, args.valid_tokens, start=args.start, text_steps=0, steps=args.steps,
                     minutes=None if args.steps else args.minutes, gain=args.gain, lr=args.lr, seed=args.seed)  # fmt: skip
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch

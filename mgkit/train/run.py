@@ -298,7 +298,8 @@ def write_whole(path: Path, write: Any) -> None:
 
 def mean(rows: list[Row]) -> Row:
     """Each column's mean over the rows that have it."""
-    return {k: float(np.mean([row[k] for row in rows if k in row])) for row in rows[:1] for k in row}
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
 
 
 def write_log(out: Path, history: list[Row]) -> None:

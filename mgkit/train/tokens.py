@@ -119,6 +119,25 @@ class Tokens:
         return codes, heard.roll(-start * STRIDE_CHROMA, dims=1)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that learns from tokens: which ones, and where the captions of their clips are."""
+    parser.add_argument("--data", default="runs/band", help="rendered clips to learn from")
+    parser.add_argument("--valid", default="runs/valid", help="rendered clips to measure on")
+    parser.add_argument("--tokens", default="runs/tokens", help="tokens of --data")
+    parser.add_argument("--valid-tokens", default="runs/valid_tokens", help="tokens of --valid")
+
+
+def open_both(args: argparse.Namespace) -> tuple[Tokens, Tokens]:
+    """What these options name: tokens to learn from, and to measure on.
+
+    Errors: those of `Tokens`; ValueError where two codecs made them.
+    """
+    data, valid = Tokens(args.tokens, args.data), Tokens(args.valid_tokens, args.valid)
+    if valid.plan["codec"] != data.plan["codec"]:
+        raise ValueError(f"{args.tokens} and {args.valid_tokens} were made by two codecs; make both with one")
+    return data, valid
+
+
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train tokens`."""
     parser = argparse.ArgumentParser(
