@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mgkit import lm as lm_module
 from mgkit.codec import CodecConfig, Quantizer
@@ -28,6 +29,7 @@ from mgkit.train.align import align
 from mgkit.train.band import Piece, Track, compose
 from mgkit.train.codec import Books, CodecLearner, CodecRun, mel_distances, si_sdr
 from mgkit.train.lm import LMLearner, LMRun, TextConfig
+from mgkit.train.muon import Muon, rotation
 from mgkit.train.rehearse import AHEAD, ATTRIBUTES, LAG, Critic, Rehearsal, Rehearser, ask, gains, pace
 from mgkit.train.score import CHOICES, EVENTS, Reader, score, scores
 from mgkit.train.text import learn_attributes
@@ -235,6 +237,36 @@ def test_the_past_is_led_astray_by_whole_frames_of_the_next_clip():
     assert 0.05 < swapped[32:].float().mean() < 0.2
     assert swapped[:32, 0].any() and not swapped[32:, : lm_training.OWN_FIRST].any()
     assert torch.equal(lm_training.led_astray(codes, told, 0.0, np.random.default_rng(0)), codes)
+
+
+def test_muon_is_torchs_own_in_bfloat16():
+    torch.manual_seed(0)
+    mine, torchs = (
+        [nn.Parameter(torch.ones(shape)) for shape in ((32, 48), (48, 32), (16, 16))] for _ in "ab"
+    )
+    optimizers = Muon(mine, 1e-2, 0.05, torch.bfloat16), torch.optim.Muon(torchs, 1e-2, 0.05, adjust_lr_fn="match_rms_adamw")  # fmt: skip
+    for _ in range(3):
+        for a, b in zip(mine, torchs, strict=True):
+            a.grad = b.grad = torch.randn_like(a)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(mine, torchs, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
+def test_muon_moves_a_matrix_alike_in_all_its_directions(shape):
+    torch.manual_seed(0)
+    rank = min(shape)
+    steep = torch.linalg.qr(torch.randn(shape[0], rank))[0] * torch.linspace(0.05, 1, rank)
+    gradient = steep @ torch.linalg.qr(torch.randn(shape[1], rank))[0].T
+    assert float(torch.linalg.cond(gradient)) > 19
+    sizes = torch.linalg.svdvals(rotation(gradient, torch.float32))
+    assert float(sizes.min()) > 0.6 and float(sizes.max()) < 1.3
+    matrix = nn.Parameter(torch.zeros(shape))
+    matrix.grad = gradient
+    Muon([matrix], 0.1, 0.0, torch.float32).step()
+    step = float(matrix.detach().square().mean().sqrt())
+    assert step == pytest.approx(0.1 * 0.2, rel=0.2)
 
 
 def test_attention_written_out_is_torchs_own():

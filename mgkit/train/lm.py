@@ -31,7 +31,8 @@ from mgkit.lm import attend as attend_by_torch
 from mgkit.text import TextEncoder
 
 from .align import align
-from .run import Average, Row, Team, precision, side_by_side, train, write_whole
+from .muon import Muon
+from .run import Average, Row, Team, has_bf16, precision, side_by_side, train, write_whole
 from .score import Reader, scores
 from .text import learn_attributes
 from .tokens import STRIDE, add_options, open_both
@@ -288,7 +289,7 @@ class LMLearner:
         others = [p for p in self.model.parameters() if id(p) not in taken]
         # Muon turns the update of a matrix into a rotation: fewer steps, which is what a small computer lacks
         self.optimizers = [
-            torch.optim.Muon(matrices, run.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, run.lr, 0.05, torch.bfloat16 if has_bf16(self.team.device) else torch.float32),
             torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
             torch.optim.AdamW(t5, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
         ]

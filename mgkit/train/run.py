@@ -129,13 +129,15 @@ class Team:
         self.total([torch.zeros(1, device=self.device)])
 
 
-def precision(device: torch.device, bf16: bool) -> torch.autocast:
-    """Context in which matrices multiply in bfloat16, where that is wanted and the hardware does it itself.
-
-    Elsewhere it would be imitated, which is slower than float32.
-    """
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies matrices in bfloat16 itself; elsewhere it is imitated, slower than float32."""
     able = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}.get(device.type)
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and able is not None and able())
+    return able is not None and able()
+
+
+def precision(device: torch.device, bf16: bool) -> torch.autocast:
+    """Context in which matrices multiply in bfloat16, where that is wanted and the hardware does it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bf16(device))
 
 
 class Learner(Protocol):
