@@ -5,6 +5,7 @@ import doctest
 import json
 import math
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -370,7 +371,7 @@ def test_a_reader_hears_its_own_thread_and_learns_what_the_layer_knows():
 
     def ask(steps: torch.Tensor) -> torch.Tensor:
         lm(steps)
-        return reader(piece)
+        return reader(reader.heard(40), piece)
 
     with ThreadPoolExecutor(2) as pool:
         other = torch.randint(0, 16, (1, 2, 40))
@@ -649,6 +650,24 @@ def test_what_has_a_gain_becomes_likelier(taught, tokenizer):
     assert losses[-1] < losses[0]
 
 
-def test_a_run_without_a_reader_cannot_be_rehearsed_from(tmp_path):
-    with pytest.raises(ValueError, match="holds no reader of the score"):
-        rehearse.Critic(tmp_path, torch.device("cpu"))
+def test_a_model_without_a_reader_gets_one_that_learns_from_true_music(
+    taught, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rehearse, "PASSES", 60)  # five clips are one batch
+    bare = tmp_path / "bare"
+    shutil.copytree(taught, bare, ignore=shutil.ignore_patterns("checkpoint.pt"))
+    fresh, data = Critic(bare, torch.device("cpu")), Music(frames=120)
+    assert Critic(taught, torch.device("cpu")).knows and not fresh.knows
+    learner = Rehearser(rehearsal(bare), data, data, tokenizer)
+    codes, _ = data.music(np.arange(len(data)), 120)
+    truth = torch.from_numpy(learner.scores)
+    before, after = (
+        float(critic.reader(critic._states(codes), truth).sum().detach())
+        for critic in (fresh, learner.critic)
+    )
+    assert after < 0.9 * before
+    assert all(torch.equal(p, q) for p, q in zip(fresh.model.parameters(), learner.critic.model.parameters()))
+
+    again = Rehearser(rehearsal(bare), data, data, tokenizer, resumed=True)
+    again.load_state_dict(copy.deepcopy(learner.state_dict()))
+    assert learner.step(0, 1e-3) == again.step(0, 1e-3)

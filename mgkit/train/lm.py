@@ -338,7 +338,8 @@ class LMLearner:
                 found = losses(self.model["lm"], codes[part], condition, past[part]) * self._weights()
                 if not self.reader:
                     return found
-                return torch.cat([found, self.reader(played[part]) * run.score])
+                missed = self.reader(self.reader.heard(frames), played[part])
+                return torch.cat([found, missed * run.score])
 
         return len(rows), loss
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from mgkit.delay import delays
 from mgkit.generate import Settings, Told, frames, windows
@@ -36,12 +37,13 @@ from mgkit.sampling import guide
 
 from .captions import KEYS, synonyms
 from .lm import LMLearner, LMRun, delayed, hidden, load, precision, told
-from .run import Row, side_by_side, train
+from .run import Row, learning_rate, side_by_side, train
 from .score import CHOICES, FRAME_RATE, Reader
 from .tokens import Tokens, add_options, open_both
 
 ATTRIBUTES = ("pace", "key", "lead", "drums")
 LAG = FRAME_RATE  # frames between the two moments that the pace is read from
+LESSONS, PASSES = 1000, 8  # clips that a reader learns from, and how often, where a model comes without one
 AHEAD = 75  # frames after a code that it answers for
 SURE = 10.0  # log odds from which on the critic can be no surer
 
@@ -75,19 +77,45 @@ def ask(piece: dict[str, Any], rng: np.random.Generator, goes_on: bool) -> str:
 
 
 class Critic:
-    """What a run's language model hears in codes when it is told nothing."""
+    """What a model (`folder` as for `lm.load`) hears in codes when it is told nothing."""
 
     def __init__(self, folder: str | Path, device: torch.device):
+        self.model = load(folder).to(device)
+        self.reader = Reader(self.model["lm"]).to(device)
         checkpoint = Path(folder) / "checkpoint.pt"
         state = torch.load(checkpoint, map_location="cpu", weights_only=False) if checkpoint.is_file() else {}
-        if not state.get("learner", {}).get("reader"):
-            raise ValueError(
-                f"{folder} holds no reader of the score: rehearse from a run of `train lm` with --score"
-            )
-        self.model = load(folder).to(device)
-        self.reader = Reader(self.model["lm"])
-        self.reader.load_state_dict(state["learner"]["reader"])
-        self.reader.to(device)
+        known = state.get("learner", {}).get("reader")
+        if known:
+            self.reader.load_state_dict(known)
+        self.knows = bool(known)  # whether the reader is the one that the model learned with
+
+    @torch.no_grad()
+    def _states(self, codes: Tensor) -> Tensor:
+        """What the reader's layer is given [B, T, D] while `codes` [B, K, T] sound and nothing is told."""
+        count, conditioner = len(codes), self.model["conditioner"]
+        silent = torch.zeros(count, conditioner.melody_frames or 0, dtype=torch.long)
+        nothing = told(conditioner, [""] * count, silent, torch.zeros(count, dtype=torch.bool))
+        hidden(self.model["lm"], delayed(self.model["lm"], codes)[..., :-1], nothing)
+        return self.reader.heard(codes.shape[-1])
+
+    def learn(self, codes: Tensor, scores: Tensor) -> None:
+        """Fits the reader to true music, `codes` [clips, K, T] and `scores` [clips, Q, T], a batch of frames of any clips
+        at a time; the model stays as it is."""
+        with ThreadPoolExecutor(2) as pool:
+            heard = pool.map(self._states, codes.split(8))
+            states = torch.cat(list(tqdm(heard, total=-(-len(codes) // 8), desc="the critic listens")))
+        states, scores = states.flatten(0, 1), scores.transpose(1, 2).flatten(0, 1)
+        optimizer = torch.optim.AdamW(self.reader.parameters(), 3e-3)
+        generator, steps = torch.Generator().manual_seed(0), PASSES * -(-len(states) // 4096)
+        for step, rows in enumerate(
+            rows
+            for _ in range(PASSES)
+            for rows in torch.randperm(len(states), generator=generator).split(4096)
+        ):
+            optimizer.param_groups[0]["lr"] = learning_rate(3e-3, step / steps)
+            optimizer.zero_grad()
+            self.reader(states[rows.to(states.device)][None], scores[rows].T[None]).sum().backward()
+            optimizer.step()
 
     @torch.no_grad()
     def hears(self, codes: Tensor, tempos: list[float], asked: Tensor) -> Tensor:
@@ -97,14 +125,8 @@ class Critic:
         Of the pace: cosine of the angle by which the beat is off that of the asked tempo after LAG frames, times how sure
         it is of the beat. Of the rest: log odds of what was asked for.
         """
-        lm, count = self.model["lm"], len(codes)
-        silent = torch.zeros(count, self.model["conditioner"].melody_frames or 0, dtype=torch.long)
-        nothing = told(self.model["conditioner"], [""] * count, silent, torch.zeros(count, dtype=torch.bool))
-        hidden(lm, delayed(lm, codes)[..., :-1], nothing)
-        said = {
-            name: logits.cpu()
-            for name, logits in zip(CHOICES, self.reader.said(codes.shape[-1]), strict=False)
-        }
+        answers = self.reader.said(self._states(codes))
+        said = {name: logits.cpu() for name, logits in zip(CHOICES, answers, strict=False)}
         odds = [_odds(said[name], asked[:, list(CHOICES).index(name)]) for name in ATTRIBUTES[1:]]
         return torch.stack([pace(said["phase"].softmax(dim=-1), tempos), *odds])
 
@@ -150,6 +172,10 @@ class Rehearser(LMLearner):
     def __init__(self, run: Rehearsal, data: Tokens, valid: Tokens, tokenizer: Any, resumed: bool = False):
         super().__init__(run, data, valid, tokenizer, resumed)
         self.critic = Critic(run.start or "", self.team.device)
+        if not (self.critic.knows or resumed):
+            rows = np.arange(min(LESSONS, len(data)))
+            codes, _ = data.music(rows, data.codes.shape[-1])
+            self.critic.learn(codes, torch.from_numpy(self.scores[rows]))
         assert self.reader is not None
         self.reader.load_state_dict(self.critic.reader.state_dict())
 
@@ -183,6 +209,15 @@ class Rehearser(LMLearner):
         return {"loss": true, "urge": urge, "norm": norm} | {
             name + after_seam: float(x.mean()) for name, x in zip(ATTRIBUTES, after, strict=True)
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `run.Learner`."""
+        return super().state_dict() | {"critic": self.critic.reader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `run.Learner`."""
+        super().load_state_dict(state)
+        self.critic.reader.load_state_dict(state["critic"])
 
     def _requests(self, rng: np.random.Generator, goes_on: bool) -> list[Request]:
         length = self.data.codes.shape[-1]
@@ -243,7 +278,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m mgkit train rehearse", description="Teaches the language model on its own takes."
     )
     add_options(parser)
-    parser.add_argument("--start", default="runs/lm", help="the run of `train lm` to begin from")
+    parser.add_argument(
+        "--start", default="runs/lm", help="a run's folder, or a model's name or folder, to begin from"
+    )
     parser.add_argument("--out", default="runs/rehearsed", help="folder of the run; goes on where it stopped")
     parser.add_argument("--minutes", type=float, default=40.0, help="budget in minutes of the clock")
     parser.add_argument("--steps", type=int, default=None, help="budget in rounds instead")
@@ -257,7 +294,8 @@ def main(argv: list[str] | None = None) -> None:
     run = Rehearsal(args.data, args.valid, args.tokens, args.valid_tokens, start=args.start, text_steps=0, steps=args.steps,
                     minutes=None if args.steps else args.minutes, gain=args.gain, lr=args.lr, seed=args.seed)  # fmt: skip
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
-    learner = Rehearser(run, data, valid, load(args.start)["conditioner"].text.tokenizer)
+    resumed = (Path(args.out) / "checkpoint.pt").is_file()
+    learner = Rehearser(run, data, valid, load(args.start)["conditioner"].text.tokenizer, resumed)
     print(json.dumps(train(run, args.out, learner, lr=run.lr, measure_every=20)))
 
 

@@ -102,20 +102,22 @@ class Reader(nn.Module):
     def _listen(self, module: nn.Module, given: tuple[Tensor]) -> None:
         self._heard.hidden = given[0]
 
-    def said(self, frames: int) -> list[Tensor]:
-        """Logits [B, T, n] of the answers to each of CHOICES, and of EVENTS, for the last `frames` that `lm` was given by
-        this thread."""
-        hidden = self._heard.hidden[:, -frames:]
+    def heard(self, frames: int) -> Tensor:
+        """What the layer was given [B, T, D] for the last `frames` of what `lm` was last called with by this thread."""
+        return self._heard.hidden[:, -frames:]
+
+    def said(self, hidden: Tensor) -> list[Tensor]:
+        """Logits [B, T, n] of the answers to each of CHOICES, and of EVENTS, from the layer's states [B, T, D]."""
         return list(self.answers(self.norm(hidden)).float().split([*CHOICES.values(), EVENTS], dim=-1))
 
-    def forward(self, truth: Tensor) -> Tensor:
-        """Nats [CHOICES + 1], a frame's mean, by which the layer missed `truth` [B, Q, T] when `lm` was last called by
-        this thread, as much as they count; the last one for all EVENTS together.
+    def forward(self, hidden: Tensor, truth: Tensor) -> Tensor:
+        """Nats [CHOICES + 1], a frame's mean, by which the layer's states [B, T, D] miss `truth` [B, Q, T], as much as they
+        count; the last one for all EVENTS together.
 
         The step that predicts a frame is asked for it.
         """
-        truth = truth.to(self._heard.hidden.device)
-        *choices, events = self.said(truth.shape[-1])
+        truth = truth.to(hidden.device)
+        *choices, events = self.said(hidden)
         missed = [
             COUNT_MORE.get(name, 1.0) * F.cross_entropy(answer.flatten(0, 1), truth[:, i].flatten().long())
             for i, (name, answer) in enumerate(zip(CHOICES, choices, strict=True))
