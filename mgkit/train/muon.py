@@ -4,7 +4,8 @@
 
 A rotation moves a matrix in every direction that it has, and not only in the few where its gradient is large. torch has
 one too, `torch.optim.Muon`, which always computes in bfloat16: a CPU without instructions for it imitates them, and a
-step of training that takes two seconds took eighteen. This one computes as the rest of training does, and the matrices side by side.
+step of training that takes two seconds took eighteen. This one computes as the rest of training does,
+and the matrices side by side.
 """
 
 import math
