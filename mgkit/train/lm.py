@@ -215,11 +215,11 @@ def led_astray(codes: Tensor, informed: np.ndarray, share: float, rng: np.random
     swapped = np.zeros((count, frames), bool)
     for row in np.flatnonzero(rng.random(count) < share):
         other = bool(informed[row] and rng.random() < 0.5)
-        at, rest = 0, 0 if informed[row] else OWN_FIRST
+        at = 0 if informed[row] else OWN_FIRST
         while at < frames:
-            end = at + rest + 1 + int(rng.exponential(ASTRAY[other]))
+            end = at + 1 + int(rng.exponential(ASTRAY[other]))
             swapped[row, at:end] = other
-            at, rest, other = end, 0, not other
+            at, other = end, not other
     return torch.where(torch.from_numpy(swapped)[:, None], codes.roll(1, 0), codes)
 
 

@@ -4,22 +4,20 @@
 
 A rotation moves a matrix in every direction that it has, and not only in the few where its gradient is large. torch has
 one too, `torch.optim.Muon`, which always computes in bfloat16: a CPU without instructions for it imitates them, and a
-step of training that takes two seconds took eighteen. This one computes as the rest of training does,
-and the matrices side by side.
+step of training that takes two seconds took eighteen. This one computes as the rest of training does, and some
+matrices side by side.
 """
 
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
-QUINTIC = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # a x + b x³ + c x⁵ takes singular values in (0, 1] to about 1: soon, not exactly
+# a x + b x³ + c x⁵ takes singular values in (0, 1] to about 1: soon, not exactly
+QUINTIC = 3.4445, -4.7750, 2.0315
 TIMES = 5
 THREADS = 2  # as many as the halves of a batch
 
@@ -44,15 +42,14 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Moves every matrix that has a gradient."""
         for group in self.param_groups:
             moving = [matrix for matrix in group["params"] if matrix.grad is not None]
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda matrix, group=group: self._move(matrix, group), moving))
+                list(pool.map(self._move, moving, repeat(group)))
 
-    @torch.no_grad()
+    @torch.no_grad()  # here and not around `step`: it holds for one thread
     def _move(self, matrix: Tensor, group: dict) -> None:
         state = self.state[matrix]
         if not state:

@@ -105,14 +105,11 @@ class Critic:
             heard = pool.map(self._states, codes.split(8))
             states = torch.cat(list(tqdm(heard, total=-(-len(codes) // 8), desc="the critic listens")))
         states, scores = states.flatten(0, 1), scores.transpose(1, 2).flatten(0, 1)
-        optimizer = torch.optim.AdamW(self.reader.parameters(), 3e-3)
-        generator, steps = torch.Generator().manual_seed(0), PASSES * -(-len(states) // 4096)
-        for step, rows in enumerate(
-            rows
-            for _ in range(PASSES)
-            for rows in torch.randperm(len(states), generator=generator).split(4096)
-        ):
-            optimizer.param_groups[0]["lr"] = learning_rate(3e-3, step / steps)
+        optimizer, generator = torch.optim.AdamW(self.reader.parameters()), torch.Generator().manual_seed(0)
+        orders = [torch.randperm(len(states), generator=generator) for _ in range(PASSES)]
+        batches = [rows for order in orders for rows in order.split(4096)]
+        for step, rows in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = learning_rate(3e-3, step / len(batches))
             optimizer.zero_grad()
             self.reader(states[rows.to(states.device)][None], scores[rows].T[None]).sum().backward()
             optimizer.step()
