@@ -35,7 +35,7 @@ from .muon import Muon
 from .run import Average, Row, Team, has_bf16, precision, side_by_side, train, write_whole
 from .score import Reader, scores
 from .text import learn_attributes
-from .tokens import STRIDE, add_options, open_both
+from .tokens import STRIDE, Tokens, add_options, open_both
 
 # Views take turns: share of the clip, how many times the batch, and whether from its beginning or from anywhere. What a
 # caption says can be heard from what has sounded so far, once a second has sounded: beginnings teach to listen to it.
@@ -179,11 +179,13 @@ def new_model(run: LMRun, tokenizer: Any, melody_frames: int) -> nn.ModuleDict:
 
 
 def told(conditioner: Conditioner, texts: list[str], melody: Tensor, keep: Tensor) -> Any:
-    """Condition of captions and `melody` [B, F]; where `keep` [B] is False the text is null, as long as it was.
+    """Condition of captions and `melody` [B, F]; where `keep` [B] is False the text is null, as long as it was."""
+    return told_tokens(conditioner, *conditioner.text.tokens(texts), melody, keep)
 
-    `Conditioner.describe` with gradients.
-    """
-    ids, mask = (x.to(conditioner.text_proj.weight.device) for x in conditioner.text.tokens(texts))
+
+def told_tokens(conditioner: Conditioner, ids: Tensor, mask: Tensor, melody: Tensor, keep: Tensor) -> Any:
+    """`told` for captions that are tokens already, `ids` and `mask` [B, L]: `Conditioner.describe` with gradients."""
+    ids, mask = (x.to(conditioner.text_proj.weight.device) for x in (ids, mask))
     vectors = conditioner.text.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     projected = conditioner.text_proj(vectors) * (mask & keep.to(mask.device)[:, None])[..., None]
     rows = [row[: max(1, int(length))] for row, length in zip(projected, mask.sum(dim=1), strict=True)]
@@ -441,6 +443,18 @@ def load(folder: str | Path) -> nn.ModuleDict:
     return model.eval()
 
 
+def must_fit(run: LMRun, data: Tokens) -> None:
+    """Errors: ValueError for tokens of other codebooks than the run's model predicts."""
+    found, expected = (
+        (data.plan["codebooks"], data.plan["codebook_size"]),
+        (run.lm.codebooks, run.lm.codebook_size),
+    )
+    if found != expected:
+        raise ValueError(
+            f"{run.tokens} has {found[0]} codebooks of {found[1]}; the language model is for {expected[0]} of {expected[1]}"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train lm`."""
     parser = argparse.ArgumentParser(
@@ -484,10 +498,7 @@ def main(argv: list[str] | None = None) -> None:
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
                 minutes=None if args.steps else args.minutes, batch=args.batch, start=args.start, lr=args.lr,
                 align=args.align, score=args.score, astray=args.astray, text_steps=args.text_steps, seed=args.seed)  # fmt: skip
-    if (run.lm.codebooks, run.lm.codebook_size) != (data.plan["codebooks"], data.plan["codebook_size"]):
-        raise ValueError(
-            f"{args.tokens} has {data.plan['codebooks']} codebooks of {data.plan['codebook_size']}; the language model is for {run.lm.codebooks} of {run.lm.codebook_size}"
-        )
+    must_fit(run, data)
     if Team().size == 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
     resumed = (Path(args.out) / "checkpoint.pt").is_file()

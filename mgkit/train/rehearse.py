@@ -36,7 +36,7 @@ from mgkit.generate import Settings, Told, frames, windows
 from mgkit.sampling import guide
 
 from .captions import KEYS, synonyms
-from .lm import LMLearner, LMRun, delayed, hidden, load, precision, told
+from .lm import LMLearner, LMRun, delayed, hidden, load, must_fit, precision, told
 from .run import Row, learning_rate, side_by_side, train
 from .score import CHOICES, FRAME_RATE, Reader
 from .tokens import Tokens, add_options, open_both
@@ -290,6 +290,7 @@ def main(argv: list[str] | None = None) -> None:
     data, valid = open_both(args)
     run = Rehearsal(args.data, args.valid, args.tokens, args.valid_tokens, start=args.start, text_steps=0, steps=args.steps,
                     minutes=None if args.steps else args.minutes, gain=args.gain, lr=args.lr, seed=args.seed)  # fmt: skip
+    must_fit(run, data)
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
     resumed = (Path(args.out) / "checkpoint.pt").is_file()
     learner = Rehearser(run, data, valid, load(args.start)["conditioner"].text.tokenizer, resumed)
