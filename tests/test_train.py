@@ -30,6 +30,7 @@ from mgkit.train.align import align
 from mgkit.train.band import Piece, Track, compose
 from mgkit.train.captions import HELD_OUT_SYNONYMS, WORDS
 from mgkit.train.codec import SETTLED, Books, CodecLearner, CodecRun, distances, mel_distances, si_sdr
+from mgkit.train.export import meet
 from mgkit.train.lm import LMLearner, LMRun, TextConfig
 from mgkit.train.muon import Muon, rotation
 from mgkit.train.rehearse import AHEAD, ATTRIBUTES, LAG, Critic, Rehearsal, Rehearser, ask, gains, pace
@@ -685,6 +686,26 @@ def test_a_model_without_a_reader_gets_one_that_learns_from_true_music(
     again = Rehearser(rehearsal(bare), data, data, tokenizer, resumed=True)
     again.load_state_dict(copy.deepcopy(learner.state_dict()))
     assert learner.step(0, 1e-3) == again.step(0, 1e-3)
+
+
+# -- half-way ------------------------------------------------------------------------------------------------------
+
+
+def test_a_decoder_meets_the_one_that_it_was_taught_from_half_way(tmp_path):
+    first = CodecLearner(codec_run(), clips(), clips())
+    first.save(tmp_path)
+    later = CodecLearner(codec_run(start=str(tmp_path), decoder_only=True), clips(), clips())
+    for step in range(3):
+        later.step(step, 1e-2)
+    old, new = first.codec.state_dict(), copy.deepcopy(later.codec.state_dict())
+    meet(later.codec, codec_training.load(tmp_path), "a and b")
+    met = later.codec.state_dict()
+    assert any(not torch.equal(old[name], new[name]) for name in new)
+    assert all(torch.allclose(met[name], (old[name] + new[name]) / 2, atol=1e-7) for name in met)
+    with torch.no_grad():
+        later.codec.quantizer.codebooks[0].add_(1)
+    with pytest.raises(ValueError, match="a and b do not have the same tokens"):
+        meet(later.codec, codec_training.load(tmp_path), "a and b")
 
 
 # -- words that no caption holds -----------------------------------------------------------------------------------
