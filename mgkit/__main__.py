@@ -15,7 +15,6 @@ TRAIN = {  # python -m mgkit train WHAT: the module that does it
     "tokens": "mgkit.train.tokens",
     "lm": "mgkit.train.lm",
     "rehearse": "mgkit.train.rehearse",
-    "words": "mgkit.train.words",
     "export": "mgkit.train.export",
     "tune": "mgkit.train.tune",
     "preview": "mgkit.train.preview",

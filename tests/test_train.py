@@ -28,7 +28,6 @@ from mgkit.train import rehearse, run, tokens
 from mgkit.train.adversary import Adversary, Balance
 from mgkit.train.align import align
 from mgkit.train.band import Piece, Track, compose
-from mgkit.train.captions import HELD_OUT_SYNONYMS, WORDS
 from mgkit.train.codec import SETTLED, Books, CodecLearner, CodecRun, distances, mel_distances, si_sdr
 from mgkit.train.export import meet
 from mgkit.train.lm import LMLearner, LMRun, TextConfig
@@ -36,7 +35,6 @@ from mgkit.train.muon import Muon, rotation
 from mgkit.train.rehearse import AHEAD, ATTRIBUTES, LAG, Critic, Rehearsal, Rehearser, ask, gains, pace
 from mgkit.train.score import CHOICES, EVENTS, Reader, score, scores
 from mgkit.train.text import learn_attributes
-from mgkit.train.words import Wordsmith, WordsRun, cut, disguised, meaningless, prompts, read
 
 RATE = 32000
 CODEC = CodecConfig(filters=4, dim=8, codebooks=2, codebook_size=16)
@@ -706,70 +704,3 @@ def test_a_decoder_meets_the_one_that_it_was_taught_from_half_way(tmp_path):
         later.codec.quantizer.codebooks[0].add_(1)
     with pytest.raises(ValueError, match="a and b do not have the same tokens"):
         meet(later.codec, codec_training.load(tmp_path), "a and b")
-
-
-# -- words that no caption holds -----------------------------------------------------------------------------------
-
-
-def test_disguises_say_the_same_or_nothing_and_hold_no_held_out_word():
-    piece = {"style": "folk", "lead": "flute", "tempo": 97, "key": 9, "mode": "minor", "drums": False}
-    rng, lost, same = np.random.default_rng(0), 0, 0
-    for _ in range(300):
-        plain, other = prompts(piece, rng)
-        assert not set(other.replace(",", "").split()) & HELD_OUT_SYNONYMS
-        assert ("97 bpm" in plain) == ("97 bpm" in other) and ("minor" in plain) == ("minor" in other)
-        told = [part for part in plain.split(", ") if part in ("folk", "flute", "no drums")]
-        lost += len(told) < len(other.split(", ")) - ("97 bpm" in plain) - ("minor" in plain)
-        same += set(plain.split(", ")) == set(other.split(", "))
-    assert 50 < lost < 250 and same > 5
-    understood = [disguised(("piano",), rng) for _ in range(300)]
-    assert all("piano" in word for word, known in understood if known)
-    assert all("piano" not in word for word, known in understood if not known)
-
-
-def test_words_that_mean_nothing_are_in_no_caption():
-    words = {
-        part
-        for values in WORDS.values()
-        for each in values.values()
-        for word in each
-        for part in word.split()
-    }
-    assert len(meaningless()) > 500 and not words & set(meaningless())
-
-
-def test_a_word_is_cut_into_pieces_that_are_still_the_word(tokenizer):
-    rng = np.random.default_rng(0)
-    text = "Calm piano, 120 bpm"
-    assert cut(tokenizer, text, 0.0, rng) == tokenizer(text).input_ids
-    ways = [cut(tokenizer, text, 1.0, rng) for _ in range(20)]
-    assert len({tuple(way) for way in ways}) > 2
-    for way in ways:
-        assert tokenizer.decode(way, skip_special_tokens=True) == "calm piano, 120 bpm"
-        assert way[-1] == tokenizer.eos_token_id
-
-
-def words_run(start: Path) -> WordsRun:
-    plain = {each.name: getattr(lm_run(), each.name) for each in fields(LMRun)}
-    return WordsRun(**plain | {"start": str(start), "score": 0.0, "lr": 3e-3, "frames": 20})
-
-
-def test_only_the_text_encoder_learns_from_disguises_and_resumes_to_the_same(taught, tokenizer):
-    data, whole = Music(), words_run(taught)
-    learner = Wordsmith(whole, data, data, tokenizer)
-    ids = [cut(tokenizer, "calm piano", 0.0, np.random.default_rng(0))]
-    silent = torch.zeros(1, 4, dtype=torch.long)
-    expected = learner.model["conditioner"](learner.model["conditioner"].describe(["calm piano"]), silent)
-    assert torch.allclose(read(learner.model["conditioner"], ids, silent).prefix, expected.prefix, atol=1e-6)
-
-    before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    first = learner.measure()["valid_apart"]
-    for step in range(40):
-        assert math.isfinite(learner.step(step, whole.lr)["loss"])
-    moved = {name for name, p in learner.model.named_parameters() if not torch.equal(before[name], p)}
-    assert moved and all(name.startswith(("conditioner.text.", "conditioner.text_proj.")) for name in moved)
-    assert learner.measure()["valid_apart"] < first
-
-    again = Wordsmith(whole, data, data, tokenizer)
-    again.load_state_dict(copy.deepcopy(learner.state_dict()))
-    assert learner.step(40, 1e-3) == again.step(40, 1e-3)

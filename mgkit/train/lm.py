@@ -179,13 +179,11 @@ def new_model(run: LMRun, tokenizer: Any, melody_frames: int) -> nn.ModuleDict:
 
 
 def told(conditioner: Conditioner, texts: list[str], melody: Tensor, keep: Tensor) -> Any:
-    """Condition of captions and `melody` [B, F]; where `keep` [B] is False the text is null, as long as it was."""
-    return told_tokens(conditioner, *conditioner.text.tokens(texts), melody, keep)
+    """Condition of captions and `melody` [B, F]; where `keep` [B] is False the text is null, as long as it was.
 
-
-def told_tokens(conditioner: Conditioner, ids: Tensor, mask: Tensor, melody: Tensor, keep: Tensor) -> Any:
-    """`told` for captions that are tokens already, `ids` and `mask` [B, L]: `Conditioner.describe` with gradients."""
-    ids, mask = (x.to(conditioner.text_proj.weight.device) for x in (ids, mask))
+    `Conditioner.describe` with gradients.
+    """
+    ids, mask = (x.to(conditioner.text_proj.weight.device) for x in conditioner.text.tokens(texts))
     vectors = conditioner.text.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     projected = conditioner.text_proj(vectors) * (mask & keep.to(mask.device)[:, None])[..., None]
     rows = [row[: max(1, int(length))] for row, length in zip(projected, mask.sum(dim=1), strict=True)]
