@@ -30,11 +30,6 @@ from .run import Average, Clips, Row, Team, best_device, precision, train, waves
 WINDOWS = (256, 512, 1024, 2048, 4096)  # samples, of the spectra that are compared
 FLOOR_DB = -80.0  # below this a band counts as silent; a full-scale sine is 0 dB
 
-# What each distance counts. While codewords are sought the wave itself must lead: a mel distance alone is soon content
-# with noise of the right colour. When they are settled its phase can no longer be had, and how it sounds is left to gain.
-SEEKING = {"mel_db": 0.05, "change_db": 0.0, "linear": 0.5, "shape": 1.0, "energy": 1.5}
-SETTLED = {"mel_db": 0.15, "change_db": 0.5, "linear": 0.5, "shape": 0.3, "energy": 0.45}
-
 
 @dataclass(frozen=True)
 class CodecRun:
@@ -84,33 +79,13 @@ def mel_spectrum(wave: Tensor, rate: int, window: int) -> Tensor:
 def mel_distances(a: Tensor, b: Tensor, rate: int, windows: Sequence[int] = WINDOWS) -> tuple[Tensor, Tensor]:
     """How far the waves [..., N] are apart: mean |difference| in dB, and mean |difference| of magnitudes over mean
     magnitude; both means over the mel spectra of all `windows`."""
-    found = distances(a, b, rate, windows)
-    return found["mel_db"], found["linear"]
-
-
-def distances(a: Tensor, b: Tensor, rate: int, windows: Sequence[int]) -> dict[str, Tensor]:
-    """How far `b` is from `a`, [..., N] both: by their mel spectra, means over all `windows`, and by the waves.
-
-    `change_db` is how differently the levels change from frame to frame, eight neighbouring bands taken together: what
-    strikes them all is an onset, and what one band does by itself is mostly noise, which nobody can foretell.
-    """
-    by_window = []
+    decibel, linear = [], []
     for window in windows:
         x, y = (mel_spectrum(wave, rate, window) for wave in (a, b))
-        level = [20 * m.clamp(min=10 ** (FLOOR_DB / 20)).log10() for m in (x, y)]
-        change = [each.unflatten(-2, (-1, 8)).mean(dim=-2).diff(dim=-1) for each in level]
-        by_window.append(
-            {
-                "mel_db": (level[0] - level[1]).abs().mean(),
-                "change_db": (change[0] - change[1]).abs().mean(),
-                "linear": (x - y).abs().mean() / x.mean().clamp(min=1e-6),
-            }
-        )
-    error = a - b
-    return {name: torch.stack([each[name] for each in by_window]).mean() for name in by_window[0]} | {
-        "shape": error.abs().mean() / a.abs().mean().clamp(min=1e-3),
-        "energy": error.pow(2).mean() / a.pow(2).mean().clamp(min=1e-6),
-    }
+        logs = [20 * m.clamp(min=10 ** (FLOOR_DB / 20)).log10() for m in (x, y)]
+        decibel.append((logs[0] - logs[1]).abs().mean())
+        linear.append((x - y).abs().mean() / x.mean().clamp(min=1e-6))
+    return torch.stack(decibel).mean(), torch.stack(linear).mean()
 
 
 def si_sdr(reference: Tensor, wave: Tensor) -> Tensor:
@@ -271,16 +246,19 @@ class CodecLearner:
         heard = heard.float()
         # two windows a step, for all of them take as long as the codec itself
         windows = rng.choice(WINDOWS, 2, replace=False).tolist()
-        found = distances(wave, heard, run.codec.sample_rate, windows)
-        counts = SETTLED if run.decoder_only else SEEKING
-        distance = torch.stack([weight * found[name] for name, weight in counts.items()]).sum()
-        losses = {"loss": distance + 0.2 * commit} | found | {"commit": commit}
+        decibel, linear = mel_distances(wave, heard, run.codec.sample_rate, windows)
+        error = wave - heard
+        shape = error.abs().mean() / wave.abs().mean().clamp(min=1e-3)
+        energy = error.pow(2).mean() / wave.pow(2).mean().clamp(min=1e-6)
+        distance = 0.05 * decibel + 0.5 * linear + shape + 1.5 * energy
+        losses = {"loss": distance + 0.2 * commit, "mel_db": decibel, "linear": linear, "shape": shape,
+                  "energy": energy, "commit": commit}  # fmt: skip
         self.optimizer.zero_grad()
         if run.adversary_from is None or step < run.adversary_from:
             losses["loss"].backward()
         else:
-            gradient, seen = self._against(wave, heard, distance)
-            losses |= seen
+            gradient, found = self._against(wave, heard, distance)
+            losses |= found
             heard.backward(gradient, retain_graph=commit.requires_grad)
             if commit.requires_grad:
                 (0.2 * commit).backward()

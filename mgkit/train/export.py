@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from mgkit import weights
-from mgkit.codec import Codec
 from mgkit.melody import HOP
 from mgkit.musicgen import MusicGen
 
@@ -14,24 +13,12 @@ from . import codec as codec_training
 from . import lm as lm_training
 
 
-def export(
-    codec: str | Path,
-    lm: str | Path,
-    out: str | Path,
-    seconds: float = 10.0,
-    former: str | Path | None = None,
-) -> MusicGen:
+def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 10.0) -> MusicGen:
     """Writes `out` and returns the model; `seconds` is the length of the clips that it learned from.
 
-    With `former`, the codec that a decoder was taught from, the mean of both is written: a decoder that has gone on
-    alone is the better one for true tokens, and takes every slip of the language model at its word; half-way it has most
-    of the one and not the other (averaged weights: arXiv:2109.01903).
-
-    Errors: ValueError for a codec and a language model that do not fit each other, or two codecs that do not.
+    Errors: ValueError for a codec and a language model that do not fit each other.
     """
     parts, coder = lm_training.load(lm), codec_training.load(codec)
-    if former is not None:
-        meet(coder, codec_training.load(former), f"{codec} and {former}")
     config, shape = coder.config, parts["lm"].config
     if (shape.codebooks, shape.codebook_size) != (config.codebooks * shape.channels, config.codebook_size):
         raise ValueError(
@@ -49,22 +36,6 @@ def export(
     return model
 
 
-@torch.no_grad()
-def meet(codec: Codec, former: Codec, names: str) -> None:
-    """Moves the decoder of `codec` half-way to that of `former`, of which it was taught.
-
-    Errors: ValueError, with their `names`, where their tokens are not the same.
-    """
-    old = former.state_dict()
-    for name, weight in codec.state_dict().items():
-        if name.startswith("decoder."):
-            weight.lerp_(old[name], 0.5)
-        elif name not in old or not torch.equal(weight, old[name]):
-            raise ValueError(
-                f"{names} do not have the same tokens: only a codec taught with --decoder-only can meet its start"
-            )
-
-
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train export`."""
     parser = argparse.ArgumentParser(
@@ -73,11 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--codec", default="runs/codec", help="folder of the codec's run")
     parser.add_argument("--lm", default="runs/lm", help="folder of the language model's run")
     parser.add_argument("--out", default="data/nano", help="folder to write")
-    parser.add_argument(
-        "--former", default=None, help="the codec that a decoder was taught from: write the mean of both"
-    )
     args = parser.parse_args(argv)
-    export(args.codec, args.lm, args.out, former=args.former)
+    export(args.codec, args.lm, args.out)
     size = sum(file.stat().st_size for file in Path(args.out).iterdir())
     print(f"{args.out}: {size / 1e6:.1f} MB")
 
