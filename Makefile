@@ -60,15 +60,15 @@ lab: $(VENV)/.lab
 
 # The pictures in the README that are drawn from what the embedded model makes of a sentence, and of a melody.
 pictures: $(VENV)/.lab
-	$(BIN)/python -c "from mgkit import MusicGen, show; model = MusicGen.get_pretrained('nano'); \
+	$(BIN)/python -c "from mgkit import MusicGen; from mgkit.lab import figures; model = MusicGen.get_pretrained('nano'); \
 	  model.set_generation_params(duration=8); text = 'happy folk with violin, with drums, 120 bpm'; \
 	  wave, codes = model.generate([text], seed=1, return_tokens=True); \
-	  show.overview(text, codes[0], wave[0], model.sample_rate).savefig('notebooks/images/overview.png', dpi=110)"
-	$(BIN)/python -c "from mgkit import MusicGen, audio, melody, show; model = MusicGen.get_pretrained('nano'); \
+	  figures.overview(text, codes[0], wave[0], model.sample_rate).savefig('notebooks/images/overview.png', dpi=110)"
+	$(BIN)/python -c "from mgkit import MusicGen, audio, melody; from mgkit.lab import figures; model = MusicGen.get_pretrained('nano'); \
 	  model.set_generation_params(duration=8); tune, rate = audio.read('data/melodies/scarborough_fair.ogg'); \
 	  text = 'happy folk with violin'; [wave] = model.generate_with_chroma([text], tune, rate, seed=5); \
 	  pair = [('given: Scarborough Fair, which training never held', tune[:, :wave.shape[-1]]), ('made: ' + text, wave)]; \
-	  show.chroma([(name, melody.chroma(sound, rate)) for name, sound in pair], rate) \
+	  figures.chroma([(name, melody.chroma(sound, rate)) for name, sound in pair], rate) \
 	  .savefig('notebooks/images/melody.png', dpi=80)"
 
 lint: $(VENV)/.test

@@ -7,21 +7,23 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from . import __version__
+from mgkit import __version__
 
 TRAIN = {  # python -m mgkit train WHAT: the module that does it
-    "data": "mgkit.train.band",
+    "data": "mgkit.band.compose",
     "codec": "mgkit.train.codec",
     "tokens": "mgkit.train.tokens",
     "lm": "mgkit.train.lm",
-    "rehearse": "mgkit.train.rehearse",
+    "rehearse": "mgkit.train.reinforce",
     "export": "mgkit.train.export",
-    "tune": "mgkit.train.tune",
-    "preview": "mgkit.train.preview",
-    "measure": "mgkit.train.measure",
-    "look": "mgkit.train.look",
+    "tune": "mgkit.train.finetune",
+    "preview": "mgkit.band.preview",
+    "measure": "mgkit.evals.report",
+    "look": "mgkit.evals.memorization",
 }
 
+
+OWN_PARSER = {"app": "mgkit.lab.app", "bench": "mgkit.bench", "gallery": "mgkit.lab.gallery"}
 
 STRATEGIES = ("loudness", "peak", "rms", "clip")  # of `audio.normalize`, which would be slow to import here
 
@@ -29,8 +31,8 @@ STRATEGIES = ("loudness", "peak", "rms", "clip")  # of `audio.normalize`, which 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; a mistake of the user's is one line on stderr and a status of 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["app"], ["bench"], ["gallery"]):
-        command = partial(import_module(f"mgkit.{argv[0]}").main, argv[1:])
+    if argv[:1] and argv[0] in OWN_PARSER:
+        command = partial(import_module(OWN_PARSER[argv[0]]).main, argv[1:])
     elif argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:
         command = partial(import_module(TRAIN[argv[1]]).main, argv[2:])
     else:
@@ -47,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from . import MusicGen, audio
-    from .generate import Settings
+    from mgkit import MusicGen, audio
+    from mgkit.generate import Settings
 
     # What can be known to be wrong is said before the minutes of work, not after.
     if arguments.out.suffix.lower() not in audio.FORMATS:
@@ -80,7 +82,7 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> None:
-    from . import MusicGen, audio
+    from mgkit import MusicGen, audio
 
     manifest = audio.read_manifest(arguments.file)
     model = MusicGen.get_pretrained(arguments.model or manifest.get("model", "nano"), arguments.device)
@@ -92,7 +94,7 @@ def _replay(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from . import weights
+    from mgkit import weights
 
     if arguments.name == "nano":
         raise ValueError("nano ships with mgkit; there is nothing to fetch")
@@ -104,8 +106,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from .generate import Settings
-    from .weights import NAMES
+    from mgkit.generate import Settings
+    from mgkit.weights import NAMES
 
     parser = argparse.ArgumentParser(
         "python -m mgkit", description="MusicGen to learn from, teach with and study."

@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import torch
 
-from . import MusicGen, weights
-from .codec import Codec, CodecConfig
-from .condition import Conditioner
-from .lm import LM, LMConfig
-from .text import TextEncoder
+from mgkit import MusicGen, weights
+from mgkit.codec import Codec, CodecConfig
+from mgkit.condition import Conditioner
+from mgkit.lm import LM, LMConfig
+from mgkit.text import TextEncoder
 
 TEXT = "calm piano with soft strings"
 

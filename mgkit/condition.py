@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .melody import one_hot
-from .text import TextEncoder
+from mgkit.melody import one_hot
+from mgkit.text import TextEncoder
 
 
 @dataclass(frozen=True)

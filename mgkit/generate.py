@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .condition import Condition
-from .delay import delay, delays, undelay
-from .lm import LM, KVCache
-from .sampling import draw, guide, guide_double, mix, noise, probabilities
+from mgkit.condition import Condition
+from mgkit.delay import delay, delays, undelay
+from mgkit.lm import LM, KVCache
+from mgkit.sampling import draw, guide, guide_double, mix, noise, probabilities
 
 UNKNOWN = -1  # a token that is still to be generated
 DAY = 86400  # seconds; the longest piece

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import audio, melody
-from .generate import Settings, Window
+from mgkit import audio, melody
+from mgkit.generate import Settings, Window
 
 Texts = Sequence[str | None]
 Prompt = str | None | Mapping[str, float]

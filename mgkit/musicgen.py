@@ -21,9 +21,9 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from . import __version__, audio, melody, weights
-from .generate import DAY, Settings, Stop, Told, Window, endless, frames, steps, windows
-from .job import (
+from mgkit import __version__, audio, melody, weights
+from mgkit.generate import DAY, Settings, Stop, Told, Window, endless, frames, steps, windows
+from mgkit.job import (
     Descriptions,
     Job,
     Prompt,

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .condition import Condition
-from .delay import delay, delays
-from .generate import Settings
-from .job import from_manifest, plain
-from .lm import LM, Attention, sinusoid
-from .musicgen import MusicGen
-from .sampling import guide, guide_double, probabilities
-from .text import TextEncoder
+from mgkit.condition import Condition
+from mgkit.delay import delay, delays
+from mgkit.generate import Settings
+from mgkit.job import from_manifest, plain
+from mgkit.lm import LM, Attention, sinusoid
+from mgkit.musicgen import MusicGen
+from mgkit.sampling import guide, guide_double, probabilities
+from mgkit.text import TextEncoder
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .codec import Codec, CodecConfig
-from .condition import Conditioner
-from .delay import delays
-from .layouts import Read, WeightsError, audiocraft, fill, hugging_face, read_bin, read_safetensors
-from .lm import LM, LMConfig
-from .melody import HOP, N_FFT
-from .text import TextEncoder
+from mgkit.codec import Codec, CodecConfig
+from mgkit.condition import Conditioner
+from mgkit.delay import delays
+from mgkit.layouts import Read, WeightsError, audiocraft, fill, hugging_face, read_bin, read_safetensors
+from mgkit.lm import LM, LMConfig
+from mgkit.melody import HOP, N_FFT
+from mgkit.text import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import EncodecConfig, PretrainedConfig

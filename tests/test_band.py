@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mgkit.train import band, preview
-from mgkit.train.band import STYLES, compose, find_soundfont, render, write_dataset
-from mgkit.train.captions import (
+from mgkit.band import compose as band
+from mgkit.band import preview
+from mgkit.band.captions import (
     FIRST_TEST_SEED,
     FIRST_VALID_SEED,
     HELD_OUT_PAIRS,
@@ -21,7 +21,8 @@ from mgkit.train.captions import (
     synonyms,
     tempo_word,
 )
-from mgkit.train.tunes import TUNES, bars, parse
+from mgkit.band.compose import STYLES, compose, find_soundfont, render, write_dataset
+from mgkit.band.tunes import TUNES, bars, parse
 
 SEEDS = [*range(450), *range(FIRST_VALID_SEED, FIRST_VALID_SEED + 50)]
 

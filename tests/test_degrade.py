@@ -94,11 +94,12 @@ MAKE = f"{LOAD}; assert model.generate(['calm piano'], seed=1).shape == (1, 1, 6
 FOLLOW = f"""{LOAD}
 from mgkit import audio
 assert model.generate_with_chroma(['calm piano'], *audio.read('tune.wav'), seed=1).shape == (1, 1, 6400)"""
-SHOW = "from mgkit import audio, show; assert '<audio' in show.player(*audio.read('tune.wav')).html"
+SHOW = "from mgkit import audio; from mgkit.lab import figures; assert '<audio' in figures.player(*audio.read('tune.wav')).html"
 TEST = """
-from mgkit import audio, listen
+from mgkit import audio
+from mgkit.lab import blind_test
 wave, rate = audio.read('tune.wav')
-test = listen.BlindTest([listen.Pair('better?', 'tune', {'a': wave, 'b': -wave})], rate, 'answers.csv', 'Ada')
+test = blind_test.BlindTest([blind_test.Pair('better?', 'tune', {'a': wave, 'b': -wave})], rate, 'answers.csv', 'Ada')
 """
 CLI = "assert main({argv!r}) == 2"
 SEPARATE = ["generate", "x", "--model", "model", "--duration", "0.2", "--melody", "tune.wav", "--separate"]
@@ -136,10 +137,10 @@ def test_without_ipywidgets_everything_but_the_widgets_works(folder):
     verbs = {
         "generate": MAKE,
         "player": SHOW,
-        "blind test": f"{TEST}\ntest.answer('A')\nassert len(listen.read('answers.csv')) == 1",
+        "blind test": f"{TEST}\ntest.answer('A')\nassert len(blind_test.read('answers.csv')) == 1",
         "its panel": f"{TEST}\ntest.widget()",
         "live player": "from mgkit import player",
-        "studio": "from mgkit import studio",
+        "studio": "from mgkit.lab import studio",
     }
     found, stderr = tried(folder, verbs, hidden=["ipywidgets", "anywidget"])
     assert found["generate"] == found["player"] == found["blind test"] == "works"
@@ -154,7 +155,7 @@ def test_without_anywidget_the_studio_and_the_players_are_plain(folder):
         "player": "from mgkit import audio, player; assert '<audio' in player.Player(*audio.read('tune.wav')).value",
         "live player": "from mgkit import player; assert player.NEEDS in player.LivePlayer(32000).value",
         "recorder": "from mgkit import player; assert player.NEEDS in player.Recorder(32000).value",
-        "studio": "from mgkit import studio; studio.Studio('model')",
+        "studio": "from mgkit.lab import studio; studio.Studio('model')",
         "blind test": f"{TEST}\ntest.widget()",
     }
     found, stderr = tried(folder, verbs, hidden=["anywidget"])
@@ -164,8 +165,8 @@ def test_without_anywidget_the_studio_and_the_players_are_plain(folder):
 
 def test_without_a_synthesizer_training_data_is_refused_before_any_work(folder):
     verbs = {
-        "compose": "from mgkit.train.band import compose; assert compose(1).tracks",
-        "render": "from mgkit.train.band import compose, render; render(compose(1))",
+        "compose": "from mgkit.band.compose import compose; assert compose(1).tracks",
+        "render": "from mgkit.band.compose import compose, render; render(compose(1))",
         "command": command("train", "data", "--out", "data", "--clips", "1"),
     }
     found, stderr = tried(folder, verbs, hidden=["tinysoundfont"])

@@ -1,4 +1,4 @@
-"""The module's files know only what stands above them (DESIGN: data flows down the list), and importing costs nothing."""
+"""The house stands: a file imports only what stands above it (five floors, and an order within the model)."""
 
 import ast
 import os
@@ -11,30 +11,36 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mgkit"
 
-# Rows from the first to the last; a file may import files of earlier rows only, so the first row knows none.
-ROWS = [
-    {"audio", "delay", "sampling", "codec", "lm", "text", "melody"},
+# The model, row by row: a file imports files of earlier rows only.
+MODEL = [
+    {"audio", "delay", "sampling", "codec", "text", "melody", "lm"},
     {"condition"},
     {"generate", "layouts"},
-    {"job", "layouts"},
+    {"job"},
     {"weights"},
     {"musicgen"},
     {"trace"},
-    {"show"},
-    {"lesson", "listen"},
-    {"player"},
-    {"grid"},
-    {"studio"},
-    {"app", "bench", "gallery"},
-    {"__main__"},
+    {"bench"},
 ]
-ORDER = {name: row for row, names in enumerate(ROWS) for name in names}
-CORE = sorted(PACKAGE.glob("*.py"))
+# The floors above it: a floor imports the model, itself and the floors before it.
+FLOORS = ["model", "lab", "band", "train", "evals"]
+ROW = {name: row for row, names in enumerate(MODEL) for name in names}
+ENTRY = {"__init__", "__main__"}  # they hand over to any floor, and only when asked
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    """Name of a file within the package: `lm`, `train.lm`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def floor(name: str) -> str:
+    """Floor of a file or package within mgkit."""
+    return name.split(".")[0] if name.split(".")[0] in FLOORS else "model"
+
+
 def imports(tree: ast.AST, path: Path) -> set[str]:
-    """Full names of all that a syntax tree imports, at any depth, relative ones resolved."""
+    """Files and packages of mgkit that a syntax tree imports at any depth, named as by `name_of`."""
     package = list(path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1])
     names = set()
     for node in ast.walk(tree):
@@ -45,6 +51,12 @@ def imports(tree: ast.AST, path: Path) -> set[str]:
             module = ".".join([*start, *([node.module] if node.module else [])])
             names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
     return names
+
+
+def within(names: set[str]) -> set[str]:
+    """The files of mgkit among imported names."""
+    known = {name_of(path) for path in FILES}
+    return {name.removeprefix("mgkit.") for name in names if name.startswith("mgkit.")} & known
 
 
 def at_import(path: Path) -> ast.Module:
@@ -60,36 +72,42 @@ def at_import(path: Path) -> ast.Module:
             guarded = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
             return None if guarded else self.generic_visit(node)
 
-    return Strip().visit(ast.parse(path.read_text()))
+    return Strip().visit(ast.parse(path.read_text(encoding="utf-8")))
 
 
-def siblings(names: set[str]) -> set[str]:
-    """The files of the core among imported names."""
-    return {
-        part[1] for part in (name.split(".") for name in names) if part[0] == "mgkit" and len(part) > 1
-    } & ({path.stem for path in CORE} | {"train"})
+def test_every_file_of_the_model_has_a_row():
+    files = {path.stem for path in PACKAGE.glob("*.py")} - ENTRY
+    assert files == set(ROW), "give each file of the model a row in this test"
 
 
-def test_the_core_is_found_and_every_file_has_its_place():
-    names = {path.stem for path in CORE} - {"__init__"}
-    assert len(names) >= 10
-    assert names <= set(ORDER), f"give {names - set(ORDER)} a row in this test, and in the map of the README"
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in ENTRY], ids=name_of)
+def test_a_file_imports_only_what_stands_before_it(path):
+    name = name_of(path)
+    for other in within(imports(ast.parse(path.read_text(encoding="utf-8")), path)) - {name}:
+        if floor(name) == floor(other) == "model":
+            assert ROW[other] < ROW[name], f"{name} imports {other}, which does not stand before it"
+        else:
+            assert FLOORS.index(floor(other)) <= FLOORS.index(floor(name)), (
+                f"{name} imports {other}, a floor up"
+            )
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in CORE if path.stem != "__init__"], ids=lambda path: path.stem
-)
-def test_a_file_imports_only_files_of_earlier_rows(path):
-    known = siblings(imports(ast.parse(path.read_text()), path))
-    if path.stem == "__main__":
-        known -= {"train"}  # the command line hands `train` on; only when that command runs, see below
-    upward = {name for name in known if ORDER.get(name, len(ROWS)) >= ORDER[path.stem]}
-    assert not upward, f"{path.name} imports {upward}, which stand beside or below it"
+def test_no_two_files_import_each_other():
+    arrows = {
+        name_of(path): within(imports(ast.parse(path.read_text(encoding="utf-8")), path)) - {name_of(path)}
+        for path in FILES
+        if path.stem not in ENTRY
+    }
+    for name, others in arrows.items():
+        for other in others:
+            assert name not in arrows.get(other, ()), f"{name} and {other} import each other"
 
 
-def test_the_core_does_not_load_train():
-    for path in CORE:
-        assert "train" not in siblings(imports(at_import(path), path)), path.name
+def test_the_entry_points_load_floors_only_when_asked():
+    for path in FILES:
+        if path.stem in ENTRY and path.parent == PACKAGE:
+            loaded = within(imports(at_import(path), path))
+            assert {floor(name) for name in loaded} <= {"model"}, path.name
 
 
 def test_torchaudio_is_imported_only_inside_the_function_that_needs_it():
@@ -105,10 +123,12 @@ def test_importing_mgkit_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_map_in_the_readme_names_every_file():
-    readme = (PACKAGE.parent / "README.md").read_text()
-    for path in CORE:
+def test_the_map_in_the_readme_names_every_file_of_the_model():
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    for path in PACKAGE.glob("*.py"):
         assert path.stem == "__init__" or f"(mgkit/{path.name})" in readme, path.name
+    for name in FLOORS[1:]:
+        assert f"(mgkit/{name})" in readme, name
 
 
 @pytest.mark.slow

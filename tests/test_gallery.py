@@ -7,8 +7,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mgkit import gallery
 from mgkit.__main__ import main
+from mgkit.lab import gallery
 
 DOT = base64.b64encode(b"\x89PNG not looked into").decode()
 OTHER = base64.b64encode(b"\x89PNG another").decode()

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from mgkit.gallery import SERIES
+from mgkit.lab.gallery import SERIES
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -81,8 +81,8 @@ def test_notebook_has_exercises_with_a_checker_and_a_folded_solution_and_an_end(
     cells = read(path).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
     prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
-    checked = [source for source in code if re.search(r"(?<![\w.])(lesson\.)?check\(", source)]
-    assert 2 <= sum(len(re.findall(r"(?<![\w.])(?:lesson\.)?check\(", source)) for source in checked) <= 4
+    checked = [source for source in code if re.search(r"(?<![\w.])(exercises\.)?check\(", source)]
+    assert 2 <= sum(len(re.findall(r"(?<![\w.])(?:exercises\.)?check\(", source)) for source in checked) <= 4
     assert all(re.search(r"= \.\.\.", source) for source in checked), "an exercise starts from three dots"
     folded = [source for source in prose if "<details>" in source]
     assert folded and all("<summary>Solution" in source and "</details>" in source for source in folded)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mgkit import player, show
+from mgkit.lab import figures, player
 
 PACKAGE = Path(player.__file__).parent
 RATE = 32000
@@ -40,7 +40,7 @@ class Page:
 def test_a_player_is_one_self_contained_page_with_the_plain_player_inside():
     made = player.Player(WAVE, RATE, "<b>bold</b> & loud", seam=0.5, loop=True)
     page = made._repr_mimebundle_()["text/html"]
-    assert show.player(WAVE, RATE, "<b>bold</b> & loud", seam=0.5, loop=True).html in page
+    assert figures.player(WAVE, RATE, "<b>bold</b> & loud", seam=0.5, loop=True).html in page
     assert "<b>bold</b> &" not in page
     assert re.search(r"<audio controls loop ", page)
     assert not re.search(r"""https?://|(?:src|href)=["'](?!data:)|@import|url\(""", page)
@@ -189,7 +189,7 @@ def test_without_anywidget_each_is_html_that_says_what_is_missing():
 import sys
 sys.modules["anywidget"] = None
 import torch, ipywidgets
-from mgkit import player
+from mgkit.lab import player
 wave = torch.zeros(1, 3200)
 made = player.Player(wave, 32000), player.LivePlayer(32000, source=lambda stop: [wave]), player.Recorder()
 assert all(isinstance(widget, ipywidgets.HTML) for widget in made)

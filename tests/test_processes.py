@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_tune import sounds, tune_command
+from test_finetune import sounds, tune_command
 from tiny import tiny
 
 from mgkit.__main__ import main
-from mgkit.train import run
-from mgkit.train.band import compose
+from mgkit.band.compose import compose
+from mgkit.train import loop
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +46,7 @@ def token_folder(folder: Path, clips: int = 6) -> Path:
 
 
 def losses_of(out: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "minutes"} for row in run.read_log(out / "log.csv")]
+    return [{k: v for k, v in row.items() if k != "minutes"} for row in loop.read_log(out / "log.csv")]
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -99,7 +99,7 @@ def test_what_two_processes_cannot_do_is_said_in_a_sentence(tmp_path):
 
 
 def test_parts_of_a_batch_are_all_of_it_and_of_one_size():
-    team = run.Team()
+    team = loop.Team()
     assert (team.size, team.rank) == (1, 0)
     for size in (1, 2, 3):
         team.size = size
@@ -116,6 +116,6 @@ def test_bfloat16_is_used_only_where_asked_for_and_where_it_is_no_imitation(monk
     for able in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
         for asked in (True, False):
-            with run.precision(cpu, asked):
+            with loop.precision(cpu, asked):
                 product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert (product.dtype == torch.bfloat16) == (able and asked)

@@ -17,9 +17,10 @@ import soundfile
 import torch
 from tiny import RATE, tiny, tune
 
-from mgkit import MusicGen, audio, studio, weights
+from mgkit import MusicGen, audio, weights
 from mgkit.generate import Settings
-from mgkit.studio import MELODY, OTHER, START, Sound, Source, Studio
+from mgkit.lab import studio
+from mgkit.lab.studio import MELODY, OTHER, START, Sound, Source, Studio
 
 SHORT = {"duration": 0.5, "seed": 3, "top_k": 5}
 

@@ -18,21 +18,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from mgkit import lm as lm_module
+from mgkit.band.compose import Piece, Track, compose
 from mgkit.codec import CodecConfig, Quantizer
 from mgkit.condition import Condition
 from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
 from mgkit.train import codec as codec_training
 from mgkit.train import lm as lm_training
-from mgkit.train import rehearse, run, tokens
-from mgkit.train.adversary import Adversary, Balance
+from mgkit.train import loop, reinforce, tokens
 from mgkit.train.align import align
-from mgkit.train.band import Piece, Track, compose
+from mgkit.train.auxiliary import CHOICES, EVENTS, Reader, score, scores
 from mgkit.train.codec import Books, CodecLearner, CodecRun, mel_distances, si_sdr
+from mgkit.train.discriminator import Adversary, Balance
 from mgkit.train.lm import LMLearner, LMRun, TextConfig
 from mgkit.train.muon import Muon, rotation
-from mgkit.train.rehearse import AHEAD, ATTRIBUTES, LAG, Critic, Rehearsal, Rehearser, ask, gains, pace
-from mgkit.train.score import CHOICES, EVENTS, Reader, score, scores
+from mgkit.train.reinforce import AHEAD, ATTRIBUTES, LAG, Critic, Rehearsal, Rehearser, ask, gains, pace
 from mgkit.train.text import learn_attributes
 
 RATE = 32000
@@ -150,7 +150,7 @@ def test_a_decoder_that_learns_alone_leaves_all_tokens_as_they_are(tmp_path):
     data, first = clips(), CodecLearner(codec_run(), clips(), clips())
     first.save(tmp_path)
     again = CodecLearner(codec_run(start=str(tmp_path), decoder_only=True, adversary_from=1), data, data)
-    wave = run.waves(data.mix)[:, None]
+    wave = loop.waves(data.mix)[:, None]
     with torch.no_grad():
         before = first.codec.encode(wave)
         heard_before = again.codec.decode(before)
@@ -164,7 +164,7 @@ def test_a_decoder_that_learns_alone_leaves_all_tokens_as_they_are(tmp_path):
 
 def test_adversary_learns_to_tell_and_is_least_deceived_by_the_worst():
     torch.manual_seed(0)
-    real = run.waves(np.stack([sound(seed) for seed in range(4)]))[:, None]
+    real = loop.waves(np.stack([sound(seed) for seed in range(4)]))[:, None]
     decoded = real + 0.05 * torch.randn_like(real)
     adversary = Adversary(width=4)
     optimizer = torch.optim.Adam(adversary.parameters(), 2e-3)
@@ -400,11 +400,11 @@ def test_halves_side_by_side_give_the_gradients_of_the_whole():
     model, x = torch.nn.Linear(4, 3), torch.randn(6, 4)
     model(x).pow(2).mean(dim=0).mean().backward()
     expected = model.weight.grad.clone()
-    found = run.side_by_side(
+    found = loop.side_by_side(
         lambda part: model(x[part]).pow(2).mean(dim=0),
-        run.Team().parts(6),
+        loop.Team().parts(6),
         list(model.parameters()),
-        run.Team(),
+        loop.Team(),
     )
     assert torch.allclose(model.weight.grad, expected, atol=1e-6)
     assert torch.allclose(found, model(x).pow(2).mean(dim=0), atol=1e-6)
@@ -472,7 +472,7 @@ def test_resumed_run_equals_an_unbroken_one(kind, tmp_path, tokenizer):
         )
 
     whole = learner()
-    run.train(settings, tmp_path / "whole", whole, lr=1e-3, measure_every=2)
+    loop.train(settings, tmp_path / "whole", whole, lr=1e-3, measure_every=2)
     broken = learner()
     step = broken.step
 
@@ -483,8 +483,8 @@ def test_resumed_run_equals_an_unbroken_one(kind, tmp_path, tokenizer):
 
     broken.step = cut
     with pytest.raises(Stopped):
-        run.train(settings, tmp_path / "broken", broken, lr=1e-3, measure_every=2)
-    run.train(settings, tmp_path / "broken", learner(), lr=1e-3, measure_every=2)
+        loop.train(settings, tmp_path / "broken", broken, lr=1e-3, measure_every=2)
+    loop.train(settings, tmp_path / "broken", learner(), lr=1e-3, measure_every=2)
     one, other = (weights_of(tmp_path / name, f"{kind}.pt") for name in ("whole", "broken"))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     assert (tmp_path / "broken" / "log.csv").read_text().count("\n") == (
@@ -494,7 +494,7 @@ def test_resumed_run_equals_an_unbroken_one(kind, tmp_path, tokenizer):
 
 def test_broken_save_leaves_the_former_checkpoint(tmp_path):
     settings = codec_run(steps=2)
-    run.train(settings, tmp_path, CodecLearner(settings, clips(), clips()), lr=1e-3, measure_every=1)
+    loop.train(settings, tmp_path, CodecLearner(settings, clips(), clips()), lr=1e-3, measure_every=1)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
     def full_disk(path) -> None:
@@ -502,30 +502,30 @@ def test_broken_save_leaves_the_former_checkpoint(tmp_path):
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        run.write_whole(tmp_path / "checkpoint.pt", full_disk)
+        loop.write_whole(tmp_path / "checkpoint.pt", full_disk)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_another_run_is_not_continued(tmp_path):
-    run.claim(tmp_path / "run", codec_run())
-    run.claim(tmp_path / "run", codec_run())
+    loop.claim(tmp_path / "run", codec_run())
+    loop.claim(tmp_path / "run", codec_run())
     with pytest.raises(ValueError, match="holds another run: batch 2 .now 4.; start in another folder"):
-        run.claim(tmp_path / "run", codec_run(batch=4))
+        loop.claim(tmp_path / "run", codec_run(batch=4))
 
 
 def test_unusable_folders_are_named_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset.json"):
-        run.Clips(tmp_path, RATE)
+        loop.Clips(tmp_path, RATE)
     (tmp_path / "dataset.json").write_text(json.dumps({"rate": 32000, "clips": 1, "samples": 8}))
     (tmp_path / "pieces.jsonl").write_text(json.dumps({"captions": ["a"]}) + "\n")
     for name in ("mix.i16", "melody.i16"):
         (tmp_path / name).write_bytes(bytes(16))
-    assert run.Clips(tmp_path, RATE).mix.shape == (1, 8)
+    assert loop.Clips(tmp_path, RATE).mix.shape == (1, 8)
     with pytest.raises(ValueError, match="32000 Hz, and the codec is for 16000"):
-        run.Clips(tmp_path, 16000)
+        loop.Clips(tmp_path, 16000)
     os.truncate(tmp_path / "melody.i16", 10)
     with pytest.raises(ValueError, match="10 bytes where 16 are promised"):
-        run.Clips(tmp_path, RATE)
+        loop.Clips(tmp_path, RATE)
     with pytest.raises(FileNotFoundError, match="train tokens"):
         tokens.Tokens(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="train codec"):
@@ -539,7 +539,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     learner = CodecLearner(settings, clips(), clips())
     learner.step = lambda step, lr: {"loss": float("nan")}
     with pytest.raises(FloatingPointError, match="step 1"):
-        run.train(settings, tmp_path, learner, lr=1e-3, measure_every=1)
+        loop.train(settings, tmp_path, learner, lr=1e-3, measure_every=1)
 
 
 def test_tokens_are_what_the_codec_says(tmp_path):
@@ -550,14 +550,14 @@ def test_tokens_are_what_the_codec_says(tmp_path):
     (tmp_path / "pieces.jsonl").write_text("".join(json.dumps({"captions": c}) + "\n" for c in CAPTIONS))
     codes, heard = tokens.Tokens(tmp_path, tmp_path).music(np.array([2, 0]), 50)
     with torch.no_grad():
-        assert torch.equal(codes, codec.encode(run.waves(mix[[2, 0]])[:, None]))
+        assert torch.equal(codes, codec.encode(loop.waves(mix[[2, 0]])[:, None]))
     assert heard.shape == (2, 8)
     other = CodecLearner(codec_run(seed=1), clips(), clips()).codec
     with pytest.raises(ValueError, match="tokens of another codec"):
         tokens.write(other, data, tmp_path, 3)
 
 
-@pytest.mark.parametrize("module", [run])
+@pytest.mark.parametrize("module", [loop])
 def test_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
 
@@ -607,7 +607,7 @@ def taught(tmp_path_factory, tokenizer):
     out = tmp_path_factory.mktemp("taught")
     data = Music(frames=120)
     first = replace(lm_run(), score=0.25)
-    run.train(first, out, LMLearner(first, data, data, tokenizer), lr=first.lr, measure_every=6)
+    loop.train(first, out, LMLearner(first, data, data, tokenizer), lr=first.lr, measure_every=6)
     return out
 
 
@@ -660,7 +660,7 @@ def test_what_has_a_gain_becomes_likelier(taught, tokenizer):
 def test_a_model_without_a_reader_gets_one_that_learns_from_true_music(
     taught, tokenizer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(rehearse, "PASSES", 60)  # five clips are one batch
+    monkeypatch.setattr(reinforce, "PASSES", 60)  # five clips are one batch
     bare = tmp_path / "bare"
     shutil.copytree(taught, bare, ignore=shutil.ignore_patterns("checkpoint.pt"))
     fresh, data = Critic(bare, torch.device("cpu")), Music(frames=120)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_tune import plan, sounds
+from test_finetune import plan, sounds
 from tiny import CODEC, tiny
 from tiny import codec as tiny_codec
 
 from mgkit.codec import CodecConfig
-from mgkit.train import export, run, tokens
-from mgkit.train import tune as tuning
-from mgkit.train.tune import TuneLearner, tune
+from mgkit.train import export, loop, tokens
+from mgkit.train import finetune as tuning
+from mgkit.train.finetune import TuneLearner, tune
 
 FULL = 200_000  # bytes; no file grows further
 
@@ -58,7 +58,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_last_one(tmp
     monkeypatch.setattr(TuneLearner, "step", step)
     tune(settings, out)  # and goes on from there
     assert torch.load(out / "checkpoint.pt", weights_only=False)["step"] == 4
-    assert [row["step"] for row in run.read_log(out / "log.csv")] == [0, 2, 4, 4]
+    assert [row["step"] for row in loop.read_log(out / "log.csv")] == [0, 2, 4, 4]
 
 
 def test_a_codec_of_other_frames_than_the_language_models_is_refused(tmp_path):
@@ -93,10 +93,10 @@ def test_a_codec_and_a_language_model_that_do_not_fit_are_not_made_into_one(tmp_
 
 def test_curves_are_drawn_of_logs_alone(tmp_path):
     (tmp_path / "log.csv").write_text("step,minutes,loss,valid_text\n0,0,,4.5\n20,0.1,4.2,\n20,0.1,,4.1\n")
-    picture = run.curves(tmp_path / "log.csv")
+    picture = loop.curves(tmp_path / "log.csv")
     assert [line.get_label() for line in picture.axes[0].lines] == ["valid, text", "loss"]
     assert picture.axes[0].lines[0].get_xydata().tolist() == [[0, 4.5], [20, 4.1]]
     for wrong in ("", "name,caption\na,b\n"):
         (tmp_path / "log.csv").write_text(wrong)
         with pytest.raises(ValueError, match="is no log of a run"):
-            run.curves(tmp_path / "log.csv")
+            loop.curves(tmp_path / "log.csv")

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from mgkit.delay import delay, delays
 from mgkit.melody import one_hot
-
-from .tokens import STRIDE, STRIDE_CHROMA
+from mgkit.train.tokens import STRIDE, STRIDE_CHROMA
 
 LAYERS = (0, 1)  # in each of these the last head is given over to it
 SHARPNESS = 40.0  # logit of the frame that sounds now, others being near 0

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from mgkit import audio, weights
 from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
-
-from .adversary import Adversary, Balance
-from .run import Average, Clips, Row, Team, best_device, precision, train, waves, write_whole
+from mgkit.train.discriminator import Adversary, Balance
+from mgkit.train.loop import Average, Clips, Row, Team, best_device, precision, train, waves, write_whole
 
 WINDOWS = (256, 512, 1024, 2048, 4096)  # samples, of the spectra that are compared
 FLOOR_DB = -80.0  # below this a band counts as silent; a full-scale sine is 0 dB

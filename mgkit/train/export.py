@@ -8,9 +8,8 @@ import torch
 from mgkit import weights
 from mgkit.melody import HOP
 from mgkit.musicgen import MusicGen
-
-from . import codec as codec_training
-from . import lm as lm_training
+from mgkit.train import codec as codec_training
+from mgkit.train import lm as lm_training
 
 
 def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 10.0) -> MusicGen:

@@ -23,9 +23,8 @@ from tqdm.auto import tqdm
 from mgkit import audio, melody
 from mgkit.codec import Codec
 from mgkit.musicgen import MusicGen
-
-from .run import write_whole
-from .tokens import digest
+from mgkit.train.loop import write_whole
+from mgkit.train.tokens import digest
 
 TABLES = ("captions.csv", "metadata.jsonl")
 SHORTEST = 1.0  # seconds; from less there is nothing to learn that lasts

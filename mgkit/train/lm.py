@@ -29,13 +29,12 @@ from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
 from mgkit.lm import attend as attend_by_torch
 from mgkit.text import TextEncoder
-
-from .align import align
-from .muon import Muon
-from .run import Average, Row, Team, has_bf16, precision, side_by_side, train, write_whole
-from .score import Reader, scores
-from .text import learn_attributes
-from .tokens import STRIDE, Tokens, add_options, open_both
+from mgkit.train.align import align
+from mgkit.train.auxiliary import Reader, scores
+from mgkit.train.loop import Average, Row, Team, has_bf16, precision, side_by_side, train, write_whole
+from mgkit.train.muon import Muon
+from mgkit.train.text import learn_attributes
+from mgkit.train.tokens import STRIDE, Tokens, add_options, open_both
 
 # Views take turns: share of the clip, how many times the batch, and whether from its beginning or from anywhere. What a
 # caption says can be heard from what has sounded so far, once a second has sounded: beginnings teach to listen to it.

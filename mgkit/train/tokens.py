@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mgkit import melody
+from mgkit.band.captions import captions
 from mgkit.codec import Codec
-
-from . import codec as codec_training
-from .captions import captions
-from .run import Clips, waves, write_whole
+from mgkit.train import codec as codec_training
+from mgkit.train.loop import Clips, waves, write_whole
 
 STRIDE, STRIDE_CHROMA = (
     32,

@@ -4,7 +4,7 @@ import json
 import time
 
 CELLS = [
-    "import torch\nfrom mgkit import grid\neditor = grid.GridEditor(torch.arange(40) // 4, 32000)",
+    "import torch\nfrom mgkit.lab import melody_editor\neditor = melody_editor.GridEditor(torch.arange(40) // 4, 32000)",
     "editor.widget()",
 ]
 

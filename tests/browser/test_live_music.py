@@ -13,7 +13,13 @@ ROOT = Path(__file__).parent.parent.parent
 def desk_cells() -> list[str]:
     """The cells of the notebook that make the desk, on a tiny model that any machine plays in time."""
     cells = nbformat.read(ROOT / "notebooks/08_live.ipynb", as_version=4).cells
-    wanted = ("from mgkit.player import", "calm, wild =", "sliders = [", "def weights", "desk = LivePlayer")
+    wanted = (
+        "from mgkit.lab.player import",
+        "calm, wild =",
+        "sliders = [",
+        "def weights",
+        "desk = LivePlayer",
+    )
     parts = [
         [cell.source for cell in cells if cell.cell_type == "code" and what in cell.source] for what in wanted
     ]

@@ -9,13 +9,14 @@ import soundfile
 import torch
 from playwright.sync_api import expect
 
-from mgkit import audio, player, show
+from mgkit import audio
+from mgkit.lab import figures, player
 
 RATE = 32000
 SINE = 0.3 * torch.sin(torch.arange(5 * RATE) * 440 * 2 * torch.pi / RATE)[None]
 SETUP = """import torch, ipywidgets
 from types import SimpleNamespace
-from mgkit import player, show
+from mgkit.lab import player, figures
 sine = 0.3 * torch.sin(torch.arange(5 * 32000) * 440 * 2 * torch.pi / 32000)[None]"""
 
 # Keeps all that a page gives to the sound card, from before its own scripts run; in the audio thread, which loses nothing.
@@ -80,7 +81,7 @@ def test_a_player_has_the_length_of_its_wave_and_plays_with_the_network_blocked(
 
 def test_players_play_in_a_notebook_that_nobody_has_trusted(lab, page):
     outputs = [
-        {"text/html": show.player(SINE, RATE, "plain").html},
+        {"text/html": figures.player(SINE, RATE, "plain").html},
         player.Player(SINE, RATE, "rich")._repr_mimebundle_(),
     ]
     notebook = nbformat.v4.new_notebook(

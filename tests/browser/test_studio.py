@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 from browser.conftest import SECONDS, wait_until
 from mgkit import audio
 
-CELLS = ["from mgkit import studio\n\npanel = studio.Studio()\npanel"]
+CELLS = ["from mgkit.lab import studio\n\npanel = studio.Studio()\npanel"]
 
 # Stop is to be answered within a second on an idle machine with two cores. Here JupyterLab, its kernel, the browser
 # and the test share them, and perhaps with other work: what counts is that it is no matter of how much is left to do,

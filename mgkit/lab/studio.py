@@ -48,11 +48,12 @@ from ipywidgets import (
 )
 from torch import Tensor
 
-from . import MusicGen, audio, job, show, weights
-from .generate import Settings, Stop
-from .lm import LM, LMConfig
-from .melody import demucs
-from .player import Recorder
+from mgkit import MusicGen, audio, job, weights
+from mgkit.generate import Settings, Stop
+from mgkit.lab import figures
+from mgkit.lab.player import Recorder
+from mgkit.lm import LM, LMConfig
+from mgkit.melody import demucs
 
 CHUNK = 2.0  # seconds that are decoded at a time while the music is made: after Stop, no more than this is left to do
 PREVIEW = 30.0  # seconds of a chosen sound that can be listened to: no model hears more of it at once
@@ -143,9 +144,9 @@ class Take:
             self.wave.shape[-1] < round(self.manifest["settings"]["duration"] * self.rate) - self.rate // 10
         )
 
-    def player(self, level: float | None = None) -> show.Player:
-        """Its static player; `level` as in `show.player`."""
-        return show.player(self.wave, self.rate, self.title, self.seam, level)
+    def player(self, level: float | None = None) -> figures.Player:
+        """Its static player; `level` as in `figures.player`."""
+        return figures.player(self.wave, self.rate, self.title, self.seam, level)
 
     def save(self, path: str | os.PathLike, strategy: audio.Strategy = "loudness") -> Path:
         """Writes it with its manifest; returns the path. Errors: those of `audio.write`."""
@@ -345,7 +346,7 @@ class Source(VBox):
         self.view.value = ""
         if self.sound:
             name, wave, rate = self.sound
-            self.view.value = show.player(wave[:, : int(PREVIEW * rate)], rate, name).html
+            self.view.value = figures.player(wave[:, : int(PREVIEW * rate)], rate, name).html
 
     def _say(self, sentence: str) -> None:
         self.problem = sentence

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from . import audio, show
+from mgkit import audio
+from mgkit.lab import figures
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
@@ -165,10 +166,10 @@ class BlindTest:
         a, b = matched(one, other, self.rate)
         return (b, a) if turned else (a, b)
 
-    def players(self) -> show.Player:
+    def players(self) -> figures.Player:
         """Players of A and B, that say no more than these letters. Errors: as `pair`."""
-        both = (show.plain(wave, self.rate, name) for name, wave in zip("AB", self.clips))
-        return show.Player(f"<div>{''.join(one.html for one in both)}</div>")
+        both = (figures.plain(wave, self.rate, name) for name, wave in zip("AB", self.clips))
+        return figures.Player(f"<div>{''.join(one.html for one in both)}</div>")
 
     def answer(self, choice: str, comment: str = "") -> str:
         """Writes down that A or B is better, or that they are the "same", and gives the progress after it.
@@ -361,23 +362,23 @@ def scores(rows: Sequence[Mapping[str, str]]) -> list[Score]:
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 
-def picture(found: Sequence[Score]) -> show.Picture:
+def picture(found: Sequence[Score]) -> figures.Picture:
     """Picture of scores, a bar each: wins to the left, ties in grey, losses to the right. Errors: ValueError for none."""
     if not found:
         raise ValueError("there are no answers yet: answer some pairs first")
-    figure = show.Picture(figsize=(9, 0.5 + 0.9 * len(found)), layout="constrained")
+    figure = figures.Picture(figsize=(9, 0.5 + 0.9 * len(found)), layout="constrained")
     figure.alt = "; ".join(map(str, found))
     axes = figure.subplots()
     for y, score in enumerate(reversed(found)):
         left = 0
-        parts = ((score.wins, show.NEW), (score.ties, "#c9cdd3"), (score.losses, "#d97706"))
+        parts = ((score.wins, figures.NEW), (score.ties, "#c9cdd3"), (score.losses, "#d97706"))
         for count, color in parts:
             axes.barh(y, count, left=left, color=color, height=0.4)
             if count:
                 axes.text(left + count / 2, y, str(count), ha="center", va="center", fontsize=9)
             left += count
         axes.text(0, y + 0.3, f"{score.question} (p = {score.p:.2g})", fontsize=9, parse_math=False)
-        axes.text(0, y - 0.38, score.one, fontsize=8, color=show.NEW, parse_math=False)
+        axes.text(0, y - 0.38, score.one, fontsize=8, color=figures.NEW, parse_math=False)
         axes.text(left, y - 0.38, score.other, fontsize=8, color="#d97706", ha="right", parse_math=False)
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.set_yticks([])
@@ -386,20 +387,22 @@ def picture(found: Sequence[Score]) -> show.Picture:
     return figure
 
 
-def intervals(shares: Mapping[str, tuple[float, float, float]], chance: float | None = None) -> show.Picture:
+def intervals(
+    shares: Mapping[str, tuple[float, float, float]], chance: float | None = None
+) -> figures.Picture:
     """Picture of (share, low, high) by name, a dot with its interval each, from 0 to 100 %; a line marks `chance`."""
-    figure = show.Picture(figsize=(9, 0.8 + 0.35 * len(shares)), layout="constrained")
+    figure = figures.Picture(figsize=(9, 0.8 + 0.35 * len(shares)), layout="constrained")
     figure.alt = "; ".join(
         f"{name}: {share:.0%} ({low:.0%} to {high:.0%})" for name, (share, low, high) in shares.items()
     )
     axes = figure.subplots()
     for y, (share, low, high) in enumerate(reversed(list(shares.values()))):
-        axes.plot([100 * low, 100 * high], [y, y], color=show.NEW, linewidth=3, alpha=0.5)
-        axes.plot(100 * share, y, "o", color=show.NEW)
+        axes.plot([100 * low, 100 * high], [y, y], color=figures.NEW, linewidth=3, alpha=0.5)
+        axes.plot(100 * share, y, "o", color=figures.NEW)
     axes.set_yticks(range(len(shares)), list(reversed(list(shares))), parse_math=False)
     axes.set_ylim(-0.6, len(shares) - 0.4)
     axes.set_xlim(-2, 102)
     axes.set_xlabel("%")
     if chance is not None:
-        axes.axvline(100 * chance, color=show.GIVEN, linestyle="--", linewidth=1)
+        axes.axvline(100 * chance, color=figures.GIVEN, linestyle="--", linewidth=1)
     return figure

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import RATE, noise, tune
 
-from mgkit import audio, listen
-from mgkit.listen import BlindTest, Pair, Score, matched, read, scores, sign_test
+from mgkit import audio
+from mgkit.lab import blind_test
+from mgkit.lab.blind_test import BlindTest, Pair, Score, matched, read, scores, sign_test
 
 NAMES = {"guidance 3", "guidance 1"}
 
@@ -82,7 +83,7 @@ def test_both_clips_are_equally_loud_and_long_and_do_not_clip():
     assert a.shape == b.shape == (1, 2 * RATE)
     assert audio.loudness(a, RATE) == pytest.approx(audio.loudness(b, RATE), abs=0.1)
     assert audio.loudness(loud, RATE) - audio.loudness(quiet, RATE) > 6
-    assert max(a.abs().max(), b.abs().max()) == pytest.approx(listen.CEILING)
+    assert max(a.abs().max(), b.abs().max()) == pytest.approx(blind_test.CEILING)
     assert torch.allclose(a / a.max(), loud / loud.max(), atol=1e-5)
 
 
@@ -195,10 +196,10 @@ def test_only_the_first_answer_of_a_listener_to_a_pair_counts(path):
 
 def test_pictures_say_what_they_show(path):
     order(BlindTest(pairs(3), RATE, path, "Ada"))
-    assert "guidance 3" in listen.picture(scores(read(path))).alt
-    drawn = listen.intervals({"tempo": (0.5, 0.2, 0.8)}, chance=0.25)
+    assert "guidance 3" in blind_test.picture(scores(read(path))).alt
+    drawn = blind_test.intervals({"tempo": (0.5, 0.2, 0.8)}, chance=0.25)
     assert "50% (20% to 80%)" in drawn.alt
-    for figure in (drawn, listen.picture(scores(read(path)))):
+    for figure in (drawn, blind_test.picture(scores(read(path)))):
         assert figure._repr_png_()[0].startswith(b"\x89PNG")
 
 
@@ -215,7 +216,7 @@ def test_pictures_say_what_they_show(path):
         (lambda path: BlindTest(pairs(1), RATE, path).start("  "), "who listens"),
         (lambda path: BlindTest(pairs(1), RATE, path, "Ada").answer("a"), "must be one of A, B, same"),
         (lambda path: order(test := BlindTest(pairs(1), RATE, path, "Ada")) and test.answer("A"), "all 1"),
-        (lambda path: listen.picture(scores(read(path))), "no answers yet"),
+        (lambda path: blind_test.picture(scores(read(path))), "no answers yet"),
     ],
 )
 def test_a_mistake_is_one_sentence(path, wrong, said):
@@ -238,7 +239,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
 
 def panel(test, monkeypatch):
     """The controls of the panel: name, head, sound, buttons, comment, said."""
-    monkeypatch.setattr(listen, "PAUSE", 0)
+    monkeypatch.setattr(blind_test, "PAUSE", 0)
     name, head, sound, row, comment, said = test.widget().children
     return name, head, sound, row.children, comment, said
 
@@ -262,7 +263,7 @@ def test_the_panel_asks_for_a_name_then_writes_every_click(path, monkeypatch):
 def test_quick_clicks_answer_one_pair_not_all(path, monkeypatch):
     test = BlindTest(pairs(4), RATE, path, "Ada")
     *_, row, _, _ = test.widget().children
-    monkeypatch.setattr(listen, "PAUSE", 1000)
+    monkeypatch.setattr(blind_test, "PAUSE", 1000)
     for _ in range(20):
         row.children[0].click()
     assert read(path) == []

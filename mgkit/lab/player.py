@@ -29,7 +29,8 @@ from torch import Tensor
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Int, Unicode
 
-from . import audio, show
+from mgkit import audio
+from mgkit.lab import figures
 
 Widget: Any
 try:
@@ -67,8 +68,8 @@ class Player(Widget):
         loop: bool = False,
         manifest: dict | None = None,
     ):
-        """Plays `wave` [C, N] at `rate` Hz. The arguments and errors are those of `show.player`."""
-        plain = show.player(wave, rate, title, seam, level, loop, manifest).html
+        """Plays `wave` [C, N] at `rate` Hz. The arguments and errors are those of `figures.player`."""
+        plain = figures.player(wave, rate, title, seam, level, loop, manifest).html
         name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")[:60] or "mgkit"
         super().__init__(html=f'<div class="mgkit" data-file="{name}.flac">{plain}</div>')
         if not LIVE:
@@ -174,7 +175,7 @@ class LivePlayer(Widget):
             self._finished = True
             self.send({"kind": "finish", "piece": self._piece})
             if not LIVE and self._chunks:
-                self.value = show.player(self.wave, self.rate).html
+                self.value = figures.player(self.wave, self.rate).html
 
     def reset(self, seconds: float | None = None) -> None:
         """Begins a new piece: what was not heard yet is dropped, counters are 0, and `stop` is a new event, the old one set."""

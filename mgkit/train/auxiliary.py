@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mgkit.band.compose import DENSITIES, LEADS, STYLES, Piece, compose
 from mgkit.lm import LM
-
-from .band import DENSITIES, LEADS, STYLES, Piece, compose
 
 FRAME_RATE = 50  # a second
 TEMPO_STEP = 0.04  # of one class of tempos to the next: half of what still counts as right

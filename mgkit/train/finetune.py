@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit import show, weights
+from mgkit import weights
+from mgkit.lab import figures
 from mgkit.musicgen import MusicGen
-
-from .folder import Heard, Sound, find, fingerprint, listen, strides
-from .lm import losses
-from .run import Average, Row, Team, claim, precision, read_log, side_by_side, train
-from .tokens import digest
+from mgkit.train.folder import Heard, Sound, find, fingerprint, listen, strides
+from mgkit.train.lm import losses
+from mgkit.train.loop import Average, Row, Team, claim, precision, read_log, side_by_side, train
+from mgkit.train.tokens import digest
 
 EXAMPLES = 3  # captions that the page plays before and after
 FEW = 10  # files, from which on whole files are held out
@@ -245,8 +245,8 @@ def write_page(
         f"Licence of the weights: {tuned.licence}."
     ]
     for (caption, before), (_, after) in zip(played, examples(tuned, sounds), strict=True):
-        items += [caption, show.players([("before", before), ("after", after)], tuned.sample_rate)]
-    show.page(items, out / "index.html", "Before and after")
+        items += [caption, figures.players([("before", before), ("after", after)], tuned.sample_rate)]
+    figures.page(items, out / "index.html", "Before and after")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -35,10 +35,10 @@ from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from . import audio
-from .delay import delay, delays
-from .generate import Window, lengths
-from .melody import HOP, PITCH_CLASSES
+from mgkit import audio
+from mgkit.delay import delay, delays
+from mgkit.generate import Window, lengths
+from mgkit.melody import HOP, PITCH_CLASSES
 
 GIVEN, NEW = "#8a8f98", "#2a7fbf"  # before and after a seam; both readable on white and on black
 FLOOR = 80.0  # dB below the loudest, where a mel picture turns black

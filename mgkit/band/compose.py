@@ -3,7 +3,7 @@
     seed -> compose -> Piece (who plays which note when) -> render -> mix, melody  [N] float32
                              `-> captions -> texts
 
-`python -m mgkit.train.band --out runs/band --clips 5000` writes a training set (layout: see `write_dataset`).
+`python -m mgkit.band.compose --out runs/band --clips 5000` writes a training set (layout: see `write_dataset`).
 """
 
 from __future__ import annotations
@@ -25,59 +25,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mgkit.train.captions import (
-    FIRST_TEST_SEED,
-    HELD_OUT_PAIRS,
-    HELD_OUT_TUNES,
-    captions,
-    tempo_word,
-)
-from mgkit.train.tunes import TUNES, Tune, bars, parse, pitch_class
+from mgkit.band.captions import FIRST_TEST_SEED, HELD_OUT_PAIRS, HELD_OUT_TUNES, captions, tempo_word
+from mgkit.band.piece import Note, Piece, Track
+from mgkit.band.tunes import TUNES, Tune, bars, parse, pitch_class
 
 __all__ = ["Piece", "Track", "captions", "compose", "find_soundfont", "main", "render", "write_dataset"]
 
 RATE = 32000  # Hz
 CAPTIONS_PER_CLIP = 6
-
-# -- the pieces ----------------------------------------------------------------------------------------------
-
-Note = tuple[float, float, int, int]  # start in s, duration in s, MIDI pitch, velocity 1..127
-
-
-@dataclass(frozen=True)
-class Track:
-    role: str  # melody, chords, bass, pad or drums
-    program: int  # General MIDI, from 0; for drums the number of the kit
-    notes: tuple[Note, ...]
-
-    @property
-    def is_melody(self) -> bool:
-        return self.role == "melody"
-
-    @property
-    def percussion(self) -> bool:
-        return self.role == "drums"
-
-
-@dataclass(frozen=True)
-class Piece:
-    seed: int
-    style: str
-    lead: str
-    key: int  # pitch class of the tonic, C = 0
-    mode: str  # major or minor
-    tempo: int  # beats a minute
-    meter: int  # beats a bar, 3 or 4
-    mood: str
-    density: str  # sparse, medium or dense
-    drums: bool
-    tune: str | None  # title of a public-domain tune, None for a melody of the band's own
-    tracks: tuple[Track, ...]
-
-    def attributes(self) -> dict[str, str | int | bool | None]:
-        """Everything but the notes, for a line of JSON."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tracks"}
-
 
 # -- instruments and styles ----------------------------------------------------------------------------------
 
@@ -708,7 +663,7 @@ def write_dataset(
 
 def main(argv: list[str] | None = None) -> None:
     """The command line of `write_dataset`."""
-    parser = argparse.ArgumentParser(prog="python -m mgkit.train.band", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m mgkit.band.compose", description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--clips", type=int, required=True)
     parser.add_argument("--first-seed", type=int, default=0)

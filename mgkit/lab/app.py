@@ -27,7 +27,7 @@ def serve(model: str = "nano", port: int = 8866, browser: bool = True) -> None:
     except ImportError as error:
         raise RuntimeError(f"the app needs the package {error.name}: pip install voila") from None
 
-    code = f"import os\nfrom mgkit import studio\n\nos.chdir({os.getcwd()!r})\nstudio.Studio({model!r})"
+    code = f"import os\nfrom mgkit.lab import studio\n\nos.chdir({os.getcwd()!r})\nstudio.Studio({model!r})"
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={"kernelspec": kernel})
     settings = {"websocket_max_message_size": UPLOAD, "headers": {"Content-Security-Policy": POLICY}}

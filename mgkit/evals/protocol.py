@@ -28,14 +28,15 @@ import numpy as np
 import torch
 
 from mgkit import MusicGen, weights
-
-from . import band, captions, judges, musicnn, notes, tunes
-from .band import Piece, compose, render
-from .captions import FIRST_TEST_SEED, MEASURING_FONT, synonyms
-from .codec import mel_distances, si_sdr
-from .judges import Wave
-from .run import write_whole
-from .tokens import digest
+from mgkit.band import captions, tunes
+from mgkit.band import compose as band
+from mgkit.band.captions import FIRST_TEST_SEED, MEASURING_FONT, synonyms
+from mgkit.band.compose import Piece, compose, render
+from mgkit.evals import basic_pitch, metrics, musicnn
+from mgkit.evals.metrics import Wave
+from mgkit.train.codec import mel_distances, si_sdr
+from mgkit.train.loop import write_whole
+from mgkit.train.tokens import digest
 
 PART = 8  # pieces that are made and heard at once
 GIVEN = 0.4  # of a piece, when the model goes on from its beginning
@@ -117,21 +118,21 @@ class Take(NamedTuple):
 
 
 def _key(wave: Wave, rate: int) -> np.ndarray:
-    tonic, mode = judges.key(wave, rate)
-    return np.array([tonic, judges.MODES.index(mode)], np.int8)
+    tonic, mode = metrics.key(wave, rate)
+    return np.array([tonic, metrics.MODES.index(mode)], np.int8)
 
 
 def _sound(take: Take) -> Finding:
-    features, embedding = judges.timbre(take.wave, take.rate)
-    levels = judges.levels(take.wave, take.rate)
+    features, embedding = metrics.timbre(take.wave, take.rate)
+    levels = metrics.levels(take.wave, take.rate)
     return {"features": features.astype(np.float32), "embedding": embedding, "levels": levels.astype(np.float32)}  # fmt: skip
 
 
 def _seam(take: Take) -> Finding:
     """Key and tempo of what comes after the seam, and whether it is smooth."""
     rest = take.wave[round(take.seam * take.rate) :]
-    return {"seam_tempo": np.float32(judges.tempo(rest, take.rate)), "seam_key": _key(rest, take.rate),
-            "smooth": np.bool_(judges.seam(take.wave, take.rate, take.seam))}  # fmt: skip
+    return {"seam_tempo": np.float32(metrics.tempo(rest, take.rate)), "seam_key": _key(rest, take.rate),
+            "smooth": np.bool_(metrics.seam(take.wave, take.rate, take.seam))}  # fmt: skip
 
 
 def _distance(take: Take) -> Finding:
@@ -140,13 +141,13 @@ def _distance(take: Take) -> Finding:
 
 
 EARS: dict[str, Callable[[Take], Finding]] = {
-    "tempo": lambda take: {"tempo": np.float32(judges.tempo(take.wave, take.rate))},
+    "tempo": lambda take: {"tempo": np.float32(metrics.tempo(take.wave, take.rate))},
     "key": lambda take: {"key": _key(take.wave, take.rate)},
     "sound": _sound,
-    "chroma": lambda take: {"chroma": judges.chroma(take.wave, take.rate)},
-    "notes": lambda take: {"notes": judges.skyline(judges.notes(take.wave, take.rate))},
+    "chroma": lambda take: {"chroma": metrics.chroma(take.wave, take.rate)},
+    "notes": lambda take: {"notes": metrics.skyline(metrics.notes(take.wave, take.rate))},
     "seam": _seam,
-    "tune": lambda take: {"tune": judges.chroma(take.tune, take.rate)},
+    "tune": lambda take: {"tune": metrics.chroma(take.tune, take.rate)},
     "distance": _distance,
 }
 
@@ -231,7 +232,7 @@ class Part:
 
     @property
     def _heard(self) -> Path:
-        judged = _source(judges, musicnn, notes), self.how.ears
+        judged = _source(metrics, musicnn, basic_pitch), self.how.ears
         return self.folder / f"{self._name}-{_digest((self._request(), judged))}.npz"
 
     @property

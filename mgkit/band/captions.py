@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgkit.train.band import Piece
+    from mgkit.band.piece import Piece
 
 # What is held out: training seeds count from 0. Validation pieces and captions follow the rules of training;
 # only test seeds may draw what stands here.

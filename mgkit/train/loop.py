@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mgkit import show
+from mgkit.lab import figures
 from mgkit.musicgen import best_device
 
 Row = dict[str, float]
@@ -335,7 +335,7 @@ def read_log(log: str | Path) -> list[Row]:
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
-def curves(log: str | Path) -> show.Picture:
+def curves(log: str | Path) -> figures.Picture:
     """Picture of a run's log.csv: the loss over the steps, beside that on what the model does not learn from (`valid_…`).
 
     Errors: those of `read_log`.
@@ -346,7 +346,7 @@ def curves(log: str | Path) -> show.Picture:
         for name in dict.fromkeys(n for row in rows for n in row)
         if name == "loss" or name[:6] == "valid_"
     ]
-    figure = show.Picture(figsize=(9, 3.2), layout="constrained")
+    figure = figures.Picture(figsize=(9, 3.2), layout="constrained")
     figure.alt = f"curves of {', '.join(names)} over {rows[-1]['step']:.0f} steps"
     axes = figure.add_subplot(xlabel="steps", ylabel="nats a token")
     for name in names:

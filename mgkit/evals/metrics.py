@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from mgkit import melody
-
-from .musicnn import musicnn, patches
-from .notes import notes
+from mgkit.evals.basic_pitch import notes
+from mgkit.evals.musicnn import musicnn, patches
 
 __all__ = ["Classifier", "chroma", "follows", "frechet", "key", "levels", "note_f1", "notes", "same_chroma", "seam",
            "skyline", "tempo", "tempo_right", "timbre"]  # fmt: skip

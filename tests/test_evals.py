@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from mgkit.train import hearing, judges, look, measure, musicnn, notes
-from mgkit.train.band import compose, render
-from mgkit.train.captions import HELD_OUT_SYNONYMS
-from mgkit.train.hearing import Part
+from mgkit.band.captions import HELD_OUT_SYNONYMS
+from mgkit.band.compose import compose, render
+from mgkit.evals import basic_pitch, memorization, metrics, musicnn, protocol, report
+from mgkit.evals.protocol import Part
 
 RATE = 32000
 
@@ -37,61 +37,61 @@ def scale() -> np.ndarray:
 
 def test_key_and_tempo_of_a_scale():
     wave = scale()
-    assert judges.key(wave, RATE) == (0, "major")
-    assert judges.tempo_right(judges.tempo(wave, RATE), 120, octaves=True)
+    assert metrics.key(wave, RATE) == (0, "major")
+    assert metrics.tempo_right(metrics.tempo(wave, RATE), 120, octaves=True)
 
 
 def test_key_judge_is_mostly_right_about_the_band():
     pieces = [compose(20_000_000 + i) for i in range(8)]
-    heard = [judges.key(render(piece)[0], RATE) for piece in pieces]
+    heard = [metrics.key(render(piece)[0], RATE) for piece in pieces]
     assert sum(found == (piece.key, piece.mode) for found, piece in zip(heard, pieces, strict=True)) >= 6
 
 
 def test_a_tune_follows_itself_and_no_other():
-    tune, other = judges.chroma(scale(), RATE), judges.chroma(np.roll(scale(), RATE // 2), RATE)
-    agree, cosine = judges.follows(tune, tune)
+    tune, other = metrics.chroma(scale(), RATE), metrics.chroma(np.roll(scale(), RATE // 2), RATE)
+    agree, cosine = metrics.follows(tune, tune)
     assert agree == 1 and cosine > 0.9
-    assert judges.follows(other, tune)[0] < 0.7
-    assert math.isnan(judges.follows(tune, np.zeros_like(tune))[0])
+    assert metrics.follows(other, tune)[0] < 0.7
+    assert math.isnan(metrics.follows(tune, np.zeros_like(tune))[0])
 
 
 def test_notes_of_a_rendered_tune_are_written_down():
     pieces = [compose(seed, lead="piano", density="medium", meter=4) for seed in (1, 2)]
     told = [np.array(piece.tracks[0].notes) for piece in pieces]
-    heard = [judges.notes(render(piece)[1], RATE) for piece in pieces]
-    assert all(judges.note_f1(found, tune) > 0.7 for found, tune in zip(heard, told, strict=True))
-    assert judges.note_f1(heard[0], told[1]) < 0.4
-    assert judges.note_f1(told[0], told[0]) == 1
-    assert judges.note_f1(np.zeros((0, 4)), told[0]) == 0
+    heard = [metrics.notes(render(piece)[1], RATE) for piece in pieces]
+    assert all(metrics.note_f1(found, tune) > 0.7 for found, tune in zip(heard, told, strict=True))
+    assert metrics.note_f1(heard[0], told[1]) < 0.4
+    assert metrics.note_f1(told[0], told[0]) == 1
+    assert metrics.note_f1(np.zeros((0, 4)), told[0]) == 0
 
 
 def test_each_note_counts_once():
     tune = np.array([[0.0, 0.5, 60]])
     twice = np.array([[0.0, 0.5, 60], [0.01, 0.5, 72]])
-    assert judges.note_f1(twice, tune) == pytest.approx(2 / 3)
+    assert metrics.note_f1(twice, tune) == pytest.approx(2 / 3)
 
 
 def test_a_click_at_the_seam_is_heard():
     wave = render(compose(20_000_001))[0].copy()
-    assert judges.seam(wave, RATE, 4.0)
+    assert metrics.seam(wave, RATE, 4.0)
     wave[4 * RATE : 4 * RATE + 8] = 0.95
     wave[4 * RATE + 8 : 4 * RATE + 16] = -0.95
-    assert not judges.seam(wave, RATE, 4.0)
+    assert not metrics.seam(wave, RATE, 4.0)
 
 
 def test_frechet_distance_is_zero_for_equal_sets_and_grows_with_noise():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(300, 12))
     noise = rng.normal(size=points.shape)
-    found = [judges.frechet(points, points + amount * noise) for amount in (0, 0.5, 1, 2)]
+    found = [metrics.frechet(points, points + amount * noise) for amount in (0, 0.5, 1, 2)]
     assert found[0] == pytest.approx(0, abs=1e-6)
     assert found == sorted(found) and found[1] > 0.01
 
 
 def test_classifier_tells_leads_apart_by_their_features():
     pieces = [compose(seed, lead=lead, drums=False) for seed in range(6) for lead in ("violin", "music box")]
-    features = np.stack([judges.timbre(render(piece, seconds=4)[0], RATE)[0] for piece in pieces])
-    judge = judges.Classifier(features[:8], [piece.lead for piece in pieces[:8]])
+    features = np.stack([metrics.timbre(render(piece, seconds=4)[0], RATE)[0] for piece in pieces])
+    judge = metrics.Classifier(features[:8], [piece.lead for piece in pieces[:8]])
     assert judge(features[8:]) == [piece.lead for piece in pieces[8:]]
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         musicnn.patches(np.zeros(RATE, np.float32), RATE)
 
 
-@pytest.mark.parametrize("module, load", [(musicnn, "musicnn"), (notes, "network")])
+@pytest.mark.parametrize("module, load", [(musicnn, "musicnn"), (basic_pitch, "network")])
 def test_absent_judges_say_what_to_install(module, load, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="pip install"):
@@ -174,14 +174,14 @@ def test_a_part_is_heard_once_and_its_tokens_made_once(tmp_path, monkeypatch):
 
 
 def test_other_takes_answer_the_same_prompt():
-    asked, take = (hearing.piece_of(hearing.WAYS[way], 3, 4.0) for way in ("renders", "takes"))
+    asked, take = (protocol.piece_of(protocol.WAYS[way], 3, 4.0) for way in ("renders", "takes"))
     assert asked.tracks != take.tracks
-    assert hearing.prompt(asked) == hearing.prompt(take)
+    assert protocol.prompt(asked) == protocol.prompt(take)
 
 
 def test_held_out_prompts_hold_held_out_words_for_the_same_values():
     piece = compose(20_000_005)
-    seen, held_out, few = (hearing.prompt(piece, words) for words in ("seen", "held out", "few"))
+    seen, held_out, few = (protocol.prompt(piece, words) for words in ("seen", "held out", "few"))
     assert sum(word in HELD_OUT_SYNONYMS for word in held_out.split(", ")) == 3
     assert not any(word in HELD_OUT_SYNONYMS for word in seen.split(", "))
     assert "bpm" not in few and "bpm" in held_out
@@ -203,7 +203,7 @@ def world():
             tags[musicnn.TAGS.index(piece.lead)] = 0.9
         chroma = np.zeros((12, 8))
         chroma[np.random.default_rng(piece.seed).integers(0, 12, 8), np.arange(8)] = 1
-        key = np.array([piece.key, judges.MODES.index(piece.mode)])
+        key = np.array([piece.key, metrics.MODES.index(piece.mode)])
         sheet = np.array(next(track.notes for track in piece.tracks if track.is_melody))
         return {"tempo": piece.tempo, "key": key, "chroma": chroma, "tune": chroma, "notes": sheet,
                 "features": np.array([*(5.0 * (piece.lead == lead) for lead in leads), 9 * piece.drums, *tags]),
@@ -213,22 +213,22 @@ def world():
     return pieces, [finding(piece) for piece in pieces]
 
 
-def rows_of(world, model: list[dict]) -> dict[str, measure.Row]:
+def rows_of(world, model: list[dict]) -> dict[str, report.Row]:
     """All rows for a model that answers with `model`, by name."""
     pieces, perfect = world
-    heard = dict.fromkeys(hearing.WAYS, perfect) | dict.fromkeys(
+    heard = dict.fromkeys(protocol.WAYS, perfect) | dict.fromkeys(
         ("guided", "mild", "free", "unseen", "sung", "sung, free", "continued", "continued, free"), model
     )
-    court = measure.Court(perfect, pieces)
-    rows = [*measure.text_rows(heard, pieces, court), *measure.melody_rows(heard, pieces),
-            *measure.sound_rows(heard, len(pieces)), *measure.continuation_rows(heard, pieces)]  # fmt: skip
+    court = report.Court(perfect, pieces)
+    rows = [*report.text_rows(heard, pieces, court), *report.melody_rows(heard, pieces),
+            *report.sound_rows(heard, len(pieces)), *report.continuation_rows(heard, pieces)]  # fmt: skip
     return {f"{row.table}: {row.name}": row for row in rows}
 
 
 def test_a_perfect_model_meets_every_goal_and_one_that_does_not_listen_none(world):
     goals = [row for row in rows_of(world, world[1]).values() if row.goal]
     assert len(goals) >= 14 and all(row.met for row in goals if "distance" not in row.table)
-    deaf = rows_of(world, measure.others(world[1]))
+    deaf = rows_of(world, report.others(world[1]))
     for name in ("tempo", "key", "lead instrument", "drums or none"):
         assert deaf[f"right in the music: {name}"].met is False, name
     assert deaf["melody given: cosine of the loudest pitch classes"].met is False
@@ -241,38 +241,38 @@ def test_tempo_with_drums_counts_only_pieces_that_have_some(world):
         one if p.drums else one | {"tempo": 1.3 * p.tempo} for one, p in zip(perfect, pieces, strict=True)
     ]
     rows = rows_of(world, steady)
-    assert rows["right in the music: the same, with drums"].cells[measure.GUIDED][0] == 1
-    share = rows["right in the music: tempo, or half or double"].cells[measure.GUIDED][0]
+    assert rows["right in the music: the same, with drums"].cells[report.GUIDED][0] == 1
+    share = rows["right in the music: tempo, or half or double"].cells[report.GUIDED][0]
     assert share == pytest.approx(np.mean([piece.drums for piece in pieces]))
 
 
 def test_controls_stand_where_guessing_does(world):
     row = rows_of(world, world[1])["right in the music: key"]
-    assert row.cells[measure.GUIDED][0] == 1
-    assert row.cells[measure.CHANCE][0] < 0.2 and row.cells[measure.SHUFFLED][0] < 0.3
+    assert row.cells[report.GUIDED][0] == 1
+    assert row.cells[report.CHANCE][0] < 0.2 and row.cells[report.SHUFFLED][0] < 0.3
 
 
 def test_words_that_are_lost_are_counted_in_points(world):
     pieces, perfect = world
-    heard = dict.fromkeys(hearing.WAYS, perfect) | {"unseen": measure.others(perfect)}
-    rows = measure.text_rows(heard, pieces, measure.Court(perfect, pieces))
+    heard = dict.fromkeys(protocol.WAYS, perfect) | {"unseen": report.others(perfect)}
+    rows = report.text_rows(heard, pieces, report.Court(perfect, pieces))
     lead = next(row for row in rows if "held-out" in row.table and row.name == "lead instrument")
     assert lead.met is False and lead.cells["lost"][0] > 0.5
 
 
 def test_intervals_hold_their_value_and_shrink_with_more():
-    few, many = measure.interval([True, False] * 5), measure.interval([True, False] * 500)
+    few, many = report.interval([True, False] * 5), report.interval([True, False] * 500)
     assert few[1] < many[1] < 0.5 < many[2] < few[2]
-    assert measure.spread([1.0, math.nan, 3.0])[0] == 2
+    assert report.spread([1.0, math.nan, 3.0])[0] == 2
     rng = np.random.default_rng(0)
     sets = [rng.normal(size=(n, 3)) for n in (50, 5000)]
-    wide, narrow = (measure.jackknife(lambda x: float(x.mean()), one) for one in sets)
+    wide, narrow = (report.jackknife(lambda x: float(x.mean()), one) for one in sets)
     assert wide[2] - wide[1] > 3 * (narrow[2] - narrow[1])
 
 
 def test_tables_name_every_column_and_say_what_is_met(world):
     rows = list(rows_of(world, world[1]).values())
-    whole, short = measure.table(rows), measure.short(rows)
+    whole, short = report.table(rows), report.short(rows)
     assert whole.count("| goal | reached |") == len({row.table for row in rows})
     assert short.count("| goal | reached |") == 1 and "100%: met" in short
     for line in short.splitlines():
@@ -280,18 +280,18 @@ def test_tables_name_every_column_and_say_what_is_met(world):
 
 
 def test_only_a_whole_measurement_enters_the_card(tmp_path, monkeypatch):
-    row = measure.Row("t", "n", {measure.GUIDED: (0.5, 0.4, 0.6)}, goal="g", reached="50%", met=True)
-    monkeypatch.setattr(measure, "measure", lambda *_: [row])
-    monkeypatch.setattr(measure.weights, "find", Path)
+    row = report.Row("t", "n", {report.GUIDED: (0.5, 0.4, 0.6)}, goal="g", reached="50%", met=True)
+    monkeypatch.setattr(report, "measure", lambda *_: [row])
+    monkeypatch.setattr(report.weights, "find", Path)
     card = tmp_path / "README.md"
     card.write_text("a\n<!-- scores -->\nold\n<!-- end of scores -->\nb\n")
-    measure.main([str(tmp_path), "--count", "12", "--out", str(tmp_path)])
+    report.main([str(tmp_path), "--count", "12", "--out", str(tmp_path)])
     assert "old" in card.read_text() and "50%: met" in (tmp_path / "scores.md").read_text()
     assert json.loads((tmp_path / "scores.json").read_text())[0]["met"] is True
-    measure.main([str(tmp_path), "--out", str(tmp_path)])
+    report.main([str(tmp_path), "--out", str(tmp_path)])
     assert "old" not in card.read_text() and "50%: met" in card.read_text()
     with pytest.raises(ValueError, match="8 to 10 seconds"):
-        measure.main([str(tmp_path), "--seconds", "4"])
+        report.main([str(tmp_path), "--seconds", "4"])
 
 
 # -- nothing is copied ---------------------------------------------------------------------------------------------
@@ -302,14 +302,14 @@ def test_the_longest_stretch_is_the_one_that_was_copied():
     training, made = rng.integers(0, 1024, (40, 300)), rng.integers(0, 1024, (3, 250))
     made[0, 30:90] = training[17, 200:260]
     made[1, 0:20], made[1, 100:125] = training[3, :20], training[5, 50:75]
-    found = look.longest_stretches(made, training)
-    assert found[:2] == [look.Stretch(60, 30, 17, 200), look.Stretch(25, 100, 5, 50)]
+    found = memorization.longest_stretches(made, training)
+    assert found[:2] == [memorization.Stretch(60, 30, 17, 200), memorization.Stretch(25, 100, 5, 50)]
     assert found[2].length <= 3
 
 
 def test_a_whole_copy_is_found_whole():
     training = np.random.default_rng(1).integers(0, 1024, (10, 80))
-    assert look.longest_stretches(training[4:5], training) == [look.Stretch(80, 0, 4, 0)]
+    assert memorization.longest_stretches(training[4:5], training) == [memorization.Stretch(80, 0, 4, 0)]
 
 
 def test_the_nearest_clip_uses_the_same_codes():
@@ -317,9 +317,9 @@ def test_the_nearest_clip_uses_the_same_codes():
     training = np.stack([rng.choice(rng.integers(0, 64, 6), (4, 100)) for _ in range(20)])
     made = training[[7, 12]].copy()
     made[:, :, ::2] = made[:, :, ::-2]
-    assert look.nearest(made, training, 64) == [7, 12]
+    assert memorization.nearest(made, training, 64) == [7, 12]
 
 
-@pytest.mark.parametrize("module", [judges, look, measure])
+@pytest.mark.parametrize("module", [metrics, memorization, report])
 def test_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0

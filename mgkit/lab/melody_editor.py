@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import melody, show
+from mgkit import melody
+from mgkit.lab import figures
 
 
 class GridEditor:
@@ -37,9 +38,9 @@ class GridEditor:
         """Makes it as it was heard."""
         self._set(self.heard.clone())
 
-    def player(self) -> show.Player:
+    def player(self) -> figures.Player:
         """A player of the grid as tones."""
-        return show.player(melody.tones(self.classes, self.rate), self.rate, "the grid as tones")
+        return figures.player(melody.tones(self.classes, self.rate), self.rate, "the grid as tones")
 
     def widget(self) -> Any:
         """The grid to draw in with pointer or arrow keys; buttons that play it and make it as it was."""
@@ -53,7 +54,7 @@ class GridEditor:
                 frame=melody.HOP / self.rate,
             )
         except ImportError as error:
-            return show.Player(
+            return figures.Player(
                 f"<p>The grid to draw in needs {html.escape(error.name or 'anywidget')}; "
                 "<code>edit(to, start, end)</code> does the same.</p>"
             )
@@ -82,7 +83,7 @@ def _canvas_class() -> Any:
     import traitlets
 
     class Canvas(anywidget.AnyWidget):
-        _esm = Path(__file__).with_name("grid.js")
+        _esm = Path(__file__).with_name("melody_editor.js")
         values = traitlets.List(traitlets.Int()).tag(sync=True)  # pitch class of each frame
         heard = traitlets.List(traitlets.Int()).tag(sync=True)  # the same before any change
         names = traitlets.List(traitlets.Unicode()).tag(sync=True)

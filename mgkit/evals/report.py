@@ -27,13 +27,13 @@ import torch
 from tqdm import tqdm
 
 from mgkit import audio, weights
-
-from . import band, hearing, judges, musicnn, notes
-from .band import Piece
-from .captions import MEASURING_FONT
-from .hearing import PART, WAYS, Finding, Part
-from .judges import Classifier
-from .run import write_whole
+from mgkit.band import compose
+from mgkit.band.captions import MEASURING_FONT
+from mgkit.band.compose import Piece
+from mgkit.evals import basic_pitch, metrics, musicnn, protocol
+from mgkit.evals.metrics import Classifier
+from mgkit.evals.protocol import PART, WAYS, Finding, Part
+from mgkit.train.loop import write_whole
 
 LESSONS = 2  # pieces that the classifiers learn from, for each that is measured
 ENOUGH = 200  # prompts of ten seconds: what is measured on fewer does not enter a model card
@@ -144,17 +144,17 @@ class Court:
 
 
 def _key(found: np.ndarray) -> tuple[int, str]:
-    return int(found[0]), judges.MODES[int(found[1])]
+    return int(found[0]), metrics.MODES[int(found[1])]
 
 
 def right(verdicts: Sequence[Verdict], pieces: Sequence[Piece]) -> dict[str, list[bool]]:
     """Where that is what the piece is."""
     both = list(zip(verdicts, pieces, strict=True))
     return {
-        "tempo": [judges.tempo_right(v.tempo, p.tempo, octaves=False) for v, p in both],
-        "tempo, or half or double": [judges.tempo_right(v.tempo, p.tempo, octaves=True) for v, p in both],
+        "tempo": [metrics.tempo_right(v.tempo, p.tempo, octaves=False) for v, p in both],
+        "tempo, or half or double": [metrics.tempo_right(v.tempo, p.tempo, octaves=True) for v, p in both],
         "the same, with drums": [
-            judges.tempo_right(v.tempo, p.tempo, octaves=True) for v, p in both if p.drums
+            metrics.tempo_right(v.tempo, p.tempo, octaves=True) for v, p in both if p.drums
         ],
         "key": [v.key == (p.key, p.mode) for v, p in both],
         "mode": [v.key[1] == p.mode for v, p in both],
@@ -218,10 +218,10 @@ def melody_rows(heard: Heard, pieces: list[Piece]) -> list[Row]:
                OTHERS: ("sung", others(tunes), others(sheets))}  # fmt: skip
     agree, cosine, found = {}, {}, {}
     for column, (way, told, sheet) in columns.items():
-        follows = [judges.follows(one["chroma"], tune) for one, tune in zip(heard[way], told, strict=True)]
+        follows = [metrics.follows(one["chroma"], tune) for one, tune in zip(heard[way], told, strict=True)]
         agree[column], cosine[column] = (spread(values) for values in zip(*follows, strict=True))
         found[column] = spread(
-            [judges.note_f1(one["notes"], tune) for one, tune in zip(heard[way], sheet, strict=True)]
+            [metrics.note_f1(one["notes"], tune) for one, tune in zip(heard[way], sheet, strict=True)]
         )
     mine, another = agree[GUIDED][0], agree[OTHERS][0]
     goal: dict[str, Any] = {"goal": "≥ 0.6, and ≤ 0.2 for another's", "reached": f"{mine:.2f}, {another:.2f}",
@@ -246,7 +246,7 @@ def sound_rows(heard: Heard, count: int) -> list[Row]:
         return spread(np.abs(levels[way] - takes).mean(axis=(1, 2)).tolist())
 
     def between(a: np.ndarray, b: np.ndarray) -> float:  # [n, B, D]: left out are whole pieces
-        return judges.frechet(*(x.reshape(-1, x.shape[-1]) for x in (a, b)))
+        return metrics.frechet(*(x.reshape(-1, x.shape[-1]) for x in (a, b)))
 
     frechet = {
         column: jackknife(between, embedding[way], embedding["takes"]) for column, way in columns.items()
@@ -275,7 +275,7 @@ def continuation_rows(heard: Heard, pieces: list[Piece]) -> list[Row]:
         return {
             "key kept": [_key(one["seam_key"]) == (p.key, p.mode) for one, p in both],
             "tempo kept, or half or double": [
-                judges.tempo_right(float(one["seam_tempo"]), p.tempo, octaves=True) for one, p in both
+                metrics.tempo_right(float(one["seam_tempo"]), p.tempo, octaves=True) for one, p in both
             ],
             "no click at the seam": [bool(one["smooth"]) for one, _ in both],
         }
@@ -299,12 +299,12 @@ def codec_rows(heard: Heard, model: str) -> list[Row]:
     }
     rows: dict[str, dict[str, Score]] = {}
     for column, (before, after) in pairs.items():
-        same = [judges.same_chroma(a["chroma"], b["chroma"]) for a, b in zip(before, after, strict=True)]
+        same = [metrics.same_chroma(a["chroma"], b["chroma"]) for a, b in zip(before, after, strict=True)]
         tempos = [(float(a["tempo"]), float(b["tempo"])) for a, b in zip(before, after, strict=True)]
         found = {"SI-SDR, dB": spread([float(one["si_sdr"]) for one in after]),
                  "mel distance, dB": spread([float(one["mel"]) for one in after]),
                  "cosine of pitch classes, before and after": spread(same),
-                 "tempo kept": interval([judges.tempo_right(b, a, octaves=False) for a, b in tempos])}  # fmt: skip
+                 "tempo kept": interval([metrics.tempo_right(b, a, octaves=False) for a, b in tempos])}  # fmt: skip
         for name, score in found.items():
             rows.setdefault(name, {})[f"{column}, n = {len(before)}"] = score
     least = min(score[0] for score in rows["cosine of pitch classes, before and after"].values())
@@ -317,22 +317,22 @@ def codec_rows(heard: Heard, model: str) -> list[Row]:
 
 def _recordings(name: str) -> tuple[list[Finding], list[Finding]]:
     """What is heard in the recordings of the repository, before and after the codec."""
-    model, before, after = hearing.load(name), [], []
+    model, before, after = protocol.load(name), [], []
     for path in sorted(RECORDINGS.glob("*.flac")):
         wave, rate = audio.read(path)
         wave = audio.resample(audio.to_channels(wave, 1), rate, model.sample_rate)[
             0, : 10 * model.sample_rate
         ]
-        take = hearing.Take(wave.numpy(), model.sample_rate, wave.numpy(), wave.numpy(), 0.0)
-        back = take._replace(wave=hearing.round_trip(model, wave.numpy()[None])[0])
-        before.append(hearing.listen(take, ("tempo", "chroma")))
-        after.append(hearing.listen(back, ("tempo", "chroma", "distance")))
+        take = protocol.Take(wave.numpy(), model.sample_rate, wave.numpy(), wave.numpy(), 0.0)
+        back = take._replace(wave=protocol.round_trip(model, wave.numpy()[None])[0])
+        before.append(protocol.listen(take, ("tempo", "chroma")))
+        after.append(protocol.listen(back, ("tempo", "chroma", "distance")))
     return before, after
 
 
 def size_and_speed_rows(name: str, text: str) -> list[Row]:
     """How large the model is and how fast."""
-    model = hearing.load(name)
+    model = protocol.load(name)
     model.set_generation_params(duration=10.0, cfg_coef=3.0)
     took = []
     for seed in range(3):
@@ -408,10 +408,10 @@ def measure(model: str, out: Path, count: int, seconds: float = 10.0) -> list[Ro
 
     Errors: RuntimeError, FileNotFoundError or ImportError, with what to install, where a judge or a soundfont is absent.
     """
-    musicnn.musicnn(), notes.network(), band.find_soundfont(), band.find_soundfont(MEASURING_FONT)
+    musicnn.musicnn(), basic_pitch.network(), compose.find_soundfont(), compose.find_soundfont(MEASURING_FONT)
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {way: count * (LESSONS if how.first == hearing.LESSONS else 1) for way, how in WAYS.items()}
+    sizes = {way: count * (LESSONS if how.first == protocol.LESSONS else 1) for way, how in WAYS.items()}
     parts = [
         Part(folder, model, way, start, min(PART, size - start), seconds)
         for way, size in sizes.items()
@@ -425,13 +425,13 @@ def measure(model: str, out: Path, count: int, seconds: float = 10.0) -> list[Ro
     heard: Heard = {way: [] for way in WAYS}
     for part in parts:
         heard[part.way] += part.findings()
-    pieces = [hearing.piece_of(WAYS["renders"], i, seconds) for i in range(count)]
-    learned = [hearing.piece_of(WAYS["lessons"], i, seconds) for i in range(count * LESSONS)]
+    pieces = [protocol.piece_of(WAYS["renders"], i, seconds) for i in range(count)]
+    learned = [protocol.piece_of(WAYS["lessons"], i, seconds) for i in range(count * LESSONS)]
     court = Court(heard["lessons"] + heard["lessons, codec"], learned * 2)
     return [
         *text_rows(heard, pieces, court), *melody_rows(heard, pieces), *sound_rows(heard, count),
         *continuation_rows(heard, pieces), *codec_rows(heard, model),
-        *size_and_speed_rows(model, hearing.prompt(pieces[0])),
+        *size_and_speed_rows(model, protocol.prompt(pieces[0])),
     ]  # fmt: skip
 
 

@@ -31,15 +31,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from mgkit.band.captions import KEYS, synonyms
 from mgkit.delay import delays
 from mgkit.generate import Settings, Told, frames, windows
 from mgkit.sampling import guide
-
-from .captions import KEYS, synonyms
-from .lm import LMLearner, LMRun, delayed, hidden, load, must_fit, precision, told
-from .run import Row, learning_rate, side_by_side, train
-from .score import CHOICES, FRAME_RATE, Reader
-from .tokens import Tokens, add_options, open_both
+from mgkit.train.auxiliary import CHOICES, FRAME_RATE, Reader
+from mgkit.train.lm import LMLearner, LMRun, delayed, hidden, load, must_fit, precision, told
+from mgkit.train.loop import Row, learning_rate, side_by_side, train
+from mgkit.train.tokens import Tokens, add_options, open_both
 
 ATTRIBUTES = ("pace", "key", "lead", "drums")
 LAG = FRAME_RATE  # frames between the two moments that the pace is read from

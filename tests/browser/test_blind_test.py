@@ -4,15 +4,15 @@ from playwright.sync_api import expect
 
 CELL = """
 import torch
-from mgkit import listen
+from mgkit.lab import blind_test
 
 second = torch.sin(torch.arange(32000) * 0.05)[None]
 pairs = [
-    listen.Pair("Which one is cleaner?", f"tone {i}", {"loud": second, f"quiet {i}": 0.1 * second.flip(-1)})
+    blind_test.Pair("Which one is cleaner?", f"tone {i}", {"loud": second, f"quiet {i}": 0.1 * second.flip(-1)})
     for i in range(2)
 ]
-listen.PAUSE = 0.0
-test = listen.BlindTest(pairs, 32000, "answers.csv", "{listener}")
+blind_test.PAUSE = 0.0
+test = blind_test.BlindTest(pairs, 32000, "answers.csv", "{listener}")
 test.widget()
 """
 
@@ -42,5 +42,5 @@ def test_the_panel_plays_both_clips_and_writes_each_click(lab, page):
     expect(panel).to_contain_text("2 of 2")
     press["no difference"].click()
     expect(panel).to_contain_text("Thank you, Ada")
-    said = lab.run(page, "print([(row['answer'], row['comment']) for row in listen.read('answers.csv')])")
+    said = lab.run(page, "print([(row['answer'], row['comment']) for row in blind_test.read('answers.csv')])")
     assert said == "[('A', 'warmer'), ('same', '')]\n"

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mgkit import show
 from mgkit.codec import Codec
-
-from . import hearing
-from .hearing import PART, Part
-from .run import Clips, waves
-from .tokens import Tokens
+from mgkit.evals import protocol
+from mgkit.evals.protocol import PART, Part
+from mgkit.lab import figures
+from mgkit.train.loop import Clips, waves
+from mgkit.train.tokens import Tokens
 
 
 class Stretch(NamedTuple):
@@ -86,12 +85,12 @@ def _use(codes: np.ndarray, size: int) -> np.ndarray:
     return np.sqrt(use)
 
 
-def look(name: str, data: Path, tokens: Path, parts: Path, count: int = 20) -> list[str | show.Player | show.Picture]:  # fmt: skip
+def look(name: str, data: Path, tokens: Path, parts: Path, count: int = 20) -> list[str | figures.Player | figures.Picture]:  # fmt: skip
     """Items of a page about the first `count` held-out prompts.
 
     Errors: those of `Clips` and `Tokens`, and ValueError for tokens of another codec than the model's.
     """
-    model = hearing.load(name)
+    model = protocol.load(name)
     rate, size = model.sample_rate, model.codec.config.codebook_size
     clips, training = Clips(data, rate), Tokens(tokens, data)
     if (_encode(model.codec, waves(clips.mix[0])[None].numpy()) == training.codes[:1]).mean() < 0.9:
@@ -103,7 +102,7 @@ def look(name: str, data: Path, tokens: Path, parts: Path, count: int = 20) -> l
     both = np.concatenate([made, _encode(model.codec, np.stack(mixes))])
     first = longest_stretches(both[:, 0], training.codes[:, 0])
     whole = longest_stretches(_frames(both, size), _frames(training.codes, size))
-    items: list[str | show.Player | show.Picture] = [
+    items: list[str | figures.Player | figures.Picture] = [
         f"{count} held-out prompts, each beside the one of {len(training)} training clips whose codes are most alike. "
         "A stretch is frames of 20 ms that stand in the music and, in the same order, somewhere in training.",
         *(
@@ -116,11 +115,11 @@ def look(name: str, data: Path, tokens: Path, parts: Path, count: int = 20) -> l
         wave = model.generate_audio(torch.from_numpy(made[i : i + 1].astype(np.int64)))[0]
         near = waves(clips.mix[clip])[None]
         items.append(
-            f"{i + 1}. “{hearing.prompt(pieces[i])}”: longest stretch {_said(first[i])}; all codebooks {_said(whole[i])}. "
+            f"{i + 1}. “{protocol.prompt(pieces[i])}”: longest stretch {_said(first[i])}; all codebooks {_said(whole[i])}. "
             f"Nearest: clip {clip}, “{training.captions[clip][0]}”."
         )
         pair = [("made", wave), (f"nearest training clip, {clip}", near)]
-        items += [show.mel(pair, rate), show.players(pair, rate)]
+        items += [figures.mel(pair, rate), figures.players(pair, rate)]
     return items
 
 
@@ -157,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     items = look(args.model, args.data, args.tokens, args.out / "parts", args.count)
     print(*items[1:3], sep="\n")
-    print(show.page(items, args.out / "look.html", "Made, and nearest in training"))
+    print(figures.page(items, args.out / "look.html", "Made, and nearest in training"))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from tiny import tune as melody_of
 
 from mgkit import MusicGen, weights
 from mgkit.__main__ import main
+from mgkit.train import finetune as tuning
 from mgkit.train import folder as folders
-from mgkit.train import tune as tuning
+from mgkit.train.finetune import TuneLearner, TuneRun, tune
 from mgkit.train.folder import Heard
-from mgkit.train.tune import TuneLearner, TuneRun, tune
 
 KINDS = [(False, 1), (True, 1), (False, 2), (True, 2)]
 each_kind = pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import RATE
 
-from mgkit import grid, melody
+from mgkit import melody
+from mgkit.lab import melody_editor
 
 TOLD = torch.tensor([0, 0, 4, 4, 7, 7, 7, 7, 11, 11])
 
@@ -23,7 +24,7 @@ def canvas(widget: ipywidgets.VBox) -> ipywidgets.DOMWidget:
 
 
 def test_what_is_drawn_is_what_the_editor_holds():
-    editor = grid.GridEditor(TOLD, RATE)
+    editor = melody_editor.GridEditor(TOLD, RATE)
     drawn = canvas(editor.widget())
     assert drawn.values == drawn.heard == TOLD.tolist()
     drawn.values = [5] * len(TOLD)
@@ -33,7 +34,7 @@ def test_what_is_drawn_is_what_the_editor_holds():
 
 
 def test_a_plain_edit_is_drawn_in_every_view():
-    editor = grid.GridEditor(TOLD, RATE)
+    editor = melody_editor.GridEditor(TOLD, RATE)
     views = [canvas(editor.widget()), canvas(editor.widget())]
     editor.edit("F♯", 0.2, 0.5)
     assert editor.classes.equal(melody.edit(TOLD, "F♯", 0.2, 0.5, RATE))
@@ -43,7 +44,7 @@ def test_a_plain_edit_is_drawn_in_every_view():
 
 def test_as_it_was_undoes_every_edit_and_leaves_the_tensor_that_was_given():
     told = TOLD.clone()
-    editor = grid.GridEditor(told, RATE)
+    editor = melody_editor.GridEditor(told, RATE)
     widget = editor.widget()
     editor.edit("D", 0, 9)
     _, reset = parts(widget, ipywidgets.Button)
@@ -54,7 +55,7 @@ def test_as_it_was_undoes_every_edit_and_leaves_the_tensor_that_was_given():
 
 
 def test_play_plays_the_grid_as_it_is_now():
-    editor = grid.GridEditor(TOLD, RATE)
+    editor = melody_editor.GridEditor(TOLD, RATE)
     widget = editor.widget()
     play, _ = parts(widget, ipywidgets.Button)
     play.click()
@@ -67,9 +68,9 @@ def test_play_plays_the_grid_as_it_is_now():
 
 @pytest.mark.parametrize("missing", ["anywidget", "ipywidgets"])
 def test_without_a_library_the_grid_says_so_in_a_sentence_and_the_calls_go_on(missing, monkeypatch):
-    grid._canvas_class.cache_clear()
+    melody_editor._canvas_class.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)
-    editor = grid.GridEditor(TOLD, RATE)
+    editor = melody_editor.GridEditor(TOLD, RATE)
     assert missing in editor.widget().html
     editor.edit("D", 0, 9)
     assert editor.classes.tolist() == [2] * len(TOLD)

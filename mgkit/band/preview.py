@@ -6,21 +6,20 @@ from pathlib import Path
 import torch
 from matplotlib.patches import Rectangle
 
-from mgkit import show
+from mgkit.band.compose import RATE, Piece, captions, compose, render
+from mgkit.lab import figures
 from mgkit.melody import PITCH_CLASSES
-
-from .band import RATE, Piece, captions, compose, render
 
 ROLES = {"melody": "#c2410c", "chords": "#2a7fbf", "bass": "#3f3f46", "pad": "#9db8cc", "drums": "#8a8f98"}
 SAID = 3  # captions shown of a piece
 
 
-def piano_roll(piece: Piece, seconds: float = 10.0) -> show.Picture:
+def piano_roll(piece: Piece, seconds: float = 10.0) -> figures.Picture:
     """Picture of who plays which note when: MIDI pitch over seconds, a colour for each role, the drums below.
 
     Loud notes are strong, soft ones pale.
     """
-    figure = show.Picture(figsize=(9, 3.2), layout="constrained")
+    figure = figures.Picture(figsize=(9, 3.2), layout="constrained")
     figure.alt = f"piano roll: {piece.style} with {piece.lead}, {piece.tempo} beats a minute"
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     pitches = [note[2] for track in piece.tracks if not track.percussion for note in track.notes]
@@ -51,7 +50,7 @@ def piano_roll(piece: Piece, seconds: float = 10.0) -> show.Picture:
     return figure
 
 
-def listen(piece: Piece, title: str = "", seconds: float = 10.0) -> show.Player | str:
+def listen(piece: Piece, title: str = "", seconds: float = 10.0) -> figures.Player | str:
     """The piece and its melody alone, to play; in place of them one sentence where no synthesizer is installed."""
     try:
         mix, melody = render(piece, seconds=seconds)
@@ -61,12 +60,12 @@ def listen(piece: Piece, title: str = "", seconds: float = 10.0) -> show.Player 
         (title or "all of the band", torch.from_numpy(mix)),
         ("the melody alone", torch.from_numpy(melody)),
     ]
-    return show.players(waves, RATE)
+    return figures.players(waves, RATE)
 
 
 def page(path: str | Path, pieces: int = 10, first_seed: int = 0) -> Path:
     """HTML page at `path` with so many pieces: what each is, what its captions say, its piano roll, its sound."""
-    items: list[str | show.Player | show.Picture] = []
+    items: list[str | figures.Player | figures.Picture] = []
     for seed in range(first_seed, first_seed + pieces):
         piece = compose(seed)
         key = f"{PITCH_CLASSES[piece.key]} {piece.mode}"
@@ -78,7 +77,7 @@ def page(path: str | Path, pieces: int = 10, first_seed: int = 0) -> Path:
         )
         items += [f"“{text}”" for text in captions(piece, seed, SAID)]
         items += [piano_roll(piece), listen(piece)]
-    return show.page(items, path, "What the band plays")
+    return figures.page(items, path, "What the band plays")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,1 @@
+"""Composes, renders and captions the music that the small model learns from."""

@@ -1,0 +1,1 @@
+"""Measures models and audio: metrics, protocol, report."""
