@@ -94,20 +94,20 @@ def _replay(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from mgkit import weights
+    from mgkit import hub
 
     if arguments.name == "nano":
         raise ValueError("nano ships with mgkit; there is nothing to fetch")
-    hub_id = weights.hub_id(arguments.name)
-    folder = weights.download(hub_id, arguments.dest)
-    licence = weights.CC_BY_NC if hub_id.startswith("facebook/") else "see its README.md"
+    hub_id = hub.hub_id(arguments.name)
+    folder = hub.download(hub_id, arguments.dest)
+    licence = hub.CC_BY_NC if hub_id.startswith("facebook/") else "see its README.md"
     print(f"{folder}: licence of the weights: {licence}")
     print(f"load it with  MusicGen.get_pretrained({str(folder)!r})")
 
 
 def _parser() -> argparse.ArgumentParser:
     from mgkit.generate import Settings
-    from mgkit.weights import NAMES
+    from mgkit.hub import NAMES
 
     parser = argparse.ArgumentParser(
         "python -m mgkit", description="MusicGen to learn from, teach with and study."

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from mgkit import MusicGen, weights
+from mgkit import MusicGen, checkpoint, export, hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.lm import LM, LMConfig
@@ -28,11 +28,11 @@ def random_small(folder: str) -> str:
     """Writes a model of the shape of `facebook/musicgen-small` with random weights to `folder`; nano's tokenizer."""
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-    tokenizer = AutoTokenizer.from_pretrained(weights.embedded())
+    tokenizer = AutoTokenizer.from_pretrained(hub.embedded())
     t5 = T5EncoderModel(T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12))
     lm = LM(LMConfig())
     conditioner = Conditioner(TextEncoder(tokenizer, t5), lm.config.dim)
-    weights.save(weights.Model(Codec(CodecConfig()), lm, conditioner), folder)
+    export.save(checkpoint.Model(Codec(CodecConfig()), lm, conditioner), folder)
     return folder
 
 
@@ -75,7 +75,7 @@ def _seconds(run: Callable[[], object]) -> float:
 def bench(model: str, seconds: float, pairs: int) -> None:
     """Prints the floor, both times and their ratio for `seconds` of music."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = random_small(scratch) if model == "random-small" else str(weights.find(model))
+        folder = random_small(scratch) if model == "random-small" else str(hub.find(model))
         mine, loaded = ours(folder, seconds)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         mine()

@@ -21,7 +21,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from mgkit import __version__, audio, melody, weights
+from mgkit import __version__, audio, checkpoint, export, hub, melody
 from mgkit.generate import DAY, Settings, Stop, Told, Window, endless, frames, steps, windows
 from mgkit.job import (
     Descriptions,
@@ -47,7 +47,7 @@ OnStep = Callable[[int, int], None]
 class MusicGen:
     """A MusicGen model and the settings that it generates with."""
 
-    def __init__(self, model: weights.Model):
+    def __init__(self, model: checkpoint.Model):
         self.model = model
         self.codec, self.lm, self.conditioner = model.codec, model.lm, model.conditioner
         self.name, self.licence, self.max_duration = model.name, model.licence, model.window
@@ -75,14 +75,14 @@ class MusicGen:
             dtype = torch.float32 if where.type == "cpu" else torch.float16
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
-        model = weights.load(name, where, dtype)
-        if model.licence != weights.MIT:
+        model = checkpoint.load(name, where, dtype)
+        if model.licence != hub.MIT:
             print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
         return MusicGen(model)
 
     def save_pretrained(self, folder: str, dtype: torch.dtype | None = None) -> None:
         """Writes the model in the Hugging Face layout; `transformers` and `get_pretrained(folder)` load it."""
-        weights.save(self.model, folder, dtype)
+        export.save(self.model, folder, dtype)
 
     # --- what it is ---------------------------------------------------------------------------------------------
 

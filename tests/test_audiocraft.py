@@ -15,7 +15,7 @@ import torch
 from golden import filling
 from torch import Tensor, nn
 
-from mgkit import MusicGen, audio, weights
+from mgkit import MusicGen, audio, checkpoint, hub
 from mgkit.codec import Codec
 from mgkit.delay import delay, delays, undelay
 from mgkit.generate import windows
@@ -70,7 +70,7 @@ def load_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Code
     @cache
     def codec(name: str) -> Codec:
         folder = filling.audiocraft_folder(tmp_path_factory.mktemp(name), "small", codec=name)
-        return weights.load(str(folder), torch.device("cpu"), torch.float32).codec
+        return checkpoint.load(str(folder), torch.device("cpu"), torch.float32).codec
 
     return codec
 
@@ -444,9 +444,9 @@ def test_a_pointer_to_a_published_codec_is_followed(tmp_path: Path, monkeypatch:
     published = EncodecModel(config).eval()
     published.save_pretrained(tmp_path / "published")
     asked = []
-    monkeypatch.setattr(weights, "download", lambda hub_id: asked.append(hub_id) or tmp_path / "published")
+    monkeypatch.setattr(hub, "download", lambda hub_id: asked.append(hub_id) or tmp_path / "published")
     folder = filling.audiocraft_folder(tmp_path / "model", "small", pointer=True)
-    codec = weights.load(str(folder), torch.device("cpu"), torch.float32).codec
+    codec = checkpoint.load(str(folder), torch.device("cpu"), torch.float32).codec
     assert asked == ["facebook/encodec_32khz"]
     wave = torch.from_numpy(filling.hum(3000))[None]
     assert torch.equal(codec.encode(wave), published.encode(wave, bandwidth=1.0).audio_codes[0])

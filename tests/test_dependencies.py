@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"audio", "delay", "sampling", "codec", "text", "melody", "lm"},
+    {"audio", "delay", "sampling", "codec", "text", "melody", "lm", "hub"},
     {"condition"},
     {"generate", "layouts"},
     {"job"},
-    {"weights"},
+    {"checkpoint"},
+    {"export"},
     {"musicgen"},
     {"trace"},
     {"bench"},

@@ -282,7 +282,7 @@ def test_tables_name_every_column_and_say_what_is_met(world):
 def test_only_a_whole_measurement_enters_the_card(tmp_path, monkeypatch):
     row = report.Row("t", "n", {report.GUIDED: (0.5, 0.4, 0.6)}, goal="g", reached="50%", met=True)
     monkeypatch.setattr(report, "measure", lambda *_: [row])
-    monkeypatch.setattr(report.weights, "find", Path)
+    monkeypatch.setattr(report.hub, "find", Path)
     card = tmp_path / "README.md"
     card.write_text("a\n<!-- scores -->\nold\n<!-- end of scores -->\nb\n")
     report.main([str(tmp_path), "--count", "12", "--out", str(tmp_path)])

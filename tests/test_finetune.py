@@ -12,7 +12,7 @@ import torch
 from tiny import tiny
 from tiny import tune as melody_of
 
-from mgkit import MusicGen, weights
+from mgkit import MusicGen, hub
 from mgkit.__main__ import main
 from mgkit.train import finetune as tuning
 from mgkit.train import folder as folders
@@ -187,14 +187,12 @@ def test_any_model_learns_its_folder_and_keeps_codec_and_text_encoder(tmp_path, 
     from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
     start = tiny(melody, channels, window=4.0)
-    start.model.licence = weights.CC_BY_NC
+    start.model.licence = hub.CC_BY_NC
     start.save_pretrained(str(tmp_path / "start"))
     folder = sounds(tmp_path / "own")
     tuned, before, after = tune(plan(folder, str(tmp_path / "start"), steps=12), tmp_path / "out")
     assert after["valid_text"] < before["valid_text"]
-    assert (
-        tuned.licence == weights.CC_BY_NC and "cc-by-nc-4.0" in (tmp_path / "out/model/README.md").read_text()
-    )
+    assert tuned.licence == hub.CC_BY_NC and "cc-by-nc-4.0" in (tmp_path / "out/model/README.md").read_text()
     assert "Before and after" in (tmp_path / "out/index.html").read_text()
     loader = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
     theirs = loader.from_pretrained(tmp_path / "out/model", dtype=torch.float32)

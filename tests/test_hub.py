@@ -18,7 +18,7 @@ import torch
 from tiny import RATE, oracle_run, tune
 from torch import Tensor
 
-from mgkit import MusicGen, weights
+from mgkit import MusicGen, hub
 from mgkit.melody import classes
 
 pytestmark = pytest.mark.hub
@@ -44,12 +44,12 @@ def folder_of(name: str) -> Path:
     """The folder of a published model, downloaded where it is not in the cache; or the test is skipped."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    hub_id = weights.PRESETS.get(name, name)
+    hub_id = hub.PRESETS.get(name, name)
     cached = isinstance(try_to_load_from_cache(hub_id, "config.json"), str)
     if not cached and (constants.HF_HUB_OFFLINE or not reachable()):
         pytest.skip(f"{hub_id} is not in the cache, and {constants.ENDPOINT} does not answer")
     try:
-        return weights.find(name)
+        return hub.find(name)
     except FileNotFoundError as error:
         pytest.skip(str(error))
 

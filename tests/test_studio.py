@@ -17,7 +17,7 @@ import soundfile
 import torch
 from tiny import RATE, tiny, tune
 
-from mgkit import MusicGen, audio, weights
+from mgkit import MusicGen, audio, hub
 from mgkit.generate import Settings
 from mgkit.lab import studio
 from mgkit.lab.studio import MELODY, OTHER, START, Sound, Source, Studio
@@ -392,7 +392,7 @@ def test_memory_of_a_published_model_is_that_of_its_shape():
         small = sum(parameter.numel() for parameter in LM(LMConfig()).parameters())
     assert studio.memory("small", 0) == 4 * (small + studio.T5_AND_CODEC)
     assert studio.memory("facebook/musicgen-small", 0) == studio.memory("small", 0)
-    known = [studio.memory(name, 8) for name in weights.NAMES]
+    known = [studio.memory(name, 8) for name in hub.NAMES]
     assert all(known)
     assert studio.memory("somebody/else", 8) is None
     assert studio.memory("", 8) is None
@@ -400,9 +400,9 @@ def test_memory_of_a_published_model_is_that_of_its_shape():
 
 def test_the_licence_is_said_before_a_run():
     panel = Studio()
-    assert weights.MIT in panel.facts.value
+    assert hub.MIT in panel.facts.value
     panel.set(model="small")
-    assert weights.CC_BY_NC in html.unescape(panel.facts.value)
+    assert hub.CC_BY_NC in html.unescape(panel.facts.value)
 
 
 def test_defaults_of_the_card_are_not_repeated(panel):

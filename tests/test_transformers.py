@@ -29,7 +29,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from mgkit import MusicGen, weights
+from mgkit import MusicGen, checkpoint, hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.layouts import hugging_face
@@ -428,9 +428,9 @@ def test_a_folder_saved_by_transformers_loads_and_gives_the_same_tokens(
 
 
 def test_the_embedded_model_gives_the_same_tokens(seen: Seen) -> None:
-    if not (weights.embedded() / "config.json").exists():
+    if not (hub.embedded() / "config.json").exists():
         pytest.skip("data/nano is not there")
-    ours, oracle = both(weights.embedded())
+    ours, oracle = both(hub.embedded())
     texts = ["calm piano with soft strings"]
     greedy(ours, cfg_coef=3.0)
     told = tokenized(ours, texts)
@@ -438,7 +438,7 @@ def test_the_embedded_model_gives_the_same_tokens(seen: Seen) -> None:
     assert_same_music(ours.generate(texts, return_tokens=True), theirs, seen, "nano, text")
     if ours.conditioner.melody_frames is not None:
         theirs = oracle_run(
-            oracle, FRAMES, guidance_scale=3.0, **told, **features(weights.embedded(), melodies()[:1])
+            oracle, FRAMES, guidance_scale=3.0, **told, **features(hub.embedded(), melodies()[:1])
         )
         made = ours.generate_with_chroma(texts, melodies()[:1], RATE, return_tokens=True)
         assert_same_music(made, theirs, seen, "nano, melody")
@@ -504,7 +504,7 @@ def true_shape(kind: str) -> tuple[MusicGen, PreTrainedModel]:
         lm = LM(config)
     lm = scattered(lm.to_empty(device="cpu"))
     conditioner = Conditioner(text, config.dim, None if config.cross_attention else 235)
-    ours = weights.Model(codec(CodecConfig(filters=4, dim=16)), lm, conditioner)
+    ours = checkpoint.Model(codec(CodecConfig(filters=4, dim=16)), lm, conditioner)
     for part in (ours.codec, lm, conditioner):
         part.eval().requires_grad_(False)
     for parameter in conditioner.text_proj.parameters():

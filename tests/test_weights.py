@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mgkit import MusicGen, audio, weights
+from mgkit import MusicGen, audio, hub
 from mgkit.lm import LMConfig
 
 Save = Callable[[str], Path]
@@ -168,9 +168,9 @@ def test_a_pointer_to_a_published_codec_is_followed(
 ) -> None:
     oracle, codec_folder = oracle_of(saved("text"), melody=False), tmp_path / "encodec"
     oracle.audio_encoder.save_pretrained(codec_folder)
-    asked, find = [], weights.find
+    asked, find = [], hub.find
     monkeypatch.setattr(
-        weights,
+        hub,
         "find",
         lambda name: (
             asked.append(name) or (codec_folder if "/" in name and not Path(name).is_dir() else find(name))
@@ -432,16 +432,16 @@ def test_on_a_gpu_the_precision_is_half_and_logits_are_near_those_of_the_cpu(sav
 def test_the_licence_of_facebooks_weights_is_said_in_a_line_and_in_files(
     name: str, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(weights, "find", lambda asked: saved("text"))
+    monkeypatch.setattr(hub, "find", lambda asked: saved("text"))
     model = MusicGen.get_pretrained(name, "cpu")
     said = capsys.readouterr()
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
     assert name in said.err and "CC-BY-NC 4.0" in said.err
-    assert model.licence == weights.CC_BY_NC
+    assert model.licence == hub.CC_BY_NC
     model.set_generation_params(duration=0.1)
     model.generate(["calm piano"])
-    assert model.manifests[0]["licence"] == weights.CC_BY_NC
+    assert model.manifests[0]["licence"] == hub.CC_BY_NC
     for ending in audio.FORMATS:
         path = audio.write(tmp_path / f"a{ending}", noise(1, RATE), RATE, manifest=model.manifests[0])
         assert "CC-BY-NC" in audio.read_manifest(path)["licence"]
@@ -451,11 +451,11 @@ def test_the_licence_of_facebooks_weights_is_said_in_a_line_and_in_files(
     with safe_open(tmp_path / "again" / "model.safetensors", "pt") as file:
         assert "CC-BY-NC" in file.metadata()["licence"]
     monkeypatch.undo()
-    assert load(tmp_path / "again").licence == weights.CC_BY_NC  # it stays what it was under another name
+    assert load(tmp_path / "again").licence == hub.CC_BY_NC  # it stays what it was under another name
 
 
 def test_our_own_licence_needs_no_line(saved: Save, capsys: pytest.CaptureFixture) -> None:
-    assert load(saved("text")).licence == weights.MIT
+    assert load(saved("text")).licence == hub.MIT
     assert capsys.readouterr() == ("", "")
 
 
@@ -467,7 +467,7 @@ def test_a_licence_that_is_unknown_is_said_to_be(
     assert "unknown" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("said", "licence"), [("cc-by-nc-4.0", weights.CC_BY_NC), ("mit", "mit")])
+@pytest.mark.parametrize(("said", "licence"), [("cc-by-nc-4.0", hub.CC_BY_NC), ("mit", "mit")])
 def test_a_model_card_beside_the_weights_says_the_licence(
     said: str, licence: str, saved: Save, tmp_path: Path
 ) -> None:
@@ -509,7 +509,7 @@ def test_the_nearest_name_is_suggested() -> None:
         ("nanno", "nano"),
     ):
         with pytest.raises(ValueError, match=f"did you mean '{near}'"):
-            weights.find(name)
+            hub.find(name)
 
 
 def test_a_folder_that_is_named_like_a_model_is_not_taken_for_a_preset(
@@ -518,5 +518,5 @@ def test_a_folder_that_is_named_like_a_model_is_not_taken_for_a_preset(
     """The folder is nearer; what it holds is what loads."""
     copied(saved("text"), tmp_path / "small")
     monkeypatch.chdir(tmp_path)
-    assert weights.find("small") == Path("small")
+    assert hub.find("small") == Path("small")
     assert MusicGen.get_pretrained("small", "cpu").lm.config.dim == 128

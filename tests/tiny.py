@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from mgkit import MusicGen, weights
+from mgkit import MusicGen, checkpoint, hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.lm import LM, LMConfig
@@ -46,7 +46,7 @@ def tiny(melody: bool = False, channels: int = 1, window: float = 10.0, layers: 
         part.eval().requires_grad_(False)
     for parameter in parts[2].text_proj.parameters():
         parameter.mul_(0.25)  # louder, the text would drown what was played
-    return MusicGen(weights.Model(*parts, "tiny", window, weights.MIT))
+    return MusicGen(checkpoint.Model(*parts, "tiny", window, hub.MIT))
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mgkit import MusicGen, weights
+from mgkit import MusicGen, hub
 from mgkit.band import captions, tunes
 from mgkit.band import compose as band
 from mgkit.band.captions import FIRST_TEST_SEED, MEASURING_FONT, synonyms
@@ -298,7 +298,7 @@ def load(name: str) -> MusicGen:
 @lru_cache
 def _weights(name: str) -> str:
     """Tells models apart."""
-    files = (p for p in sorted(weights.find(name).iterdir()) if p.suffix in (".safetensors", ".bin", ".json"))
+    files = (p for p in sorted(hub.find(name).iterdir()) if p.suffix in (".safetensors", ".bin", ".json"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mgkit import audio, weights
+from mgkit import audio, hub
 from mgkit.band import compose
 from mgkit.band.captions import MEASURING_FONT
 from mgkit.band.compose import Piece
@@ -340,7 +340,7 @@ def size_and_speed_rows(name: str, text: str) -> list[Row]:
         model.generate([text], seed=seed)
         took.append(time.perf_counter() - began)
     fast = 10 / median(took), 10 / max(took), 10 / min(took)
-    size = sum(file.stat().st_size for file in weights.find(name).iterdir()) / 1e6
+    size = sum(file.stat().st_size for file in hub.find(name).iterdir()) / 1e6
     threads = f"ten seconds, guidance 3, {torch.get_num_threads()} CPU threads: × real time"
     table = "size and speed"
     return [
@@ -462,10 +462,10 @@ def main(argv: list[str] | None = None) -> None:
     write_whole(out / "scores.json", lambda path: path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n"))  # fmt: skip
     write_whole(out / "scores.md", lambda path: path.write_text(said + table(rows) + "\n"))
     if args.count >= ENOUGH and args.seconds == 10:
-        folder = weights.find(args.model)
+        folder = hub.find(args.model)
         cards = {folder / "README.md": table(rows)}
-        if folder.resolve() == weights.embedded().resolve():
-            cards[weights.embedded().parents[1] / "README.md"] = short(rows)
+        if folder.resolve() == hub.embedded().resolve():
+            cards[hub.embedded().parents[1] / "README.md"] = short(rows)
         for card, scores in cards.items():
             if card.is_file():
                 text = with_table(card.read_text(), said + scores)

@@ -48,7 +48,7 @@ from ipywidgets import (
 )
 from torch import Tensor
 
-from mgkit import MusicGen, audio, job, weights
+from mgkit import MusicGen, audio, hub, job
 from mgkit.generate import Settings, Stop
 from mgkit.lab import figures
 from mgkit.lab.player import Recorder
@@ -194,13 +194,13 @@ def make(
 
 def examples() -> list[str]:
     """The sentences that ship, in words that nano knows."""
-    path = weights.embedded().parent / "prompts.txt"
+    path = hub.embedded().parent / "prompts.txt"
     return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ["calm piano in C major"]
 
 
 def clips(folder: str) -> dict[str, Path]:
     """Titles and files of the sounds that ship in `folder`, `melodies` or `recordings`."""
-    paths = sorted((weights.embedded().parent / folder).glob("*.*"))
+    paths = sorted((hub.embedded().parent / folder).glob("*.*"))
     return {path.stem.replace("_", " "): path for path in paths if path.suffix in audio.FORMATS}
 
 
@@ -215,9 +215,9 @@ def memory(name: str, seconds: float, model: MusicGen | None = None) -> float | 
         held = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
         return held + _cache(model.lm.config, min(seconds, model.max_duration) * model.frame_rate)
     if name == "nano" or (name and Path(name).is_dir()):
-        return _numbers(weights.find(name)) or None
+        return _numbers(hub.find(name)) or None
     short = name.removeprefix("facebook/musicgen-").removeprefix("stereo-")
-    if short not in weights.SIZES:
+    if short not in hub.SIZES:
         return None
     width, layers = SHAPES[short.removeprefix("melody-")]
     books, crossed = 8 if "stereo" in name else 4, "melody" not in name
@@ -375,7 +375,7 @@ class Studio(VBox):
         if isinstance(model, MusicGen):
             self._model, self._loaded = MusicGen(model.model), model.name
             model = model.name
-        names = [*weights.NAMES, *([] if model in weights.NAMES else [model])]
+        names = [*hub.NAMES, *([] if model in hub.NAMES else [model])]
         wide = {"description_width": "80px"}
         aside = Layout(width="80px", margin="2px 8px 2px 2px", justify_content="flex-end")
         short, long, full = Layout(width="180px"), Layout(width="392px"), Layout(width="auto")
@@ -655,7 +655,7 @@ class Studio(VBox):
         pace = self._pace.get(name)
         frame_rate = loaded.frame_rate if loaded else 50
         took = f"about {_clock(seconds * frame_rate * pace)}" if pace else "unknown until the first run"
-        licence = weights.MIT if name == "nano" else weights.CC_BY_NC if name in weights.PRESETS else ""
+        licence = hub.MIT if name == "nano" else hub.CC_BY_NC if name in hub.PRESETS else ""
         licence = loaded.licence if loaded else licence or "said once they are loaded"
         need = memory(name, seconds, loaded)
         room = f"about {_bytes(need)}" if need else "unknown until it is loaded"

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit import audio, weights
+from mgkit import audio, checkpoint, hub
 from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
 from mgkit.train.discriminator import Adversary, Balance
 from mgkit.train.loop import Average, Clips, Row, Team, best_device, precision, train, waves, write_whole
@@ -342,8 +342,8 @@ class CodecLearner:
 def load(path: str | Path) -> Codec:
     """The codec of a run's folder (or its file), or of a model's name or folder, in float32, ready for use."""
     path = Path(path)
-    if (path / "config.json").is_file() or str(path) in weights.NAMES:
-        return weights.load(str(path), torch.device("cpu"), torch.float32).codec.eval()
+    if (path / "config.json").is_file() or str(path) in hub.NAMES:
+        return checkpoint.load(str(path), torch.device("cpu"), torch.float32).codec.eval()
     path = path / "codec.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train a codec first (python -m mgkit train codec)")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mgkit import weights
+from mgkit import checkpoint, hub
 from mgkit.melody import HOP
 from mgkit.musicgen import MusicGen
 from mgkit.train import codec as codec_training
@@ -30,7 +30,7 @@ def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 
             f"{lm} hears {heard} frames of a melody, and {seconds:g} s at the {config.sample_rate} Hz of {codec} are {frames}: "
             "take a codec of the rate that it learned at"
         )
-    model = MusicGen(weights.Model(coder, parts["lm"], parts["conditioner"], "nano", seconds, weights.MIT))
+    model = MusicGen(checkpoint.Model(coder, parts["lm"], parts["conditioner"], "nano", seconds, hub.MIT))
     model.save_pretrained(str(out), torch.float16)
     return model
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit import weights
+from mgkit import hub
 from mgkit.lab import figures
 from mgkit.musicgen import MusicGen
 from mgkit.train.folder import Heard, Sound, find, fingerprint, listen, strides
@@ -191,7 +191,7 @@ def learned(model: MusicGen, layers: int | None) -> list[nn.Parameter]:
 
 def card(model: MusicGen) -> str:
     """The README.md of the result."""
-    named = {weights.MIT: "mit", weights.CC_BY_NC: "cc-by-nc-4.0"}.get(model.licence, "other")
+    named = {hub.MIT: "mit", hub.CC_BY_NC: "cc-by-nc-4.0"}.get(model.licence, "other")
     return (
         f"---\nlicense: {named}\npipeline_tag: text-to-audio\ntags: [music, MusicGen]\n---\n\n"
         f"{model.name}, taught the sounds of a folder by `python -m mgkit train tune`.\n\n"

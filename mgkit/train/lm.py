@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit import weights
+from mgkit import checkpoint, hub
 from mgkit.condition import Condition, Conditioner
 from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
@@ -426,8 +426,8 @@ def load(folder: str | Path) -> nn.ModuleDict:
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    if (folder / "config.json").is_file() or str(folder) in weights.NAMES:
-        whole = weights.load(str(folder), torch.device("cpu"), torch.float32)
+    if (folder / "config.json").is_file() or str(folder) in hub.NAMES:
+        whole = checkpoint.load(str(folder), torch.device("cpu"), torch.float32)
         return nn.ModuleDict({"lm": whole.lm, "conditioner": whole.conditioner}).eval()
     if not (folder / "lm.pt").is_file():
         raise FileNotFoundError(

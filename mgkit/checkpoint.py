@@ -1,15 +1,12 @@
-"""Models on disk: found by name, loaded from either published layout, saved in the Hugging Face one."""
+"""A folder to a `Model`, strictly: either published layout, every tensor and every setting accounted for."""
 
 import json
-import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,26 +14,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mgkit import hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.delay import delays
 from mgkit.layouts import Read, WeightsError, audiocraft, fill, hugging_face, read_bin, read_safetensors
 from mgkit.lm import LM, LMConfig
-from mgkit.melody import HOP, N_FFT
+from mgkit.melody import HOP
 from mgkit.text import TextEncoder
 
 if TYPE_CHECKING:
     from transformers import EncodecConfig, PretrainedConfig
 
-SIZES = ("small", "medium", "melody", "large", "melody-large")
-PRESETS = {
-    **{size: f"facebook/musicgen-{size}" for size in SIZES},
-    **{f"stereo-{size}": f"facebook/musicgen-stereo-{size}" for size in SIZES},
-}
-NAMES = ("nano", *PRESETS)
-
-CC_BY_NC = "CC-BY-NC 4.0 (not for commercial use), Meta Platforms, Inc."
-MIT = "MIT, the mgkit authors"
 
 PAD_MODES = ("reflect", "constant")
 FIXED = {  # what every codec of a MusicGen has in transformers' words, and `codec.py` takes for granted
@@ -66,68 +55,10 @@ class Model:
     window: float = 30.0
     licence: str = "unknown: ask who made these weights"
 
-
-# --- finding ----------------------------------------------------------------------------------------------------
-
-
-def embedded() -> Path:
-    """Folder of the model that ships with mgkit: beside the package in a checkout, inside it once installed."""
-    inside = Path(__file__).parent / "data" / "nano"
-    return inside if inside.exists() else Path(__file__).parent.parent / "data" / "nano"
-
-
-def find(name: str) -> Path:
-    """The folder of the model `name`; a hub id is downloaded, or taken from the cache without a network.
-
-    Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where it is neither here nor to be had.
-    """
-    if name == "nano":
-        return embedded()
-    if Path(name).is_dir() and name:
-        return Path(name)
-    return download(hub_id(name))
-
-
-def hub_id(name: str) -> str:
-    """The hub's id of the model `name`. Errors: ValueError for a name that can be none, with the nearest that is."""
-    if Path(name).is_file():
-        raise ValueError(f"{name!r} is a file; give the folder that holds it")
-    found = PRESETS.get(name, name)
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", found):
-        return found
-    if "/" in name or os.sep in name:
-        raise ValueError(
-            f"there is no folder {name!r}, and a hub id is an owner and a name, as facebook/musicgen-small"
-        )
-    near = get_close_matches(name.lower().removeprefix("musicgen-"), NAMES, n=1, cutoff=0.5)
-    raise ValueError(
-        f"there is no model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known are {', '.join(NAMES)}, any "
-        "hub id such as facebook/musicgen-small, and any folder"
-    )
-
-
-def download(hub_id: str, dest: Path | None = None) -> Path:
-    """Folder with the files of `hub_id` that mgkit reads, in the hub's cache or in `dest`.
-
-    Errors: FileNotFoundError with the command to run where there is a network.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    files = ["*.json", "*.safetensors", "*.model", "README.md"]
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=files, local_dir=dest))
-        if not any(folder.glob("*.safetensors")):  # audiocraft's layout only
-            folder = Path(snapshot_download(hub_id, allow_patterns=["*state_dict.bin"], local_dir=dest))
-    except (HfHubHTTPError, OSError) as error:  # no network and not in the cache is an OSError, too
-        raise FileNotFoundError(
-            f"{hub_id} is no folder here, not in the cache, and could not be downloaded ({type(error).__name__}); where there is a network, "
-            f"run: python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}  and load that folder"
-        ) from None
-    return folder
-
-
-# --- loading ----------------------------------------------------------------------------------------------------
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every tensor of the model under its name here."""
+        for part in ("codec", "lm", "conditioner"):
+            yield from getattr(self, part).named_parameters(prefix=part)
 
 
 def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> Model:
@@ -139,11 +70,11 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"the model is {name!r}; it must be a name, a hub id or a folder")
     name = os.fspath(name)
-    folder = find(name)
+    folder = hub.find(name)
     of_audiocraft = (folder / "state_dict.bin").exists() and not any(folder.glob("*.safetensors"))
     _pass_over_broken_torchaudio()
     try:
-        with _quiet():
+        with quiet():
             model = (_load_audiocraft if of_audiocraft else _load_hugging_face)(folder, device, dtype)
     except (WeightsError, FileNotFoundError):
         raise
@@ -153,8 +84,8 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise WeightsError(f"{folder} does not hold a MusicGen that can be read ({reason})") from error
     model.name = name
-    if PRESETS.get(name, name).startswith("facebook/"):
-        model.licence = CC_BY_NC
+    if hub.PRESETS.get(name, name).startswith("facebook/"):
+        model.licence = hub.CC_BY_NC
     elif model.licence == Model.licence:
         model.licence = _card_licence(folder)
     return model
@@ -179,7 +110,7 @@ def _card_licence(folder: Path) -> str:
     named = re.search(r"^license: *(\S+)", card.read_text(), re.MULTILINE) if card.exists() else None
     if named is None:
         return Model.licence
-    return CC_BY_NC if named[1] == "cc-by-nc-4.0" else named[1]
+    return hub.CC_BY_NC if named[1] == "cc-by-nc-4.0" else named[1]
 
 
 def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -210,7 +141,7 @@ def _load_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -
     text = _empty_text(folder, config.text_encoder, device)
     model = _empty(codec, shape, text, config.chroma_length if melody else None, device, dtype)
     source, said = read_safetensors(folder)
-    fill(_named(model), source, hugging_face, folder)
+    fill(model.named_parameters(), source, hugging_face, folder)
     generation = folder / "generation_config.json"
     frames = json.loads(generation.read_text()).get("max_length") if generation.exists() else None
     if frames is not None:
@@ -286,7 +217,7 @@ def _load_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> 
         ("codec.", codec_source, codec_table, folder),
         ("conditioner.text.t5.", words, hugging_face, t5),
     )
-    named = dict(_named(model))
+    named = dict(model.named_parameters())
     for prefix, source, table, where in (*sources, ("", _readers(state), audiocraft, folder)):
         part = [name for name in named if name.startswith(prefix)]
         fill([(name, named.pop(name)) for name in part], source, table, where)
@@ -298,7 +229,7 @@ def _find_t5(folder: Path, name: str) -> Path:
     if (folder / name).is_dir():
         return folder / name
     try:
-        return find(f"google-t5/{name}")
+        return hub.find(f"google-t5/{name}")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{folder} goes with the text encoder {name}, which is not in the cache and could not be downloaded; where "
@@ -312,7 +243,7 @@ def _audiocraft_codec(file: Path) -> tuple[CodecConfig, dict[str, Read], Callabl
 
     checkpoint = read_bin(file)
     if "pretrained" in checkpoint:
-        folder = find(checkpoint["pretrained"])
+        folder = hub.find(checkpoint["pretrained"])
         source, _ = read_safetensors(folder)
         config = AutoConfig.from_pretrained(folder)
         alone = lambda name: hugging_face(name).removeprefix("audio_encoder.")  # noqa: E731
@@ -349,7 +280,7 @@ def _readers(state: dict[str, Tensor]) -> dict[str, Read]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' warning that the special token lies outside the codebook, where it belongs."""
     from transformers.utils import logging
 
@@ -395,138 +326,3 @@ def _empty(
     for module in (model.codec, model.lm, model.conditioner):
         module.eval().requires_grad_(False)
     return model
-
-
-def _named(model: Model) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every tensor of the model under its name here."""
-    for part in ("codec", "lm", "conditioner"):
-        yield from getattr(model, part).named_parameters(prefix=part)
-
-
-# --- saving -----------------------------------------------------------------------------------------------------
-
-
-def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-    """Writes `folder` in the Hugging Face layout, which transformers and mgkit load; `dtype` converts, such as float16.
-
-    Files of the folder are replaced only once all new ones are written. Errors: OSError where that fails.
-    """
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig
-
-    tensors: dict[str, Tensor] = {}
-    for ours, parameter in _named(model):
-        name = hugging_face(ours)
-        value = parameter.detach().to("cpu", dtype or parameter.dtype)
-        if name.endswith("conv.weight"):  # as a weight norm: a gain and a direction
-            norm = value.float().flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
-            stem = name.replace("weight", "parametrizations.weight.original")
-            tensors[f"{stem}0"], tensors[f"{stem}1"] = norm, value.contiguous()
-        else:
-            tensors[name] = value.contiguous()
-        if name.endswith(
-            "codebook.embed"
-        ):  # what transformers keeps beside a codebook, and does not use either
-            stem = name.removesuffix("embed")
-            tensors[f"{stem}embed_avg"] = value.clone()
-            tensors[f"{stem}cluster_size"] = torch.ones(len(value), dtype=value.dtype)
-            tensors[f"{stem}inited"] = torch.ones(1, dtype=value.dtype)
-
-    frames = round(model.window * model.codec.config.frame_rate)
-    special = model.lm.config.special
-    generation = GenerationConfig(
-        do_sample=True,
-        guidance_scale=3.0,
-        max_length=frames,
-        bos_token_id=special,
-        pad_token_id=special,
-        decoder_start_token_id=special,
-    )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as draft:
-        try:
-            save_file(
-                tensors, Path(draft, "model.safetensors"), metadata={"format": "pt", "licence": model.licence}
-            )
-        except Exception as error:  # safetensors has its own error for a full disk
-            raise OSError(f"the weights could not be written to {folder}: {error}") from None
-        with _quiet():
-            _hugging_face_config(model, dtype).save_pretrained(draft)
-            generation.save_pretrained(draft)
-        model.conditioner.text.tokenizer.save_pretrained(draft)
-        Path(draft, "preprocessor_config.json").write_text(json.dumps(_preprocessor(model), indent=2) + "\n")
-        for file in Path(draft).iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner alone
-            os.replace(file, folder / file.name)
-
-
-def _hugging_face_config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
-    """transformers' config of the model."""
-    from transformers import (
-        EncodecConfig,
-        MusicgenConfig,
-        MusicgenDecoderConfig,
-        MusicgenMelodyConfig,
-        MusicgenMelodyDecoderConfig,
-    )
-
-    codec, lm, t5 = model.codec.config, model.lm.config, model.conditioner.text.t5.config
-    if t5.d_model == lm.dim:
-        raise ValueError(
-            f"transformers expects no projection where text and language model are both {lm.dim} wide"
-        )
-    bits = math.ceil(math.log2(codec.codebook_size))
-    encodec = EncodecConfig(
-        **{name: value for name, value in FIXED.items() if name != "model_type"},
-        sampling_rate=codec.sample_rate,
-        num_filters=codec.filters,
-        upsampling_ratios=list(codec.ratios),
-        hidden_size=codec.dim,
-        codebook_size=codec.codebook_size,
-        pad_mode=codec.pad_mode,
-        target_bandwidths=[codec.codebooks * codec.frame_rate * bits / 1000],
-    )
-    frames = model.conditioner.melody_frames
-    decoder = (MusicgenDecoderConfig if frames is None else MusicgenMelodyDecoderConfig)(
-        hidden_size=lm.dim,
-        num_hidden_layers=lm.layers,
-        num_attention_heads=lm.heads,
-        ffn_dim=lm.feed_forward,
-        num_codebooks=lm.codebooks,
-        vocab_size=lm.codebook_size,
-        audio_channels=lm.channels,
-        dropout=0.0,
-        bos_token_id=lm.special,
-        pad_token_id=lm.special,
-    )
-    parts = {"text_encoder": t5.to_dict(), "audio_encoder": encodec.to_dict(), "decoder": decoder.to_dict()}
-    config = (
-        MusicgenConfig(**parts) if frames is None else MusicgenMelodyConfig(**parts, chroma_length=frames)
-    )
-    config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForConditionalGeneration"]
-    config.dtype = dtype or model.lm.dtype
-    return config
-
-
-def _preprocessor(model: Model) -> dict:
-    """Settings of transformers' feature extractor: of chroma where the model takes a melody, else of audio prompts."""
-    rate = model.codec.config.sample_rate
-    if model.conditioner.melody_frames is None:
-        return {
-            "feature_extractor_type": "EncodecFeatureExtractor",
-            "feature_size": model.lm.config.channels,
-            "padding_side": "left",
-            "padding_value": 0.0,
-            "sampling_rate": rate,
-        }
-    return {
-        "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
-        "processor_class": "MusicgenMelodyProcessor",
-        "chunk_length": round(model.window),
-        "feature_size": 12,
-        "hop_length": HOP,
-        "n_fft": N_FFT,
-        "num_chroma": 12,
-        "sampling_rate": rate,
-    }
