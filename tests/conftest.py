@@ -1,12 +1,47 @@
-"""What all tests share: no network unless asked for, and on CI no skip but those that CI cannot help."""
+"""Shared by all tests: no network unless asked for, and a plain account at the end of what was not run.
+
+On a laptop a test that needs something absent (a sound font, a browser) skips with the command that installs it.
+On CI (environment variable `CI`) the same skip is a failure, unless CI cannot help it (`MAY_SKIP`).
+"""
 
 import os
+import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
-# On CI these may skip: published weights and a GPU are not there. Anything else that skips has lost its ground
-# (a package, a sound font, data/nano) and must fail, or nobody would notice.
+# Published weights and a GPU are not there on CI. Anything else that skips has lost its ground (a package,
+# a sound font, data/nano) and must fail, or nobody would notice.
 MAY_SKIP = ("hub", "gpu")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def on_ci() -> bool:
+    return os.environ.get("CI", "") not in ("", "0", "false")
+
+
+def find_browser() -> str | None:
+    """Path of a browser that Playwright can drive, or None."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str | None:
+    """Path of the browser for the tests marked `browser`; without one they skip before they get here."""
+    return find_browser()
+
+
+@pytest.fixture(scope="session")
+def soundfont() -> Path:
+    """The sound font that the band plays. Tests that render music ask for it."""
+    from mgkit.band.compose import find_soundfont
+
+    pytest.importorskip("tinysoundfont", reason="needs tinysoundfont: pip install --no-deps tinysoundfont")
+    try:
+        return find_soundfont()
+    except FileNotFoundError:
+        pytest.skip("needs a sound font, on Debian or Ubuntu: apt-get install fluidr3mono-gm-soundfont")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,21 +52,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--hub"):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+        # before anything imports huggingface_hub
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--hub"):
-        return
+    """Skip before the first fixture what cannot run here."""
+    browser = find_browser()
     for item in items:
-        if item.get_closest_marker("hub"):
-            item.add_marker(
-                pytest.mark.skip(reason="needs published weights from the hub: run `pytest --hub`")
-            )
-
-
-def on_ci() -> bool:
-    return os.environ.get("CI", "") not in ("", "0", "false")
+        if item.get_closest_marker("hub") and not config.getoption("--hub"):
+            reason = "needs published weights from the Hugging Face hub: run `pytest --hub`"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("browser") and browser is None:
+            reason = "needs Chromium, on Debian: apt-get install chromium"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,3 +86,20 @@ def pytest_make_collect_report(collector: pytest.Collector):
         report.outcome = "failed"
         report.longrepr = f"{collector.nodeid} skipped on CI, where it must run: {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each reason to skip; also into the file `NOT_RUN`, which `make test` shows at its end."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in reports
+        if isinstance(report.longrepr, tuple)
+    )
+    lines = [f"{count} test{'s' * (count > 1)}: {reason}" for reason, count in reasons.most_common()]
+    if lines:
+        terminalreporter.section("not run")
+        terminalreporter.write("".join(f"{line}\n" for line in lines))
+        if path := os.environ.get("NOT_RUN"):
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)

@@ -28,17 +28,6 @@ SEEDS = [*range(450), *range(FIRST_VALID_SEED, FIRST_VALID_SEED + 50)]
 
 
 @pytest.fixture(scope="module")
-def soundfont():
-    pytest.importorskip(
-        "tinysoundfont", reason="rendering needs tinysoundfont (pip install --no-deps tinysoundfont==0.3.7)"
-    )
-    try:
-        return find_soundfont()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
 def training():
     return [compose(seed) for seed in SEEDS]
 

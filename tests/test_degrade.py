@@ -163,7 +163,7 @@ def test_without_anywidget_the_studio_and_the_players_are_plain(folder):
     assert "Traceback" not in stderr
 
 
-def test_without_a_synthesizer_training_data_is_refused_before_any_work(folder):
+def test_without_a_synthesizer_training_data_is_refused_before_any_work(soundfont, folder):
     verbs = {
         "compose": "from mgkit.band.compose import compose; assert compose(1).tracks",
         "render": "from mgkit.band.compose import compose, render; render(compose(1))",

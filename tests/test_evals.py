@@ -41,7 +41,7 @@ def test_key_and_tempo_of_a_scale():
     assert metrics.tempo_right(metrics.tempo(wave, RATE), 120, octaves=True)
 
 
-def test_key_judge_is_mostly_right_about_the_band():
+def test_key_judge_is_mostly_right_about_the_band(soundfont):
     pieces = [compose(20_000_000 + i) for i in range(8)]
     heard = [metrics.key(render(piece)[0], RATE) for piece in pieces]
     assert sum(found == (piece.key, piece.mode) for found, piece in zip(heard, pieces, strict=True)) >= 6
@@ -55,7 +55,7 @@ def test_a_tune_follows_itself_and_no_other():
     assert math.isnan(metrics.follows(tune, np.zeros_like(tune))[0])
 
 
-def test_notes_of_a_rendered_tune_are_written_down():
+def test_notes_of_a_rendered_tune_are_written_down(soundfont):
     pieces = [compose(seed, lead="piano", density="medium", meter=4) for seed in (1, 2)]
     told = [np.array(piece.tracks[0].notes) for piece in pieces]
     heard = [metrics.notes(render(piece)[1], RATE) for piece in pieces]
@@ -71,7 +71,7 @@ def test_each_note_counts_once():
     assert metrics.note_f1(twice, tune) == pytest.approx(2 / 3)
 
 
-def test_a_click_at_the_seam_is_heard():
+def test_a_click_at_the_seam_is_heard(soundfont):
     wave = render(compose(20_000_001))[0].copy()
     assert metrics.seam(wave, RATE, 4.0)
     wave[4 * RATE : 4 * RATE + 8] = 0.95
@@ -88,7 +88,7 @@ def test_frechet_distance_is_zero_for_equal_sets_and_grows_with_noise():
     assert found == sorted(found) and found[1] > 0.01
 
 
-def test_classifier_tells_leads_apart_by_their_features():
+def test_classifier_tells_leads_apart_by_their_features(soundfont):
     pieces = [compose(seed, lead=lead, drums=False) for seed in range(6) for lead in ("violin", "music box")]
     features = np.stack([metrics.timbre(render(piece, seconds=4)[0], RATE)[0] for piece in pieces])
     judge = metrics.Classifier(features[:8], [piece.lead for piece in pieces[:8]])
@@ -98,7 +98,7 @@ def test_classifier_tells_leads_apart_by_their_features():
 # -- musicnn -------------------------------------------------------------------------------------------------------
 
 
-def test_musicnn_sees_of_music_what_its_norms_learned_to_expect(monkeypatch):
+def test_musicnn_sees_of_music_what_its_norms_learned_to_expect(soundfont, monkeypatch):
     """A port with a wrong order of axes would still give numbers; the running means of training would not fit them."""
     seen: dict[int, list[torch.Tensor]] = {}
     norm = musicnn.Musicnn._norm
@@ -119,7 +119,7 @@ def test_musicnn_sees_of_music_what_its_norms_learned_to_expect(monkeypatch):
         assert torch.corrcoef(torch.stack([found, expected]))[0, 1] > 0.85, number
 
 
-def test_musicnn_names_the_instruments_of_clean_renders():
+def test_musicnn_names_the_instruments_of_clean_renders(soundfont):
     leads = ("violin", "sitar", "guitar", "choir", "cello", "piano", "flute")
     waves = [[render(compose(seed, lead=lead), seconds=4)[0] for seed in (3, 4, 5)] for lead in leads]
     tags = torch.stack(
@@ -151,7 +151,7 @@ def test_absent_judges_say_what_to_install(module, load, monkeypatch):
 # -- what is heard is kept -----------------------------------------------------------------------------------------
 
 
-def test_a_part_is_heard_once_and_its_tokens_made_once(tmp_path, monkeypatch):
+def test_a_part_is_heard_once_and_its_tokens_made_once(soundfont, tmp_path, monkeypatch):
     made = []
 
     def make(self, rendered):
