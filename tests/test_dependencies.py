@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,8 @@ def test_the_map_in_the_readme_names_every_file_of_the_model():
         assert path.stem == "__init__" or f"(mgkit/{path.name})" in readme, path.name
     for name in FLOORS[1:]:
         assert f"(mgkit/{name})" in readme, name
+    for path in re.findall(r"\((mgkit/[^)#]*)\)", readme):
+        assert (PACKAGE.parent / path).exists(), path
 
 
 @pytest.mark.slow
@@ -139,6 +142,10 @@ def test_the_wheel_carries_the_small_model_and_finds_it(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     with ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")
+    # scripts of widgets and the marker of types too
+    for suffix in ("*.py", "*.js", "py.typed"):
+        for path in PACKAGE.rglob(suffix):
+            assert (tmp_path / "installed" / path.relative_to(PACKAGE.parent)).exists(), path
     code = "import mgkit; print(mgkit.MusicGen.get_pretrained('nano').name, mgkit.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     command = [sys.executable, "-c", code]
