@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -105,17 +106,45 @@ def write(
     if comment and form == "WAV":
         content = _with_riff_comment(content, comment)
 
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror or error}") from None
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    return replace_file(path, lambda draft: draft.write_bytes(content))
+
+
+def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
+    """Write the file at `path` completely or not at all, and return its path.
+
+    `write` receives the path of a draft, which is renamed once it is complete: `replace_files` for one file.
+    """
+    path = Path(path)
+    replace_files(path.parent, lambda drafts: write(drafts / path.name), path)
     return path
+
+
+def replace_files(
+    folder: str | os.PathLike,
+    write: Callable[[Path], object],
+    subject: str | os.PathLike | None = None,
+) -> None:
+    """Write several files of `folder`, replacing earlier versions only when all of them are complete.
+
+        write(drafts)   creates   folder/.draft-x7f2/a.json, folder/.draft-x7f2/b.bin
+        os.replace      moves     folder/a.json,             folder/b.bin
+
+    After a failure, Ctrl-C included, the earlier versions are unchanged and the drafts are gone. Drafts have the
+    final file names, because some writers choose the format by the extension, and the umask's permissions.
+
+    Raises: OSError about `subject` (default: `folder`) if the disk is full or read-only.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".draft-") as drafts:
+            write(Path(drafts))
+            for draft in Path(drafts).iterdir():
+                os.replace(draft, Path(folder, draft.name))
+    # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(
+            f"could not write {subject or folder} ({reason}); an earlier version, if there is one, is unchanged"
+        ) from error
 
 
 def read_manifest(path: str | os.PathLike) -> dict:

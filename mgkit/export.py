@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mgkit import audio
 from mgkit.checkpoint import FIXED, Model, quiet
 from mgkit.layouts import hugging_face
 from mgkit.melody import HOP, N_FFT
@@ -23,6 +23,7 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
 
     Files of the folder are replaced only once all new ones are written. Errors: OSError where that fails.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     from transformers import GenerationConfig
 
@@ -56,21 +57,22 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as draft:
+
+    def write(draft: Path) -> None:
         try:
             save_file(
-                tensors, Path(draft, "model.safetensors"), metadata={"format": "pt", "licence": model.licence}
+                tensors, draft / "model.safetensors", metadata={"format": "pt", "licence": model.licence}
             )
-        except Exception as error:  # safetensors has its own error for a full disk
-            raise OSError(f"the weights could not be written to {folder}: {error}") from None
+        except SafetensorError as error:  # for a full disk too
+            raise OSError(f"{error}") from None
+        (draft / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         with quiet():
             _hugging_face_config(model, dtype).save_pretrained(draft)
             generation.save_pretrained(draft)
         model.conditioner.text.tokenizer.save_pretrained(draft)
-        Path(draft, "preprocessor_config.json").write_text(json.dumps(_preprocessor(model), indent=2) + "\n")
-        for file in Path(draft).iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner alone
-            os.replace(file, folder / file.name)
+        (draft / "preprocessor_config.json").write_text(json.dumps(_preprocessor(model), indent=2) + "\n")
+
+    audio.replace_files(folder, write)
 
 
 def _hugging_face_config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":

@@ -9,6 +9,7 @@ import torch
 from tiny_runs import CAPTIONS, RATE, Music, clips, codec_run, lm_run
 from torch import nn
 
+from mgkit import audio
 from mgkit.train import codec as codec_training
 from mgkit.train import lm as lm_training
 from mgkit.train import loop, tokens
@@ -117,7 +118,7 @@ def test_broken_save_leaves_the_former_checkpoint(tmp_path):
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        loop.write_whole(tmp_path / "checkpoint.pt", full_disk)
+        audio.replace_file(tmp_path / "checkpoint.pt", full_disk)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

@@ -633,6 +633,8 @@ def write_dataset(
     pieces.jsonl          one object a clip: attributes, seed, six captions
     dataset.json          clips, samples, rate, seconds, first_seed, soundfont; written last
     """
+    from mgkit import audio  # not at the top: the rendering workers need no torch
+
     folder = Path(folder)
     plan = {"clips": clips, "samples": round(seconds * RATE), "rate": RATE, "seconds": seconds,
             "first_seed": first_seed, "soundfont": soundfont}  # fmt: skip
@@ -656,9 +658,7 @@ def write_dataset(
             mixes.write(mix.tobytes())
             melodies.write(melody.tobytes())
             pieces.write(json.dumps(about) + "\n")
-    partial = folder / "dataset.json.part"
-    partial.write_text(json.dumps(plan, indent=1) + "\n")
-    partial.replace(done)
+    audio.replace_file(done, lambda draft: draft.write_text(json.dumps(plan, indent=1) + "\n"))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mgkit import MusicGen, hub
+from mgkit import MusicGen, audio, hub
 from mgkit.band import captions, tunes
 from mgkit.band import compose as band
 from mgkit.band.captions import FIRST_TEST_SEED, MEASURING_FONT, synonyms
@@ -35,7 +35,6 @@ from mgkit.band.compose import Piece, compose, render
 from mgkit.evals import basic_pitch, metrics, musicnn
 from mgkit.evals.metrics import Wave
 from mgkit.train.codec import mel_distances, si_sdr
-from mgkit.train.loop import write_whole
 from mgkit.train.tokens import digest
 
 PART = 8  # pieces that are made and heard at once
@@ -190,9 +189,7 @@ class Part:
             flat: dict[str, Any] = {
                 f"{i} {ear}": value for i, one in enumerate(self._listen()) for ear, value in one.items()
             }
-            write_whole(
-                self._heard, lambda path: _write(path, lambda file: np.savez_compressed(file, **flat))
-            )
+            audio.replace_file(self._heard, lambda path: np.savez_compressed(path, **flat))
 
     def findings(self) -> list[Finding]:
         """What is heard in each piece."""
@@ -208,7 +205,7 @@ class Part:
         """Codes int16 [B, K, T] that the model makes, piece i with seed i; from the file where it made them before."""
         if not self._made.is_file():
             made = self._make(self.rendered() if rendered is None else rendered)
-            write_whole(self._made, lambda path: _write(path, lambda file: np.save(file, made)))
+            audio.replace_file(self._made, lambda path: np.save(path, made))
         return np.load(self._made)
 
     def rendered(self) -> list[tuple[Wave, Wave]]:
@@ -310,9 +307,3 @@ def _source(*modules: ModuleType) -> str:
 
 def _digest(what: object) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _write(path: Path, write: Callable) -> None:
-    """`write` to an open file: numpy would add an ending to a name."""
-    with open(path, "wb") as file:
-        write(file)

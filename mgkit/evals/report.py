@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -33,7 +34,6 @@ from mgkit.band.compose import Piece
 from mgkit.evals import basic_pitch, metrics, musicnn, protocol
 from mgkit.evals.metrics import Classifier
 from mgkit.evals.protocol import PART, WAYS, Finding, Part
-from mgkit.train.loop import write_whole
 
 LESSONS = 2  # pieces that the classifiers learn from, for each that is measured
 ENOUGH = 200  # prompts of ten seconds: what is measured on fewer does not enter a model card
@@ -459,8 +459,8 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(args.out)
     rows = measure(args.model, out, args.count, args.seconds)
     said = f"{args.count} held-out prompts of {args.seconds:g} s, seeds 0, 1, 2, …; 95 % intervals in brackets.\n\n"
-    write_whole(out / "scores.json", lambda path: path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n"))  # fmt: skip
-    write_whole(out / "scores.md", lambda path: path.write_text(said + table(rows) + "\n"))
+    audio.replace_file(out / "scores.json", lambda path: path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n"))  # fmt: skip
+    audio.replace_file(out / "scores.md", lambda path: path.write_text(said + table(rows) + "\n"))
     if args.count >= ENOUGH and args.seconds == 10:
         folder = hub.find(args.model)
         cards = {folder / "README.md": table(rows)}
@@ -469,7 +469,7 @@ def main(argv: list[str] | None = None) -> None:
         for card, scores in cards.items():
             if card.is_file():
                 text = with_table(card.read_text(), said + scores)
-                write_whole(card, lambda path, text=text: path.write_text(text))
+                audio.replace_file(card, partial(Path.write_text, data=text))
     print(said + table(rows))
 
 

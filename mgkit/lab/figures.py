@@ -546,13 +546,7 @@ def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title:
     text = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><h1>{name}</h1>\n'
     text += "\n".join(body) + "\n</body></html>\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return audio.replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 # --- the small parts -------------------------------------------------------------------------------------------

@@ -11,9 +11,12 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mgkit import audio
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -199,8 +202,8 @@ def gallery(paths: list[Path], out: Path) -> list[Card]:
             failure = execute(notebook, path.parent)
         seconds = time.monotonic() - start
         cards.append(card(notebook, path.stem, seconds, failure))
-        (out / f"{path.stem}.html").write_text(page(notebook, path.stem), encoding="utf-8")
-        (out / "index.html").write_text(index(cards), encoding="utf-8")
+        for name, text in ((path.stem, page(notebook, path.stem)), ("index", index(cards))):
+            audio.replace_file(out / f"{name}.html", partial(Path.write_text, data=text, encoding="utf-8"))
         if failure:
             print(f"{path.name} {failure}", file=sys.stderr, flush=True)
         else:

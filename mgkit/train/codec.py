@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mgkit import audio, checkpoint, hub
 from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
 from mgkit.train.discriminator import Adversary, Balance
-from mgkit.train.loop import Average, Clips, Row, Team, best_device, precision, train, waves, write_whole
+from mgkit.train.loop import Average, Clips, Row, Team, best_device, precision, train, waves
 
 WINDOWS = (256, 512, 1024, 2048, 4096)  # samples, of the spectra that are compared
 FLOOR_DB = -80.0  # below this a band counts as silent; a full-scale sine is 0 dB
@@ -336,7 +336,7 @@ class CodecLearner:
     def save(self, out: Path) -> None:
         """`out`/codec.pt: the configuration and the averaged weights."""
         result = {"config": asdict(self.run.codec), "weights": {name: weight.cpu() for name, weight in self.average.weights.items()}}  # fmt: skip
-        write_whole(out / "codec.pt", lambda path: torch.save(result, path))
+        audio.replace_file(out / "codec.pt", lambda path: torch.save(result, path))
 
 
 def load(path: str | Path) -> Codec:

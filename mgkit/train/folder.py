@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 from mgkit import audio, melody
 from mgkit.codec import Codec
 from mgkit.musicgen import MusicGen
-from mgkit.train.loop import write_whole
 from mgkit.train.tokens import digest
 
 TABLES = ("captions.csv", "metadata.jsonl")
@@ -163,7 +162,7 @@ def listen(model: MusicGen, sounds: Sequence[Sound], cache: str | Path) -> list[
         )
     rows = [(one.caption, one.codes, one.melody) for one in heard]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(cache, lambda path: torch.save({"plan": plan, "heard": rows}, path))
+    audio.replace_file(cache, lambda path: torch.save({"plan": plan, "heard": rows}, path))
     return heard
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit import checkpoint, hub
+from mgkit import audio, checkpoint, hub
 from mgkit.condition import Condition, Conditioner
 from mgkit.delay import delay, delays
 from mgkit.lm import LM, LMConfig
@@ -31,7 +31,7 @@ from mgkit.lm import attend as attend_by_torch
 from mgkit.text import TextEncoder
 from mgkit.train.align import align
 from mgkit.train.auxiliary import Reader, scores
-from mgkit.train.loop import Average, Row, Team, has_bf16, precision, side_by_side, train, write_whole
+from mgkit.train.loop import Average, Row, Team, has_bf16, precision, side_by_side, train
 from mgkit.train.muon import Muon
 from mgkit.train.text import learn_attributes
 from mgkit.train.tokens import STRIDE, Tokens, add_options, open_both
@@ -417,7 +417,7 @@ class LMLearner:
         run = self.run
         result = {"lm": asdict(run.lm), "text": asdict(run.text), "melody_frames": self.data.melody.shape[1],
                   "weights": {name: weight.cpu() for name, weight in self.average.weights.items()}}  # fmt: skip
-        write_whole(out / "lm.pt", lambda path: torch.save(result, path))
+        audio.replace_file(out / "lm.pt", lambda path: torch.save(result, path))
         self.tokenizer.save_pretrained(out / "tokenizer")
 
 

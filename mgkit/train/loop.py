@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from mgkit import audio
 from mgkit.lab import figures
 from mgkit.musicgen import best_device
 
@@ -206,7 +207,7 @@ def train(run: Any, out: str | Path, learner: Learner, *, lr: float, measure_eve
             "history": history,
             "last": last,
         }
-        write_whole(out / "checkpoint.pt", lambda path: torch.save(state, path))
+        audio.replace_file(out / "checkpoint.pt", lambda path: torch.save(state, path))
         write_log(out, history)
         learner.save(out)
 
@@ -279,23 +280,7 @@ def claim(out: Path, run: Any) -> None:
             f"{out} holds another run: {other}; start in another folder, or with the former settings"
         )
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Calls `write` with a path beside `path` and moves the result there: a broken write leaves the former file.
-
-    Errors: OSError in one sentence where the disk is full or cannot be written to.
-    """
-    partial = path.with_name(path.name + ".part")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch has an error of its own for a full disk
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OSError(f"{path} could not be written, and is as it was before ({reason})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    audio.replace_file(path, lambda draft: draft.write_text(text))
 
 
 def mean(rows: list[Row]) -> Row:
@@ -316,14 +301,14 @@ def write_log(out: Path, history: list[Row]) -> None:
             writer.writeheader()
             writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in history)
 
-    write_whole(out / "log.csv", write)
+    audio.replace_file(out / "log.csv", write)
     shown = [name for name in names if name not in ("step", "minutes")]
     figure = Figure((12, 2.2 * -(-max(1, len(shown)) // 3)), layout="constrained")
     for i, name in enumerate(shown):
         axes = figure.add_subplot(-(-len(shown) // 3), 3, i + 1, title=name)
         points = [(row["step"], row[name]) for row in history if name in row]
         axes.plot(*zip(*points, strict=True))
-    write_whole(out / "log.png", lambda path: figure.savefig(path, dpi=70, format="png"))
+    audio.replace_file(out / "log.png", lambda path: figure.savefig(path, dpi=70, format="png"))
 
 
 def read_log(log: str | Path) -> list[Row]:

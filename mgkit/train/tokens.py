@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mgkit import melody
+from mgkit import audio, melody
 from mgkit.band.captions import captions
 from mgkit.codec import Codec
 from mgkit.train import codec as codec_training
-from mgkit.train.loop import Clips, waves, write_whole
+from mgkit.train.loop import Clips, waves
 
 STRIDE, STRIDE_CHROMA = (
     32,
@@ -79,7 +79,7 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
             pass
     for name, values in (("codes.npy", codes), ("melody.npy", heard)):
         np.save(out / name, values)
-    write_whole(out / "tokens.json", lambda path: path.write_text(json.dumps(plan, indent=1) + "\n"))
+    audio.replace_file(out / "tokens.json", lambda path: path.write_text(json.dumps(plan, indent=1) + "\n"))
 
 
 class Tokens:
