@@ -1,4 +1,4 @@
-"""What `mgkit.lab.figures` promises: sound to the sample, text that stays text, pages that fetch nothing."""
+"""Figures, players and pages: lossless audio, escaped text, pages without network requests."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ EVIL = "<script>alert('$1')</script> & \"quoted\""
 
 
 def sounds(text: str) -> list[tuple[torch.Tensor, int]]:
-    """Wave [C, N] and rate of every player in a piece of HTML."""
+    """Wave [C, N] and rate of every player in HTML."""
     found = re.findall(r'<audio controls[^>]* src="data:audio/flac;base64,([^"]+)"', text)
     decoded = [
         soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32", always_2d=True) for data in found
@@ -30,13 +30,13 @@ def sounds(text: str) -> list[tuple[torch.Tensor, int]]:
 @pytest.mark.parametrize("samples", [1, 639, 12345])
 def test_player_holds_every_sample_at_its_own_level(channels, samples):
     wave = WAVE[:, :samples].repeat(channels, 1) * 0.01
-    [(heard, rate)] = sounds(figures.player(wave, RATE).html)
+    [(decoded, rate)] = sounds(figures.player(wave, RATE).html)
     assert rate == RATE
-    assert heard.shape == wave.shape
-    assert (heard - wave).abs().max() <= 1 / 32768
+    assert decoded.shape == wave.shape
+    assert (decoded - wave).abs().max() <= 1 / 32768
 
 
-def test_player_says_that_it_clips():
+def test_player_reports_clipping():
     assert "clipped" in figures.player(WAVE * 3, RATE).html
     assert "clipped" not in figures.player(WAVE, RATE).html
 
@@ -57,20 +57,20 @@ def test_players_share_one_level_scale():
     assert len(sounds(together)) == 2
 
 
-def test_grid_holds_every_sound_under_its_headings_on_one_scale():
+def test_player_table_holds_every_wave_under_its_headings_on_one_scale():
     cells = [[WAVE, WAVE * 0.1], [WAVE[:, :639], WAVE * 0]]
-    text = figures.grid(cells, RATE, ["seed 1", EVIL], ["warm", "cold"]).html
+    text = figures.player_table(cells, RATE, ["seed 1", EVIL], ["warm", "cold"]).html
     assert "<script" not in text
-    for wave, (heard, rate) in zip(sum(cells, []), sounds(text), strict=True):
-        assert (rate, heard.shape) == (RATE, wave.shape)
-        assert (heard - wave).abs().max() <= 1 / 32768
+    for wave, (decoded, rate) in zip(sum(cells, []), sounds(text), strict=True):
+        assert (rate, decoded.shape) == (RATE, wave.shape)
+        assert (decoded - wave).abs().max() <= 1 / 32768
     quiet = [image for image, _ in re.findall(r'src="(data:image/png[^"]+)"()', text)][1]
-    assert quiet not in figures.grid([[WAVE * 0.1]], RATE, ["seed 1"], ["cold"]).html
+    assert quiet not in figures.player_table([[WAVE * 0.1]], RATE, ["seed 1"], ["cold"]).html
     with pytest.raises(ValueError, match="cells"):
-        figures.grid(cells, RATE, ["seed 1"], ["warm", "cold"])
+        figures.player_table(cells, RATE, ["seed 1"], ["warm", "cold"])
 
 
-def test_a_stepped_pattern_shows_what_is_written_by_then_and_no_more():
+def test_pattern_with_step_shows_only_the_tokens_generated_by_then():
     codes = torch.arange(1000, 1040).reshape(4, 10)
     above, below = figures.pattern(codes, step=3).axes
     assert {text.get_text() for text in above.texts} == {"1000", "1001", "1002", "1010", "1011", "1020"}
@@ -87,7 +87,7 @@ def test_usage_ranks_the_tokens_of_each_codebook():
         figures.usage([("one row", counts[0])])
 
 
-def test_curves_draw_the_mean_of_what_is_near():
+def test_curves_are_smoothed_over_half_a_second():
     [axes] = figures.curves(
         [("flat", torch.ones(5)), ("step", torch.tensor([0.0] * 100 + [1.0] * 100))], 50, "bits"
     ).axes
@@ -100,7 +100,7 @@ def test_curves_draw_the_mean_of_what_is_near():
 
 
 @pytest.mark.parametrize("wave", [torch.zeros(2, 1, 100), torch.full((1, 100), torch.nan), torch.zeros(1, 0)])
-def test_player_refuses_what_is_not_one_wave(wave):
+def test_player_rejects_anything_but_one_wave(wave):
     with pytest.raises(ValueError):
         figures.player(wave, RATE)
 
@@ -121,7 +121,9 @@ def pictures() -> dict[str, Figure]:
         "bars": figures.bars(torch.arange(60) / 1770, torch.eye(60)[59], 59, EVIL),
         "curves": figures.curves([("one", torch.rand(3)), (EVIL, torch.rand(200))], 50, EVIL, EVIL),
         "attention": figures.attention(torch.rand(3, 20, 2), ["word", EVIL], 50, EVIL),
-        "attention to much": figures.attention(torch.rand(16, 20, 79), [str(i) for i in range(79)], 50),
+        "attention to many positions": figures.attention(
+            torch.rand(16, 20, 79), [str(i) for i in range(79)], 50
+        ),
         "table": figures.table(torch.rand(2, 2), ["one", EVIL], ["two", EVIL], EVIL, ".0%"),
         "overview": figures.overview(EVIL + 40 * " a very long prompt", codes, WAVE, RATE),
     }
@@ -140,12 +142,12 @@ def test_every_picture_is_a_figure_that_draws_without_a_backend():
 
 
 @pytest.mark.parametrize("codes", [torch.zeros(1, 4, 10), torch.zeros(4, 0)])
-def test_pictures_of_tokens_refuse_what_is_not_one_grid(codes):
+def test_token_pictures_reject_codes_of_another_shape(codes):
     with pytest.raises(ValueError, match="codes"):
         figures.pattern(codes)
 
 
-def test_page_is_whole_and_fetches_nothing(tmp_path):
+def test_page_is_self_contained(tmp_path):
     items = [EVIL, figures.player(WAVE, RATE, EVIL, seam=0.1), *pictures().values()]
     path = figures.page(items, tmp_path / "new" / "page.html", EVIL)
     text = path.read_text(encoding="utf-8")
@@ -153,11 +155,11 @@ def test_page_is_whole_and_fetches_nothing(tmp_path):
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', text))
     assert not re.search(r"https?://|url\(|@import", text)
     assert text.count('class="picture"') == len(pictures())
-    [(heard, _)] = sounds(text)
-    assert heard.shape == WAVE.shape
+    [(decoded, _)] = sounds(text)
+    assert decoded.shape == WAVE.shape
 
 
-def test_page_that_fails_leaves_the_earlier_one(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_existing_page(tmp_path, monkeypatch):
     path = figures.page(["first"], tmp_path / "page.html", "title")
     before = path.read_text()
 
@@ -184,26 +186,27 @@ def test_each_of_several_players_has_its_own_seam():
             draw([("one", WAVE)], RATE, [0.1, 0.2])
 
 
-def test_a_picture_of_windows_draws_what_each_knows_makes_and_leaves():
+def test_windows_draws_context_generated_and_unused_parts():
     plan = windows(1000, 0, window=500, stride=300, changes=[700])
     [axes] = figures.windows(plan, 50, [(0, EVIL), (14, "jazz")]).axes
     bars = {}
     for bar in axes.patches:
         bars.setdefault(round(bar.get_y() + bar.get_height() / 2), []).append((bar.get_x(), bar.get_width()))
     assert bars[0] == [(0, 10)]
-    assert bars[1] == [(6, 4), (10, 4), (14, 2)]  # knows 4 s, makes 4, and is left 2 before its end
+    # 4 s of context, 4 s generated, 2 s unused
+    assert bars[1] == [(6, 4), (10, 4), (14, 2)]
     assert bars[2] == [(10, 4), (14, 6)]
     assert EVIL[:10] in axes.texts[0].get_text()
     figures.windows(plan, 50)._repr_png_()
 
 
-def test_a_race_is_won_where_making_stays_above_hearing():
-    [axes] = figures.race([(0.5, 1.0), (1.0, 2.0), (1.5, 3.0)]).axes
-    made, heard = (line.get_xydata().tolist() for line in axes.lines)
-    assert made[-1] == [1.5, 3.0] and heard == [[0.5, 0.0], [3.5, 3.0]]
+def test_real_time_draws_playback_from_the_first_chunk_on():
+    [axes] = figures.real_time([(0.5, 1.0), (1.0, 2.0), (1.5, 3.0)]).axes
+    generated, played = (line.get_xydata().tolist() for line in axes.lines)
+    assert generated[-1] == [1.5, 3.0] and played == [[0.5, 0.0], [3.5, 3.0]]
 
 
-@pytest.mark.parametrize("draw", [lambda: figures.windows([], 50), lambda: figures.race([])])
-def test_pictures_of_nothing_are_refused(draw):
+@pytest.mark.parametrize("draw", [lambda: figures.windows([], 50), lambda: figures.real_time([])])
+def test_pictures_of_empty_lists_are_rejected(draw):
     with pytest.raises(ValueError, match="no windows|got none"):
         draw()

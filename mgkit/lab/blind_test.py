@@ -168,7 +168,7 @@ class BlindTest:
 
     def players(self) -> figures.Player:
         """Players of A and B, that say no more than these letters. Errors: as `pair`."""
-        both = (figures.plain(wave, self.rate, name) for name, wave in zip("AB", self.clips))
+        both = (figures.bare_player(wave, self.rate, name) for name, wave in zip("AB", self.clips))
         return figures.Player(f"<div>{''.join(one.html for one in both)}</div>")
 
     def answer(self, choice: str, comment: str = "") -> str:

@@ -1,0 +1,191 @@
+"""Players and pages as plain HTML: they work in a saved page and in an untrusted notebook, without a kernel.
+
+Letters: C channels, N samples.
+
+    player, players     waveform thumbnail and audio element, at the original level
+    bare_player         audio element alone, for blind tests
+    player_table        rows × columns of players with mel spectrograms
+    page                texts, players and figures in one self-contained HTML file
+
+Audio and images are embedded as `data:` URIs, so a page fetches nothing.
+"""
+
+import html
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mgkit import audio
+from mgkit.lab.drawing import (
+    data_uri,
+    mel_bands,
+    mel_power,
+    mel_thumbnail,
+    one_seam_each,
+    png,
+    to_samples,
+    wave_thumbnail,
+)
+
+FIGURE = (
+    '<figure style="display: inline-block; width: 400px; margin: 0px 16px 12px 0px; vertical-align: top">'
+)
+STYLE = """:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 920px; margin: 2em auto; padding: 0 1em }
+figure { max-width: 100% } img, audio { max-width: 100% }
+img.picture { display: block; margin: 1em 0; background: #fff }"""
+
+
+@dataclass(frozen=True)
+class Player:
+    """HTML with embedded audio, shown by notebooks as it is."""
+
+    html: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def player(
+    wave: Tensor | np.ndarray,
+    rate: int,
+    title: str = "",
+    seam: float | None = None,
+    level: float | None = None,
+    loop: bool = False,
+    manifest: dict | None = None,
+) -> Player:
+    """Player of one wave [C, N] or [N] at `rate` Hz, nominally in [-1, 1], not normalised.
+
+    The audio is 16-bit FLAC: lossless, half the size of WAV, supported by all browsers since 2017. Samples
+    beyond ±1 clip, and the caption reports it. `seam` (seconds) marks the end of an audio prompt in the
+    thumbnail. `level` is the amplitude which fills the thumbnail's height (default: the wave's peak). `title`
+    is escaped. `loop` repeats playback. The browser's own menu downloads the file; a `manifest` is embedded
+    in it for `audio.read_manifest`.
+
+    Raises: ValueError for another shape, no samples, NaN or infinity (see `audio.check`).
+    """
+    samples = to_samples(wave)
+    peak = float(np.abs(samples).max())
+    facts = [f"{samples.shape[1] / rate:.2f} s"]
+    if len(samples) == 2:
+        facts.append("stereo")
+    facts.append(f"peak {20 * np.log10(peak):.1f} dBFS" if peak > 0 else "silent")
+    if peak > 1:
+        facts.append("clipped")
+    if seam is not None:
+        facts.append(f"new after {seam:.2f} s")
+    name = html.escape(title)
+    thumbnail = data_uri(wave_thumbnail(samples, rate, seam, level or peak or 1), "image/png")
+    return Player(
+        f"{FIGURE}<figcaption><b>{name}</b><br><small>{' · '.join(facts)}</small></figcaption>"
+        f'<img alt="waveform of {name or "the audio"}" width="400" height="48" src="{thumbnail}">'
+        f'<audio controls{" loop" if loop else ""} style="width: 400px" '
+        f'src="{data_uri(_flac(samples, rate, manifest), "audio/flac")}"></audio></figure>'
+    )
+
+
+def players(
+    items: Iterable[tuple[str, Tensor | np.ndarray]],
+    rate: int,
+    seam: float | Sequence[float | None] | None = None,
+) -> Player:
+    """Players of (title, wave [C, N]) side by side, thumbnails on one level scale.
+
+    Nothing is normalised, so differences in loudness can be seen and heard. `seam` is one value for all waves
+    or one for each. Raises: as `player`, and ValueError for a wrong number of seams.
+    """
+    pairs = [(title, to_samples(wave)) for title, wave in items]
+    level = max((float(np.abs(samples).max()) for _, samples in pairs), default=0.0)
+    each = [
+        player(samples, rate, title, at, level).html
+        for (title, samples), at in zip(pairs, one_seam_each(seam, len(pairs)), strict=True)
+    ]
+    return Player(f"<div>{''.join(each)}</div>")
+
+
+def bare_player(wave: Tensor | np.ndarray, rate: int, title: str) -> Player:
+    """Player of one wave [C, N] with its title only: no thumbnail, level or length. Raises: as `player`."""
+    source = data_uri(_flac(to_samples(wave), rate), "audio/flac")
+    return Player(
+        f"{FIGURE}<figcaption><b>{html.escape(title)}</b></figcaption>"
+        f'<audio controls style="width: 400px" src="{source}"></audio></figure>'
+    )
+
+
+def player_table(
+    cells: Sequence[Sequence[Tensor | np.ndarray]], rate: int, rows: Sequence[str], columns: Sequence[str]
+) -> Player:
+    """Table of waves `cells[row][column]` [C, N], each with a mel spectrogram and a player.
+
+    All spectrograms share one dB scale, relative to the maximum over the table; nothing is normalised.
+    Raises: as `player`, and ValueError if the headings do not match the cells.
+    """
+    if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells) or not rows or not columns:
+        raise ValueError(
+            f"expected one row of cells for each of {list(rows)} and one wave for each of {list(columns)}; "
+            f"got rows of {[len(row) for row in cells]} cells"
+        )
+    bands = mel_bands(rate)
+    waves = [[to_samples(wave) for wave in row] for row in cells]
+    powers = [[mel_power(samples, bands) for samples in row] for row in waves]
+    top = max(float(power.max()) for row in powers for power in row) or 1.0
+    wide = 'style="width: 190px; height: {}px; display: block"'
+    head = "".join(f'<th style="text-align: left">{html.escape(name)}</th>' for name in ("", *columns))
+    body = []
+    for name, row_waves, row_powers in zip(rows, waves, powers, strict=True):
+        body.append(f"<tr><th>{html.escape(name)}</th>")
+        for column, samples, power in zip(columns, row_waves, row_powers, strict=True):
+            alt = html.escape(f"mel spectrogram of {name}, {column}")
+            picture = data_uri(mel_thumbnail(power / top), "image/png")
+            sound = data_uri(_flac(samples, rate), "audio/flac")
+            body.append(f'<td><img alt="{alt}" {wide.format(64)} src="{picture}">')
+            body.append(f'<audio controls {wide.format(36)} src="{sound}"></audio></td>')
+        body.append("</tr>")
+    return Player(f"<table><tr>{head}</tr>{''.join(body)}</table>")
+
+
+def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title: str) -> Path:
+    """Self-contained HTML file at `path`: strings become paragraphs, players and figures are embedded.
+
+    Strings and `title` are escaped. Parent folders are created. An existing file is replaced only once the
+    new one is complete. Raises: TypeError for an item of another type; OSError if the disk is full or
+    read-only, with the existing file intact.
+    """
+    path = Path(path)
+    body = []
+    for item in items:
+        if isinstance(item, str):
+            body.append(f"<p>{html.escape(item)}</p>")
+        elif isinstance(item, Player):
+            body.append(item.html)
+        elif isinstance(item, Figure):
+            alt = html.escape(getattr(item, "alt", "picture"))
+            body.append(f'<img class="picture" alt="{alt}" src="{data_uri(png(item), "image/png")}">')
+        else:
+            raise TypeError(f"expected a string, a player or a figure, got {type(item).__name__}")
+    name = html.escape(title)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
+    text = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><h1>{name}</h1>\n'
+    text += "\n".join(body) + "\n</body></html>\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return audio.replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _flac(samples: np.ndarray, rate: int, manifest: dict | None = None) -> bytes:
+    """16-bit FLAC of `samples` [C, N], with the manifest in the tags read by `audio.read_manifest`."""
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", int(rate), len(samples), "PCM_16", format="FLAC") as file:
+        if manifest:
+            file.software, file.license = "mgkit", manifest.get("licence", "")
+            file.comment = json.dumps({**manifest, "strategy": "clip"})
+        file.write(samples.T)
+    return buffer.getvalue()
