@@ -8,8 +8,12 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from mgkit import MusicGen
 
 # Published weights and a GPU are not there on CI. Anything else that skips has lost its ground (a package,
 # a sound font, data/nano) and must fail, or nobody would notice.
@@ -42,6 +46,56 @@ def soundfont() -> Path:
         return find_soundfont()
     except FileNotFoundError:
         pytest.skip("needs a sound font, on Debian or Ubuntu: apt-get install fluidr3mono-gm-soundfont")
+
+
+@pytest.fixture(scope="module")
+def models() -> "dict[str, MusicGen]":
+    """Tiny models by what they take beside text; see `text`, `melody` and `stereo`."""
+    from tiny import tiny
+
+    return {"text": tiny(), "melody": tiny(melody=True), "stereo": tiny(channels=2)}
+
+
+def ready(model: "MusicGen") -> "MusicGen":
+    """The model with the settings that the tests of bad input start from."""
+    from refusals import SECONDS
+
+    model.set_generation_params(duration=SECONDS)
+    model.set_custom_progress_callback(None)
+    return model
+
+
+@pytest.fixture
+def text(models: "dict[str, MusicGen]") -> "MusicGen":
+    """A tiny mono model that takes text only."""
+    return ready(models["text"])
+
+
+@pytest.fixture
+def melody(models: "dict[str, MusicGen]") -> "MusicGen":
+    """A tiny mono model that takes text and a melody."""
+    return ready(models["melody"])
+
+
+@pytest.fixture
+def stereo(models: "dict[str, MusicGen]") -> "MusicGen":
+    """A tiny stereo model that takes text only."""
+    return ready(models["stereo"])
+
+
+@pytest.fixture(scope="module")
+def saved(models: "dict[str, MusicGen]", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the saved models `text` and `melody`."""
+    folder = tmp_path_factory.mktemp("saved")
+    models["text"].save_pretrained(folder / "text")
+    models["melody"].save_pretrained(folder / "melody")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of the folder of the model `text`, to damage."""
+    return shutil.copytree(saved / "text", tmp_path / "model")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,128 @@
+"""Bad prompts, melodies and tokens are refused in one clear sentence."""
+
+import math
+
+import pytest
+import torch
+from refusals import BAD_WAVES, GOOD, SECONDS, refusal
+from tiny import RATE, tune
+
+from mgkit import audio
+
+
+@pytest.mark.parametrize(
+    ("role", "case"),
+    [
+        *(("audio prompt", case) for case in BAD_WAVES),
+        *(("melody", case) for case in BAD_WAVES if case != "None"),
+    ],
+)
+def test_a_wave_that_is_none_is_refused_by_its_role(text, melody, role, case):
+    wave, words = BAD_WAVES[case]
+    ways = {
+        "audio prompt": lambda: text.generate_continuation(wave, RATE, ["calm"]),
+        "melody": lambda: melody.generate_with_chroma(["calm"], wave, RATE),
+    }
+    refusal(ways[role], role, *words)
+
+
+@pytest.mark.parametrize("case", [case for case in BAD_WAVES if case != "too many"])
+def test_a_prompt_without_descriptions_is_refused_just_so(text, case):
+    wave, words = BAD_WAVES[case]
+    refusal(lambda: text.generate_continuation(wave, RATE), *words)
+
+
+@pytest.mark.parametrize("rate", [0, -44100, math.nan, math.inf, "44100", None])
+def test_a_sample_rate_that_is_none_is_refused(text, melody, rate):
+    refusal(lambda: text.generate_continuation(GOOD, rate, ["calm"]), "sample rate", str(rate))
+    refusal(lambda: melody.generate_with_chroma(["calm"], GOOD, rate), "sample rate", str(rate))
+    refusal(lambda: audio.resample(GOOD, RATE, rate), "sample rate", str(rate))
+
+
+def test_one_sample_is_a_prompt_and_a_melody(text, melody, stereo):
+    for model in (text, stereo):
+        assert model.generate_continuation(GOOD[:, 99:100], 44100, ["calm"]).shape[-1] == SECONDS * RATE
+    assert melody.generate_with_chroma(["calm"], GOOD[:, 99:100], 44100).shape[-1] == SECONDS * RATE
+
+
+def test_a_wave_far_over_full_scale_is_a_prompt_and_a_melody(text, melody):
+    assert text.generate_continuation(1e6 * GOOD, RATE, ["calm"]).isfinite().all()
+    assert melody.generate_with_chroma(["calm"], 1e6 * GOOD, RATE).isfinite().all()
+
+
+def test_silence_is_a_prompt_but_no_melody(text, melody):
+    assert text.generate_continuation(0 * GOOD, RATE, ["calm"]).shape[-1] == SECONDS * RATE
+    refusal(lambda: melody.generate_with_chroma(["calm"], 0 * GOOD, RATE), "silent", "melody")
+
+
+@pytest.mark.parametrize("grid", [[12, 0], [-1, 0], [], [[[0]]]])
+def test_whole_numbers_that_are_no_pitch_classes_are_no_melody(text, melody, grid):
+    grid = torch.tensor(grid, dtype=torch.long)
+    refusal(lambda: melody.generate_with_chroma(["calm"], grid, RATE), "the melody", "pitch classes")
+    refusal(lambda: text.generate_continuation(grid, RATE, ["calm"]), "prompt")
+
+
+def test_pitch_classes_are_one_row_or_as_many_as_the_samples(melody):
+    refusal(lambda: melody.generate_with_chroma(["calm"] * 3, torch.zeros(2, 9).long()), "2", "3")
+
+
+def test_a_list_of_prompts_is_a_batch(text):
+    assert text.generate_continuation([GOOD, GOOD], RATE).shape[0] == 2
+    assert text.generate_continuation([GOOD, GOOD], RATE, ["calm", "sad"]).shape[0] == 2
+    refusal(lambda: text.generate_continuation([GOOD, GOOD[:, :99]], RATE, ["calm", "sad"]), "one length")
+    refusal(lambda: text.generate_continuation([GOOD, None], RATE, ["calm", "sad"]), "None")
+
+
+def test_waves_are_one_or_as_many_as_the_samples(text, melody):
+    waves = torch.stack([GOOD, GOOD])
+    refusal(lambda: text.generate_continuation(waves, RATE, ["calm"] * 3), "2", "3")
+    refusal(lambda: melody.generate_with_chroma(["calm"] * 3, waves, RATE), "2", "3")
+
+
+def test_a_melody_needs_a_model_that_takes_one(text, stereo):
+    for model in (text, stereo):
+        refusal(lambda model=model: model.generate_with_chroma(["calm"], GOOD, RATE), "tiny", "melody-large")
+
+
+@pytest.mark.parametrize("seconds", [SECONDS, SECONDS - 0.005, 3 * SECONDS])
+def test_a_prompt_as_long_as_the_duration_is_refused(text, seconds):
+    sentence = refusal(lambda: text.generate_continuation(tune(seconds), RATE, ["calm"]), f"{SECONDS:g} s")
+    assert "longer duration" in sentence and "shorter prompt" in sentence
+
+
+def test_a_stream_needs_the_rates_of_its_waves(text, melody):
+    refusal(lambda: text.stream(["calm"], prompt=GOOD), "sample rate")
+    refusal(lambda: melody.stream(["calm"], melody_wavs=GOOD), "sample rate")
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "1", None])
+def test_chunks_last_more_than_nothing(text, seconds):
+    refusal(lambda: text.stream(["calm"], chunk_seconds=seconds), "chunk_seconds", str(seconds))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "word"),
+    [
+        (torch.zeros(4, 3, dtype=torch.long), "[4, 3]"),
+        (torch.zeros(1, 5, 3, dtype=torch.long), "codebooks"),
+        (torch.zeros(1, 4, 3), "float"),
+        (torch.full((1, 4, 3), 32), "32"),
+        (torch.full((1, 4, 3), -1), "-1"),
+    ],
+)
+def test_tokens_that_no_codec_has_are_refused(text, tokens, word):
+    refusal(lambda: text.generate_audio(tokens), word)
+
+
+def test_refusals_leave_the_model_as_it_was(melody):
+    def tokens():
+        return melody.generate_with_chroma(["calm", "sad"], GOOD, RATE, return_tokens=True, seed=1)[1]
+
+    before, manifests = tokens(), melody.manifests
+    refusal(lambda: melody.generate([]))
+    refusal(lambda: melody.generate(["calm " * 999]))
+    refusal(lambda: melody.generate(["calm"], seed=2**70))
+    refusal(lambda: melody.set_generation_params(duration=-1))
+    refusal(lambda: melody.generate_with_chroma(["calm"], GOOD * math.nan, RATE))
+    assert melody.manifests == manifests
+    assert torch.equal(tokens(), before)

@@ -1,0 +1,199 @@
+"""A run stopped at any moment returns a playable beginning, and says so in its manifest."""
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+from threading import Event
+
+import pytest
+import torch
+from refusals import FRAMES, STEPS, refusal
+from tiny import RATE, tune
+
+from mgkit import audio
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, whatever started this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def ctrl_c_at(step):
+    def on_step(done, total):
+        if done == step:
+            signal.raise_signal(signal.SIGINT)
+
+    return on_step
+
+
+def interrupt_call(monkeypatch, module, name, n):
+    """Ctrl-C in the middle of the nth call of the module's method."""
+    real, calls = getattr(module, name), []
+
+    def method(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == n:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, method)
+
+
+@pytest.fixture
+def whole(text):
+    return text.generate(["calm", "sad"], return_tokens=True, seed=5)[1]
+
+
+def assert_begins(model, whole, wave, tokens):
+    """The wave and the tokens are a playable beginning of the whole, and so says the manifest."""
+    frames = tokens.shape[-1]
+    assert tokens.shape[:2] == whole.shape[:2] and torch.equal(tokens, whole[..., :frames])
+    assert wave.shape == (len(whole), 1, frames * 640)
+    assert [manifest["frames"] for manifest in model.manifests] == [frames] * len(whole)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_ctrl_c_at_any_step_returns_what_was_made(text, whole, interruptible, capsys, step):
+    wave, tokens = text.generate(["calm", "sad"], return_tokens=True, seed=5, on_step=ctrl_c_at(step))
+    assert_begins(text, whole, wave, tokens)
+    assert step - 4 <= tokens.shape[-1] <= max(0, step - 3)
+    assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("call", [1, 2, 5, STEPS])
+def test_ctrl_c_inside_the_language_model_returns_what_was_made(
+    text, whole, interruptible, monkeypatch, call
+):
+    interrupt_call(monkeypatch, text.lm, "hidden", call)
+    wave, tokens = text.generate(["calm", "sad"], True, True, seed=5)
+    assert_begins(text, whole, wave, tokens)
+    assert tokens.shape[-1] == max(0, call - 4)
+
+
+def test_ctrl_c_while_decoding_does_not_lose_the_music(text, whole, interruptible, monkeypatch):
+    interrupt_call(monkeypatch, text.codec, "decode", 1)
+    wave, tokens = text.generate(["calm", "sad"], return_tokens=True, seed=5)
+    assert_begins(text, whole, wave, tokens)
+    assert tokens.shape == whole.shape
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 9, STEPS])
+def test_ctrl_c_at_any_step_of_a_stream_yields_what_was_made(text, whole, interruptible, step):
+    with plays(text, whole) as chunks:
+        chunks.extend(text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06, on_step=ctrl_c_at(step)))
+    assert step - 4 <= text.manifests[0]["frames"] <= max(0, step - 3)
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_ctrl_c_inside_the_decoder_of_a_stream_yields_what_was_made(
+    text, whole, interruptible, monkeypatch, call
+):
+    interrupt_call(monkeypatch, text.codec.decoder[1], "resume", call)
+    with plays(text, whole) as chunks:
+        chunks.extend(text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06))
+    assert text.manifests[0]["frames"] > 0
+
+
+@contextmanager
+def plays(model, whole):
+    """Collects chunks that, joined, must be the sound of as many frames as the manifest says."""
+    chunks = []
+    yield chunks
+    frames = model.manifests[0]["frames"]
+    wave = torch.cat([torch.zeros(len(whole), 1, 0), *chunks], dim=-1)
+    torch.testing.assert_close(wave, model.generate_audio(whole[..., :frames]), atol=1e-5, rtol=0)
+
+
+def test_leaving_a_stream_early_keeps_what_it_said_of_itself(text, whole):
+    for chunk in text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06):
+        assert chunk.shape[:2] == (2, 1)
+        break
+    else:
+        pytest.fail("nothing was yielded")
+    assert 0 < text.manifests[0]["frames"] <= FRAMES
+
+
+@pytest.mark.parametrize("steps", range(STEPS + 1))
+def test_a_stop_event_after_any_step_returns_what_was_made(text, whole, steps):
+    stop = Event()
+
+    def on_step(done, total):
+        if done >= steps:
+            stop.set()
+
+    if steps == 0:
+        stop.set()
+    wave, tokens = text.generate(["calm", "sad"], return_tokens=True, seed=5, on_step=on_step, stop=stop)
+    assert_begins(text, whole, wave, tokens)
+    assert tokens.shape[-1] == max(0, steps - 3)
+
+
+def test_stopped_before_the_start_means_no_step_and_an_empty_wave(text, tmp_path):
+    stop, steps = Event(), []
+    stop.set()
+    wave, tokens = text.generate(["calm"], return_tokens=True, stop=stop, on_step=lambda *n: steps.append(n))
+    assert wave.shape == (1, 1, 0) and tokens.shape == (1, 4, 0) and steps == []
+    assert torch.cat([torch.zeros(1, 1, 0), *text.stream(["calm"], stop=stop)], dim=-1).shape == (1, 1, 0)
+    refusal(lambda: audio.write(tmp_path / "a.wav", wave[0], RATE, manifest=text.manifests[0]), "no samples")
+    assert not os.listdir(tmp_path)
+
+
+def test_stopped_before_the_start_leaves_the_prompt(text):
+    stop = Event()
+    stop.set()
+    wave = text.generate_continuation(tune(0.1), RATE, ["calm"], stop=stop)
+    assert wave.shape == (1, 1, round(0.1 * RATE)) and text.manifests[0]["frames"] == 5
+
+
+def test_what_was_stopped_replays(text):
+    text.generate(["calm", "sad"], seed=5, on_step=None, stop=StopAfter(7))
+    _, tokens = text.replay(text.manifests[1])
+    assert 0 < tokens.shape[-1] < FRAMES
+
+
+class StopAfter:
+    """A stop that sets itself at the nth time that it is asked."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def is_set(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def test_an_error_in_a_callback_is_the_callers_own_and_breaks_nothing(text, whole):
+    class Mine(Exception):
+        pass
+
+    error = Mine("my\nown")
+
+    def on_step(done, total):
+        if done == 5:
+            raise error
+
+    for run in (
+        lambda: text.generate(["calm"], on_step=on_step),
+        lambda: text.generate(["calm"], progress=True, on_step=on_step),
+        lambda: list(text.stream(["calm"], on_step=on_step)),
+    ):
+        with pytest.raises(Mine) as caught:
+            run()
+        assert caught.value is error
+    assert torch.equal(text.generate(["calm", "sad"], return_tokens=True, seed=5)[1], whole)
+
+
+def test_the_progress_bar_is_closed_however_a_run_ends(text, interruptible, capsys):
+    import tqdm.auto
+
+    for end in (
+        {"on_step": ctrl_c_at(4)},
+        {"stop": StopAfter(3)},
+        {"on_step": lambda done, total: 1 // (done - 5)},
+    ):
+        with suppress(ZeroDivisionError):
+            text.generate(["calm"], progress=True, **end)
+        assert not [bar for bar in tqdm.auto.tqdm._instances if not bar.disable]
