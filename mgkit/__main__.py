@@ -10,7 +10,7 @@ from pathlib import Path
 from mgkit import __version__
 
 TRAIN = {  # python -m mgkit train WHAT: the module that does it
-    "data": "mgkit.band.compose",
+    "data": "mgkit.band.dataset",
     "codec": "mgkit.train.codec",
     "tokens": "mgkit.train.tokens",
     "lm": "mgkit.train.lm",

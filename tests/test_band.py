@@ -7,8 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mgkit.band import compose as band
-from mgkit.band import preview
+from mgkit.band import preview, synth
 from mgkit.band.captions import (
     FIRST_TEST_SEED,
     FIRST_VALID_SEED,
@@ -21,7 +20,10 @@ from mgkit.band.captions import (
     synonyms,
     tempo_word,
 )
-from mgkit.band.compose import STYLES, compose, find_soundfont, render, write_dataset
+from mgkit.band.compose import compose
+from mgkit.band.dataset import write_dataset
+from mgkit.band.styles import LEADS, SCALES, STYLES
+from mgkit.band.synth import RATE, find_soundfont, render
 from mgkit.band.tunes import TUNES, bars, parse
 
 SEEDS = [*range(450), *range(FIRST_VALID_SEED, FIRST_VALID_SEED + 50)]
@@ -98,7 +100,7 @@ def test_pieces_begin_at_once_and_fill_the_clip(training):
 def test_melodies_stay_mostly_in_their_key(training):
     for piece in training:
         (melody,) = [track for track in piece.tracks if track.is_melody]
-        scale = {(piece.key + step) % 12 for step in band.SCALES[piece.mode]}
+        scale = {(piece.key + step) % 12 for step in SCALES[piece.mode]}
         if piece.mode == "minor":
             scale.add((piece.key + 11) % 12)
         inside = sum(note[1] for note in melody.notes if note[2] % 12 in scale) / sum(
@@ -127,7 +129,7 @@ def test_held_out_things_never_reach_training(training):
 
 def test_held_out_things_exist_and_reach_the_test_split():
     assert set(HELD_OUT_TUNES) < set(TUNES)
-    assert all(style in STYLES and lead in band.LEADS for style, lead in HELD_OUT_PAIRS)
+    assert all(style in STYLES and lead in LEADS for style, lead in HELD_OUT_PAIRS)
     listed = {word for values in WORDS.values() for words in values.values() for word in words}
     assert listed >= HELD_OUT_SYNONYMS
     pieces = [compose(seed) for seed in range(FIRST_TEST_SEED, FIRST_TEST_SEED + 400)]
@@ -196,7 +198,7 @@ def test_tempo_of_a_drum_piece_is_heard(soundfont):
         (("rock", 128), ("jazz", 112), ("reggae", 76), ("march", 116), ("latin", 100))
     ):
         mix, _ = render(compose(seed, style=style, tempo=tempo, meter=4, drums=True))
-        heard = float(np.ravel(librosa.beat.beat_track(y=mix, sr=band.RATE)[0])[0])
+        heard = float(np.ravel(librosa.beat.beat_track(y=mix, sr=RATE)[0])[0])
         right += any(abs(heard / tempo / octave - 1) < 0.08 for octave in (0.5, 1, 2))
     assert right >= 4
 
@@ -206,13 +208,11 @@ def test_chroma_of_the_melody_stem_follows_its_notes(soundfont):
     for lead in ("flute", "piano", "violin"):
         piece = compose(5, lead=lead, density="sparse")
         _, stem = render(piece)
-        chroma = librosa.feature.chroma_stft(
-            y=stem, sr=band.RATE, n_fft=16384, hop_length=4096, tuning=0
-        ).argmax(axis=0)
+        chroma = librosa.feature.chroma_stft(y=stem, sr=RATE, n_fft=16384, hop_length=4096, tuning=0).argmax(
+            axis=0
+        )
         notes = [note for note in piece.tracks[0].notes if note[1] > 0.4 and note[0] + note[1] < 10]
-        heard = [
-            chroma[round((start + min(length, 1) / 2) * band.RATE / 4096)] for start, length, _, _ in notes
-        ]
+        heard = [chroma[round((start + min(length, 1) / 2) * RATE / 4096)] for start, length, _, _ in notes]
         assert np.mean([pc == pitch % 12 for pc, (_, _, pitch, _) in zip(heard, notes, strict=True)]) > 0.8
 
 
@@ -237,7 +237,7 @@ def test_a_dataset_is_complete_and_matches_its_description(soundfont, tmp_path):
 
 
 def test_an_absent_soundfont_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(band.Path, "is_file", lambda path: False)
+    monkeypatch.setattr(synth.Path, "is_file", lambda path: False)
     with pytest.raises(FileNotFoundError, match="apt-get install fluidr3mono-gm-soundfont"):
         find_soundfont()
 

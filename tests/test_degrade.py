@@ -166,7 +166,7 @@ def test_without_anywidget_the_studio_and_the_players_are_plain(folder):
 def test_without_a_synthesizer_training_data_is_refused_before_any_work(soundfont, folder):
     verbs = {
         "compose": "from mgkit.band.compose import compose; assert compose(1).tracks",
-        "render": "from mgkit.band.compose import compose, render; render(compose(1))",
+        "render": "from mgkit.band.compose import compose; from mgkit.band.synth import render; render(compose(1))",
         "command": command("train", "data", "--out", "data", "--clips", "1"),
     }
     found, stderr = tried(folder, verbs, hidden=["tinysoundfont"])

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mgkit.band.captions import HELD_OUT_SYNONYMS
-from mgkit.band.compose import compose, render
+from mgkit.band.compose import compose
+from mgkit.band.synth import render
 from mgkit.evals import basic_pitch, memorization, metrics, musicnn, protocol, report
 from mgkit.evals.protocol import Part
 

@@ -3,14 +3,10 @@
 Everything that the model must not see while it learns is declared at the top of this file, once.
 """
 
-from __future__ import annotations
-
 import random
 import re
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from mgkit.band.piece import Piece
+from mgkit.band.piece import Attribute, Piece
 
 # What is held out: training seeds count from 0. Validation pieces and captions follow the rules of training;
 # only test seeds may draw what stands here.
@@ -31,7 +27,7 @@ HELD_OUT_SYNONYMS = frozenset((
 MEASURING_FONT = "musescore"  # the second soundfont: for measuring only, never for training audio
 
 # The last synonym of each value is the held-out one.
-WORDS: dict[str, dict[Any, tuple[str, ...]]] = {
+WORDS: dict[str, dict[Attribute, tuple[str, ...]]] = {
     "lead": {
         "piano": ("piano", "grand piano", "piano solo", "acoustic piano", "solo piano", "upright piano",
                   "pianist", "piano keys", "pianoforte"),

@@ -1,14 +1,16 @@
-"""A piece of music: who plays which note when, and its attributes."""
+"""A piece of music as notes: its attributes and one track per instrument."""
 
 from dataclasses import dataclass
 
-Note = tuple[float, float, int, int]  # start in s, duration in s, MIDI pitch, velocity 1..127
+# (start in seconds, duration in seconds, MIDI pitch, velocity 1..127)
+Note = tuple[float, float, int, int]
+Attribute = str | int | bool | None
 
 
 @dataclass(frozen=True)
 class Track:
     role: str  # melody, chords, bass, pad or drums
-    program: int  # General MIDI, from 0; for drums the number of the kit
+    program: int  # General MIDI program, from 0; for drums the number of the kit
     notes: tuple[Note, ...]
 
     @property
@@ -27,14 +29,14 @@ class Piece:
     lead: str
     key: int  # pitch class of the tonic, C = 0
     mode: str  # major or minor
-    tempo: int  # beats a minute
-    meter: int  # beats a bar, 3 or 4
+    tempo: int  # beats per minute
+    meter: int  # beats per bar, 3 or 4
     mood: str
     density: str  # sparse, medium or dense
     drums: bool
-    tune: str | None  # title of a public-domain tune, None for a melody of the band's own
+    tune: str | None  # title of a public-domain tune; None for a composed melody
     tracks: tuple[Track, ...]
 
-    def attributes(self) -> dict[str, str | int | bool | None]:
-        """Everything but the notes, for a line of JSON."""
+    def attributes(self) -> dict[str, Attribute]:
+        """All fields except the tracks, ready for JSON."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tracks"}

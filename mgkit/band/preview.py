@@ -6,7 +6,10 @@ from pathlib import Path
 import torch
 from matplotlib.patches import Rectangle
 
-from mgkit.band.compose import RATE, Piece, captions, compose, render
+from mgkit.band.captions import captions
+from mgkit.band.compose import compose
+from mgkit.band.piece import Piece
+from mgkit.band.synth import RATE, render
 from mgkit.lab import figures
 from mgkit.melody import PITCH_CLASSES
 

@@ -28,10 +28,12 @@ import numpy as np
 import torch
 
 from mgkit import MusicGen, audio, hub
-from mgkit.band import captions, tunes
-from mgkit.band import compose as band
+from mgkit.band import captions, piece, styles, synth, tunes
+from mgkit.band import compose as composer
 from mgkit.band.captions import FIRST_TEST_SEED, MEASURING_FONT, synonyms
-from mgkit.band.compose import Piece, compose, render
+from mgkit.band.compose import compose
+from mgkit.band.piece import Piece
+from mgkit.band.synth import render
 from mgkit.evals import basic_pitch, metrics, musicnn
 from mgkit.evals.metrics import Wave
 from mgkit.train.codec import mel_distances, si_sdr
@@ -239,7 +241,7 @@ class Part:
     def _request(self) -> dict:
         """All that the music depends on."""
         return {"how": asdict(self.how) | {"ears": None}, "told": self._told(), "seconds": self.seconds,
-                "start": self.start, "weights": self._weights, "band": _source(band, tunes, captions)}  # fmt: skip
+                "start": self.start, "weights": self._weights, "band": _source(piece, styles, tunes, captions, composer, synth)}  # fmt: skip
 
     def _told(self) -> list[str]:
         return [prompt(piece, self.how.words) for piece in self.pieces()]

@@ -28,9 +28,9 @@ import torch
 from tqdm import tqdm
 
 from mgkit import audio, hub
-from mgkit.band import compose
 from mgkit.band.captions import MEASURING_FONT
-from mgkit.band.compose import Piece
+from mgkit.band.piece import Piece
+from mgkit.band.synth import find_soundfont
 from mgkit.evals import basic_pitch, metrics, musicnn, protocol
 from mgkit.evals.metrics import Classifier
 from mgkit.evals.protocol import PART, WAYS, Finding, Part
@@ -408,7 +408,7 @@ def measure(model: str, out: Path, count: int, seconds: float = 10.0) -> list[Ro
 
     Errors: RuntimeError, FileNotFoundError or ImportError, with what to install, where a judge or a soundfont is absent.
     """
-    musicnn.musicnn(), basic_pitch.network(), compose.find_soundfont(), compose.find_soundfont(MEASURING_FONT)
+    musicnn.musicnn(), basic_pitch.network(), find_soundfont(), find_soundfont(MEASURING_FONT)
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {way: count * (LESSONS if how.first == protocol.LESSONS else 1) for way, how in WAYS.items()}

@@ -1,0 +1,104 @@
+"""The synthetic training set: composed, rendered and captioned clips (`python -m mgkit train data`)."""
+
+import argparse
+import functools
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mgkit.band.captions import captions
+from mgkit.band.compose import compose
+from mgkit.band.piece import Attribute
+from mgkit.band.synth import RATE, render, require_synthesizer
+
+CAPTIONS_PER_CLIP = 6
+
+
+def write_dataset(
+    folder: str | Path,
+    clips: int,
+    *,
+    first_seed: int = 0,
+    seconds: float = 10.0,
+    workers: int | None = None,
+    soundfont: str = "fluidr3mono",
+) -> None:
+    """Renders `clips` pieces with seeds from `first_seed` into `folder`, unless they are already there.
+
+    mix.i16, melody.i16   int16 [clips, samples], raw, 32 kHz mono
+    pieces.jsonl          one object per clip: seed, attributes, six captions
+    dataset.json          clips, samples, rate, seconds, first_seed, soundfont; written last
+
+    Raises: FileNotFoundError or ImportError with the package to install.
+    """
+    # Imported here because it imports torch, which the rendering workers do not need.
+    from mgkit import audio
+
+    folder = Path(folder)
+    settings = {"clips": clips, "samples": round(seconds * RATE), "rate": RATE, "seconds": seconds,
+                "first_seed": first_seed, "soundfont": soundfont}  # fmt: skip
+    finished = folder / "dataset.json"
+    if finished.is_file() and json.loads(finished.read_text()) == settings:
+        return
+    # A missing soundfont or synthesizer is reported here rather than by a worker.
+    require_synthesizer(soundfont)
+    folder.mkdir(parents=True, exist_ok=True)
+    finished.unlink(missing_ok=True)
+    make_clip = functools.partial(_make_clip, seconds=seconds, soundfont=soundfont)
+    seeds = range(first_seed, first_seed + clips)
+    with (
+        open(folder / "mix.i16", "wb") as mixes,
+        open(folder / "melody.i16", "wb") as melodies,
+        open(folder / "pieces.jsonl", "w") as pieces,
+        ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool,
+    ):
+        rendered = pool.map(make_clip, seeds, chunksize=4)
+        for mix, melody, row in tqdm(rendered, total=clips, desc=folder.name, unit="clip"):
+            mixes.write(mix.tobytes())
+            melodies.write(melody.tobytes())
+            pieces.write(json.dumps(row) + "\n")
+    audio.replace_file(finished, lambda draft: draft.write_text(json.dumps(settings, indent=1) + "\n"))
+
+
+def _make_clip(
+    seed: int, seconds: float, soundfont: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, Attribute | list[str]]]:
+    """(mix, melody, row of pieces.jsonl) of one clip, audio as int16."""
+    piece = compose(seed, seconds=seconds)
+    mix, melody = (np.round(32767 * wave) for wave in render(piece, seconds=seconds, soundfont=soundfont))
+    row = {**piece.attributes(), "captions": captions(piece, seed, CAPTIONS_PER_CLIP)}
+    return mix.astype(np.int16), melody.astype(np.int16), row
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m mgkit train data`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit train data",
+        description="Compose, render and caption a training set of synthetic music.",
+    )
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--clips", type=int, required=True, help="number of clips")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first clip (default 0)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip (default 10)")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    parser.add_argument(
+        "--soundfont", default="fluidr3mono", help="fluidr3mono, or musescore for evaluation sets"
+    )
+    args = parser.parse_args(argv)
+    write_dataset(
+        args.out,
+        args.clips,
+        first_seed=args.first_seed,
+        seconds=args.seconds,
+        workers=args.workers,
+        soundfont=args.soundfont,
+    )
+
+
+if __name__ == "__main__":
+    main()

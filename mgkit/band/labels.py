@@ -1,0 +1,104 @@
+"""Frame labels of a piece: the key, beat, notes and drums that sound in each codec frame.
+
+Letters: T frames.
+
+    piece -> frame_labels -> int8 [len(CLASSES) + len(BINARY), T]
+
+The composer knows every note, so these labels are exact. They are the targets of the auxiliary head in
+`mgkit.train.auxiliary`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from mgkit.band.compose import compose
+from mgkit.band.piece import Piece
+from mgkit.band.styles import DENSITIES, LEADS, STYLES
+
+FRAME_RATE = 50  # frames per second
+TEMPO_STEP = 0.04  # width of a tempo class, natural logarithm of bpm / 60
+LOWEST_PITCH = 36  # MIDI pitch of melody class 1; class 0 is silence
+
+# General MIDI percussion keys by kind of drum.
+DRUM_GROUPS = {
+    "kick": (35, 36),
+    "snare": (37, 38, 39, 40, 54),
+    "light": (42, 44, 46, 49, 51, 53, 56, 70, 76, 81),
+}
+
+# Categorical labels: number of classes. `beat` is the beat of the bar, `phase` the sixteenth of the beat; class 0 of
+# `melody` and `bass` is silence, the others are MIDI pitches from LOWEST_PITCH and pitch classes.
+CLASSES = {"key": 24, "tempo": 26, "lead": len(LEADS), "style": len(STYLES), "meter": 2, "density": 3, "drums": 2,
+           "beat": 4, "phase": 16, "melody": 62, "bass": 13}  # fmt: skip
+
+# Binary labels: pitch classes of the harmony (chords, pad and bass), melody onsets, drum strokes by kind.
+BINARY = (*(f"harmony {pitch_class}" for pitch_class in range(12)), "onset", *DRUM_GROUPS)
+
+
+def frame_labels(piece: Piece, frames: int) -> np.ndarray:
+    """Labels of the first `frames` frames, int8 [len(CLASSES) + len(BINARY), frames]: CLASSES first."""
+    beats = (np.arange(frames) + 0.5) / FRAME_RATE * piece.tempo / 60
+    tempo = round(math.log(piece.tempo / 60) / TEMPO_STEP)
+    values = {
+        "key": piece.key + 12 * (piece.mode == "minor"),
+        "tempo": min(max(tempo, 0), CLASSES["tempo"] - 1),
+        "lead": tuple(LEADS).index(piece.lead),
+        "style": tuple(STYLES).index(piece.style),
+        "meter": piece.meter - 3,
+        "density": DENSITIES.index(piece.density),
+        "drums": int(piece.drums),
+        "beat": beats % piece.meter,
+        "phase": beats % 1 * CLASSES["phase"],
+        "melody": 0,
+        "bass": 0,
+    }
+    labels = np.zeros((len(CLASSES) + len(BINARY), frames), np.int8)
+    row = {name: labels[i] for i, name in enumerate((*CLASSES, *BINARY))}
+    for name in CLASSES:
+        row[name][:] = np.asarray(values[name]).astype(np.int8)
+    for track in piece.tracks:
+        for start, duration, pitch, _ in track.notes:
+            first = round(start * FRAME_RATE)
+            sounding = slice(first, max(first + 1, round((start + duration) * FRAME_RATE)))
+            onset = slice(first, first + 2)
+            if track.role == "melody":
+                row["melody"][sounding] = min(max(1 + pitch - LOWEST_PITCH, 1), CLASSES["melody"] - 1)
+                row["onset"][onset] = 1
+            elif track.role == "bass":
+                row["bass"][sounding] = 1 + pitch % 12
+            elif track.role == "drums":
+                for kind, keys in DRUM_GROUPS.items():
+                    if pitch in keys:
+                        row[kind][onset] = 1
+            if track.role in ("chords", "pad", "bass"):
+                row[f"harmony {pitch % 12}"][sounding] = 1
+    return labels
+
+
+def dataset_labels(rows: Sequence[Mapping[str, object]], seconds: float, frames: int) -> np.ndarray:
+    """Frame labels of a training set, int8 [clips, len(CLASSES) + len(BINARY), frames].
+
+    `rows` are the lines of pieces.jsonl; each piece is composed again from its seed.
+
+    Raises: ValueError for clips that were not composed here, and if a seed now gives a different piece.
+    """
+    if any("seed" not in row for row in rows):
+        raise ValueError(
+            "these clips have no frame labels, because mgkit.band did not compose them: "
+            "turn the auxiliary loss off with --auxiliary 0"
+        )
+    labels = np.empty((len(rows), len(CLASSES) + len(BINARY), frames), np.int8)
+    for i, row in enumerate(tqdm(rows, desc="frame labels", unit="clip")):
+        seed = row["seed"]
+        assert isinstance(seed, int)
+        piece = compose(seed, seconds=seconds)
+        if any(row[name] != value for name, value in piece.attributes().items()):
+            raise ValueError(
+                f"seed {seed} now composes a different piece than the one in this dataset: "
+                "render the clips again with `python -m mgkit train data`"
+            )
+        labels[i] = frame_labels(piece, frames)
+    return labels
