@@ -39,7 +39,7 @@ def chromium() -> str | None:
 @pytest.fixture(scope="session")
 def soundfont() -> Path:
     """The sound font that the band plays. Tests that render music ask for it."""
-    from mgkit.band.compose import find_soundfont
+    from mgkit.band.synth import find_soundfont
 
     pytest.importorskip("tinysoundfont", reason="needs tinysoundfont: pip install --no-deps tinysoundfont")
     try:
