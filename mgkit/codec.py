@@ -1,17 +1,19 @@
-"""EnCodec at 32 kHz: waveform to codes and back (arXiv:2210.13438, section 3; SEANet and RVQ).
+"""EnCodec: waveform to codes and back (arXiv:2210.13438, section 3).
 
-Letters: B batch, C channels, K codebooks, T frames, N samples, D latent width, V codebook size.
+Axes: B batch, C channels, K codebooks per channel, T frames, N samples, W width, D latent width.
 
-    wave [B, 1, N] -> encoder -> latents [B, D, T] -> K nearest codewords, each of what the last left over
-    codes [B, K, T] -> sum of codewords [B, D, T] -> decoder -> wave [B, 1, T * hop]
+    wave [B, 1, N]  -> encoder -> latents [B, D, T] -> residual quantization -> codes [B, K, T]
+    codes [B, K, T] -> sum of codewords [B, D, T]   -> decoder               -> wave [B, 1, T * hop]
 
-One frame is `hop` = 640 samples. A stereo wave is two mono ones whose codebooks alternate: 1L 1R 2L 2R ...
+A frame is `hop` samples: 640, or 20 ms, at 32 kHz. Stereo is coded as two mono waves with alternating codebooks:
+1L 1R 2L 2R …
 """
 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +22,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Shape of a codec; the defaults are `facebook/encodec_32khz`, the codec of every published MusicGen."""
+    """Shape of a codec; the defaults are `facebook/encodec_32khz`, which every published MusicGen uses."""
 
     sample_rate: int = 32000
     filters: int = 64
-    ratios: tuple[int, ...] = (8, 5, 4, 4)  # upsampling order; the encoder uses them backwards
+    ratios: tuple[int, ...] = (8, 5, 4, 4)  # strides of the decoder; the encoder reverses them
     dim: int = 128
     codebooks: int = 4
     codebook_size: int = 2048
@@ -32,17 +34,17 @@ class CodecConfig:
 
     @property
     def hop(self) -> int:
-        """Samples in a frame."""
+        """Samples per frame."""
         return math.prod(self.ratios)
 
     @property
     def frame_rate(self) -> int:
-        """Frames in a second."""
+        """Frames per second."""
         return math.ceil(self.sample_rate / self.hop)
 
 
 class Conv(nn.Conv1d):
-    """Convolution whose output has ceil(N / stride) steps: padded by kernel - stride, more of it on the left."""
+    """Convolution to ceil(N / stride) steps, padded by kernel - stride steps: the larger half on the left."""
 
     def __init__(self, ins: int, outs: int, kernel: int, stride: int = 1, pad_mode: str = "reflect"):
         super().__init__(ins, outs, kernel, stride)
@@ -51,17 +53,19 @@ class Conv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride, length = self.kernel_size[0], self.stride[0], x.shape[-1]
         total = kernel - stride
-        right = total // 2 + (-length % stride)  # up to whole strides, so that no sample is lost
+        # the remainder completes the last stride
+        right = total // 2 + (-length % stride)
         left = total - total // 2
         if self.pad_mode != "reflect":
             return super().forward(F.pad(x, (left, right), mode=self.pad_mode))
-        extra = max(0, max(left, right) - length + 1)  # a reflection needs more samples than it mirrors
+        # reflection needs an input longer than the padding: a shorter one is extended with zeros
+        extra = max(0, max(left, right) - length + 1)
         x = F.pad(F.pad(x, (0, extra)), (left, right), mode="reflect")
         return super().forward(x[..., : x.shape[-1] - extra])
 
 
 class UpConv(nn.ConvTranspose1d):
-    """Transposed convolution of kernel 2 * ratio whose output has exactly N * ratio steps."""
+    """Transposed convolution to exactly N * ratio steps, kernel 2 * ratio."""
 
     def __init__(self, ins: int, outs: int, ratio: int):
         super().__init__(ins, outs, 2 * ratio, ratio)
@@ -73,7 +77,7 @@ class UpConv(nn.ConvTranspose1d):
 
 
 class LSTM(nn.LSTM):
-    """Two LSTM layers with a skip, [B, W, T] to [B, W, T]."""
+    """Two LSTM layers with a skip connection, [B, W, T] to [B, W, T]."""
 
     def __init__(self, width: int):
         super().__init__(width, width, num_layers=2)
@@ -82,14 +86,14 @@ class LSTM(nn.LSTM):
         return self.resume(x, None)[0]
 
     def resume(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Output for `x`, going on from `state`, and the state after it."""
+        """Output for `x`, continuing from `state`, and the new state."""
         x = x.permute(2, 0, 1)
         y, state = super().forward(x, state)
         return (y + x).permute(1, 2, 0), state
 
 
 class Residual(nn.Module):
-    """x + block(x), the block being ELU, 3-tap, ELU, 1-tap at half the width."""
+    """x + block(x); the block is ELU, a 3-tap convolution to half the width, ELU and a 1-tap convolution back."""
 
     def __init__(self, width: int, pad_mode: str):
         super().__init__()
@@ -106,7 +110,7 @@ class Residual(nn.Module):
 
 
 def seanet_encoder(config: CodecConfig) -> nn.Sequential:
-    """Wave [B, 1, N] to latents [B, D, T]; every stage doubles the width and divides the time by its ratio."""
+    """Wave [B, 1, N] to latents [B, D, T]. Each stage doubles the width and downsamples by its ratio."""
     width, pad = config.filters, config.pad_mode
     layers: list[nn.Module] = [Conv(1, width, 7, pad_mode=pad)]
     for ratio in reversed(config.ratios):
@@ -117,7 +121,7 @@ def seanet_encoder(config: CodecConfig) -> nn.Sequential:
 
 
 def seanet_decoder(config: CodecConfig) -> nn.Sequential:
-    """Latents [B, D, T] to wave [B, 1, T * hop]: the encoder's mirror image."""
+    """Latents [B, D, T] to wave [B, 1, T * hop]: the encoder mirrored."""
     width, pad = config.filters * 2 ** len(config.ratios), config.pad_mode
     layers: list[nn.Module] = [Conv(config.dim, width, 7, pad_mode=pad), LSTM(width)]
     for ratio in config.ratios:
@@ -128,7 +132,10 @@ def seanet_decoder(config: CodecConfig) -> nn.Sequential:
 
 
 class Quantizer(nn.Module):
-    """Residual vector quantization: codebook k codes what codebooks 0..k-1 left over."""
+    """Residual vector quantization: each codebook codes the error left by the codebooks before it.
+
+    latents -> nearest codeword of book 0 -> residual -> nearest codeword of book 1 -> residual -> …
+    """
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -136,29 +143,70 @@ class Quantizer(nn.Module):
         self.codebooks = nn.ParameterList(nn.Parameter(torch.randn(size)) for _ in range(config.codebooks))
 
     def encode(self, latents: Tensor, keep: int) -> Tensor:
-        """Codes [B, keep, T] of latents [B, D, T]: indices of the nearest codewords."""
+        """Codes [B, keep, T] of latents [B, D, T] in the first `keep` codebooks."""
         residual, codes = latents.transpose(1, 2), []
         for book in self.codebooks[:keep]:
             flat = residual.reshape(-1, residual.shape[-1])
-            # ||x - e||^2 written out as the reference does: another order of sums breaks ties otherwise
+            # ||x - e||^2 expanded as in the reference: another order of sums would break ties differently
             distance = (
                 flat.pow(2).sum(1, keepdim=True) - 2 * flat @ book.t() + book.t().pow(2).sum(0, keepdim=True)
             )
-            codes.append((-distance).argmax(-1).view(residual.shape[:-1]))
-            residual = residual - F.embedding(codes[-1], book)
+            nearest = (-distance).argmax(-1).view(residual.shape[:-1])
+            residual = residual - F.embedding(nearest, book)
+            codes.append(nearest)
         return torch.stack(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents [B, D, T] of codes [B, k, T], k of any number up to K."""
-        words = [F.embedding(codes[:, k], self.codebooks[k]) for k in range(codes.shape[1])]
-        return sum(words[1:], words[0]).transpose(1, 2)
+        """Latents [B, D, T] of codes [B, k, T] in the first k codebooks, 1 <= k <= K."""
+        codewords = [F.embedding(codes[:, k], self.codebooks[k]) for k in range(codes.shape[1])]
+        return sum(codewords[1:], codewords[0]).transpose(1, 2)
+
+
+class Span(NamedTuple):
+    """Frames [..., t] with context on both sides; the slice `new` holds those not in any earlier `new`."""
+
+    frames: Tensor
+    new: slice
+
+
+class FrameBuffer:
+    """Frames that arrive in chunks and leave in overlapping spans, once `context` later frames have arrived.
+
+        frames   0 1 2 3 4 5 6 7 8 9 …
+        span     [ new   ]< >             context = 2
+        span           < >[ new   ]< >
+
+    Between spans it keeps at most 2 * context frames.
+    """
+
+    def __init__(self, context: int):
+        self.context = context
+        self.frames: Tensor | None = None
+        # leading frames already in the `new` of an earlier span
+        self.done = 0
+
+    def append(self, frames: Tensor) -> None:
+        """Add frames [..., t] at the end."""
+        self.frames = frames if self.frames is None else torch.cat([self.frames, frames], dim=-1)
+
+    def take(self, last: bool) -> Span | None:
+        """The next span, or None if no new frame is ready. The `last` span extends to the end of the stream."""
+        if self.frames is None:
+            return None
+        ready = self.frames.shape[-1] - (0 if last else self.context)
+        if ready <= self.done:
+            return None
+        span = Span(self.frames, slice(self.done, ready))
+        start = max(0, ready - self.context)
+        self.frames, self.done = self.frames[..., start:], ready - start
+        return span
 
 
 class Codec(nn.Module):
-    """EnCodec. `encode` and `decode` take one or two channels; the weights know only one."""
+    """EnCodec for mono and stereo waves; the network itself is mono."""
 
-    LOOKAHEAD = 3  # frames that the decoder's first, 7-tap convolution sees ahead
-    CONTEXT = 2  # frames on each side that reach a sample through all layers after the LSTM
+    LOOKAHEAD = 3  # frames on each side in the decoder's first, 7-tap convolution
+    CONTEXT = 2  # frames on each side in the receptive field of all layers after the LSTM
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -168,85 +216,81 @@ class Codec(nn.Module):
         self.decoder = seanet_decoder(config)
 
     def encode(self, wave: Tensor, codebooks: int | None = None) -> Tensor:
-        """Codes [B, K * C, T] of `wave` [B, C, N] at the codec's rate, with T = ceil(N / hop).
+        """Codes [B, K * C, T] of `wave` [B, C, N] at the codec's sample rate, T = ceil(N / hop).
 
-        `codebooks` keeps only the first so many of each channel. Errors: ValueError for another shape, no
-        samples, or more codebooks than there are.
+        `codebooks` limits K to the first, coarsest codebooks.
+
+        Raises: ValueError for another shape, an empty wave, or more codebooks than the codec has.
         """
         if wave.dim() != 3 or wave.shape[1] not in (1, 2) or wave.shape[-1] == 0:
             raise ValueError(
-                f"encode takes a wave [batch, 1 or 2 channels, samples > 0], not {list(wave.shape)}"
+                f"the wave has shape {list(wave.shape)}; encode expects [batch, 1 or 2 channels, samples > 0]"
             )
-        keep = self._kept(self.config.codebooks if codebooks is None else codebooks)
+        keep = self._parse_codebooks(self.config.codebooks if codebooks is None else codebooks)
         batch, channels, samples = wave.shape
         latents = self.encoder(wave.reshape(batch * channels, 1, samples))
         codes = self.quantizer.encode(latents, keep)
         return codes.view(batch, channels, keep, -1).transpose(1, 2).reshape(batch, channels * keep, -1)
 
     def decode(self, codes: Tensor, channels: int = 1) -> Tensor:
-        """Wave [B, C, T * hop] of `codes` [B, K * C, T]; any number of codebooks from 1 to K a channel."""
+        """Wave [B, C, T * hop] of `codes` [B, K * C, T], which may leave out the finest codebooks.
+
+        Raises: ValueError for another shape or data type, or codes that this codec does not have.
+        """
         latents = self._latents(codes, channels)
         if codes.shape[-1] == 0:
             return latents.new_zeros(codes.shape[0], channels, 0)
         return self.decoder(latents).view(codes.shape[0], channels, -1)
 
     def decode_stream(self, chunks: Iterable[Tensor], channels: int = 1) -> Iterator[Tensor]:
-        """Waves [B, C, n] for chunks of codes [B, K * C, t] as they come; joined, they equal `decode` of all.
+        """Waves [B, C, n] of chunks of codes [B, K * C, t], as they arrive; concatenated, they equal `decode`.
 
-        The LSTM runs forward in time and carries its state; the convolutions around it need a few frames of the
-        future, so sound follows its codes by LOOKAHEAD + CONTEXT frames, 0.1 s. Nothing older is kept: the chunks may
-        go on for ever.
+        The LSTM runs forward in time and carries its state. The convolutions before and after it need a few later
+        frames, so audio lags behind its codes by LOOKAHEAD + CONTEXT frames: 0.1 s. Memory stays constant.
+
+            codes -> latents -> buffer -> first convolution, LSTM -> buffer -> other layers -> wave
+                              LOOKAHEAD                            CONTEXT
         """
-        first, lstm, tail = self.decoder[0], self.decoder[1], self.decoder[2:]
+        first, lstm, rest = self.decoder[0], self.decoder[1], self.decoder[2:]
         assert isinstance(lstm, LSTM)
-        hop, near, far = self.config.hop, self.LOOKAHEAD, self.CONTEXT
-        latents = hidden = state = None
-        ahead = sent = 0  # of the kept latents, those past the LSTM; of the kept hidden, those that sounded
+        latents, hidden, state = FrameBuffer(self.LOOKAHEAD), FrameBuffer(self.CONTEXT), None
+        hop = self.config.hop
 
-        for chunk in chain(chunks, [None]):
-            last = chunk is None
-            if chunk is not None:
-                new = self._latents(chunk, channels)
-                latents = new if latents is None else torch.cat([latents, new], dim=-1)
-            if latents is None:
-                continue
-            ready = latents.shape[-1] - (0 if last else near)
-            if ready > ahead:
-                left = max(0, ahead - near)
-                y = first(latents[..., left : ready + near])[..., ahead - left : ready - left]
-                y, state = lstm.resume(y, state)
-                hidden = y if hidden is None else torch.cat([hidden, y], dim=-1)
-                latents, ahead = latents[..., max(0, ready - near) :], min(ready, near)
-            if hidden is None:
-                continue
-            ready = hidden.shape[-1] - (0 if last else far)
-            if ready > sent:
-                left = max(0, sent - far)
-                wave = tail(hidden[..., left : ready + far])[..., (sent - left) * hop : (ready - left) * hop]
-                hidden, sent = hidden[..., max(0, ready - far) :], min(ready, far)
+        for codes in chain(chunks, [None]):
+            if codes is not None:
+                latents.append(self._latents(codes, channels))
+            if span := latents.take(last=codes is None):
+                x, state = lstm.resume(first(span.frames)[..., span.new], state)
+                hidden.append(x)
+            if span := hidden.take(last=codes is None):
+                wave = rest(span.frames)[..., span.new.start * hop : span.new.stop * hop]
                 yield wave.view(-1, channels, wave.shape[-1])
 
     def _latents(self, codes: Tensor, channels: int) -> Tensor:
         """Latents [B * C, D, T] of codes [B, K * C, T]."""
         if codes.is_floating_point():
-            raise ValueError(f"codes are whole numbers, as encode gives them, not {codes.dtype}")
+            raise ValueError(f"the codes are {codes.dtype}; they must be integers, as returned by encode")
         if codes.dim() != 3 or codes.shape[1] % channels:
             raise ValueError(
-                f"codes are [batch, codebooks * {channels} channels, frames], not {list(codes.shape)}"
+                f"the codes have shape {list(codes.shape)}; "
+                f"expected [batch, codebooks * {channels} channels, frames]"
             )
         size = self.config.codebook_size
         if codes.numel() and not (codes.min() >= 0 and codes.max() < size):
-            raise ValueError(f"codes run from {codes.min()} to {codes.max()}; this codec has 0 to {size - 1}")
+            raise ValueError(
+                f"the codes range from {codes.min()} to {codes.max()}; this codec has codes 0 to {size - 1}"
+            )
         batch, rows, frames = codes.shape
-        keep = self._kept(rows // channels)
+        keep = self._parse_codebooks(rows // channels)
         codes = (
             codes.view(batch, keep, channels, frames).transpose(1, 2).reshape(batch * channels, keep, frames)
         )
         return self.quantizer.decode(codes)
 
-    def _kept(self, codebooks: int) -> int:
-        if not 1 <= codebooks <= self.config.codebooks:
+    def _parse_codebooks(self, count: int) -> int:
+        """`count`, within the range of this codec."""
+        if not 1 <= count <= self.config.codebooks:
             raise ValueError(
-                f"this codec has {self.config.codebooks} codebooks a channel; {codebooks} were asked for"
+                f"got {count} codebooks per channel; this codec has 1 to {self.config.codebooks}"
             )
-        return codebooks
+        return count

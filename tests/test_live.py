@@ -388,8 +388,8 @@ def test_decoding_a_stream_keeps_only_what_the_next_sound_needs() -> None:
     stream = made.decode_stream(chunks)
     for _ in itertools.islice(stream, 40):
         local = stream.gi_frame.f_locals
-        assert local["latents"].shape[-1] <= 10 + 2 * made.LOOKAHEAD
-        assert local["hidden"].shape[-1] <= 10 + 2 * made.LOOKAHEAD + 2 * made.CONTEXT
+        assert local["latents"].frames.shape[-1] <= 10 + 2 * made.LOOKAHEAD
+        assert local["hidden"].frames.shape[-1] <= 10 + 2 * made.LOOKAHEAD + 2 * made.CONTEXT
 
 
 # --- in one sentence --------------------------------------------------------------------------------------------
