@@ -54,7 +54,7 @@ def write_dataset(
     with (
         open(folder / "mix.i16", "wb") as mixes,
         open(folder / "melody.i16", "wb") as melodies,
-        open(folder / "pieces.jsonl", "w") as pieces,
+        open(folder / "pieces.jsonl", "w", encoding="utf-8") as pieces,
         ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool,
     ):
         rendered = pool.map(make_clip, seeds, chunksize=4)

@@ -296,7 +296,7 @@ def write_log(out: Path, history: list[Row]) -> None:
     names = list(dict.fromkeys(name for row in history for name in row))
 
     def write(path: Path) -> None:
-        with open(path, "w", newline="") as file:
+        with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in history)
@@ -313,7 +313,7 @@ def write_log(out: Path, history: list[Row]) -> None:
 
 def read_log(log: str | Path) -> list[Row]:
     """The rows of a run's log.csv, each with what it has. Errors: FileNotFoundError; ValueError for another file."""
-    with open(log, newline="") as file:
+    with open(log, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or "step" not in rows[0]:
         raise ValueError(f"{log} is no log of a run: expected the columns step, loss and valid_…")
