@@ -60,6 +60,12 @@ class Model:
         for part in ("codec", "lm", "conditioner"):
             yield from getattr(self, part).named_parameters(prefix=part)
 
+    def memory(self, seconds: float = 0.0) -> float:
+        """Approximate bytes of the weights and of the KV cache for `seconds` of music on a CPU; see `hub.memory`."""
+        weights = sum(p.numel() * p.element_size() for _, p in self.named_parameters())
+        steps = min(seconds, self.window) * self.codec.config.frame_rate
+        return weights + hub.kv_cache(self.lm.config.layers, self.lm.config.dim, steps)
+
 
 def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> Model:
     """The model `name`, its language model in `dtype`, codec and conditioner in float32.

@@ -1,5 +1,7 @@
 """A name to a folder: models are found by name, downloaded from the hub, or read from a folder."""
 
+import json
+import math
 import os
 import re
 from difflib import get_close_matches
@@ -14,6 +16,17 @@ NAMES = ("nano", *PRESETS)
 
 CC_BY_NC = "CC-BY-NC 4.0 (not for commercial use), Meta Platforms, Inc."
 MIT = "MIT, the mgkit authors"
+
+# Layers and width of the published language models; a head is 64 wide, a feed-forward layer 4 × the width.
+SHAPES = {
+    "small": (24, 1024),
+    "medium": (48, 1536),
+    "melody": (48, 1536),
+    "large": (48, 2048),
+    "melody-large": (48, 2048),
+}
+# Parameters of T5-base's encoder and of the 32 kHz EnCodec, which all published models share.
+T5_AND_CODEC = 169e6
 
 
 def embedded() -> Path:
@@ -32,6 +45,48 @@ def find(name: str) -> Path:
     if Path(name).is_dir() and name:
         return Path(name)
     return download(hub_id(name))
+
+
+def licence(name: str) -> str | None:
+    """Licence of the weights of the model `name`, or None if only its files tell."""
+    if name == "nano":
+        return MIT
+    return CC_BY_NC if name in PRESETS or name in PRESETS.values() else None
+
+
+def memory(name: str, seconds: float = 0.0) -> float | None:
+    """Approximate bytes of the weights of `name` in float32 and of the KV cache for `seconds` of music.
+
+    Known without loading for the published sizes and for folders; None for anything else. Folders are counted without
+    a cache. Python and its libraries take about half a gigabyte more.
+    """
+    if name == "nano" or (name and Path(name).is_dir()):
+        return _stored(find(name)) or None
+    size = name.removeprefix("facebook/musicgen-").removeprefix("stereo-")
+    if size not in SHAPES:
+        return None
+    layers, width = SHAPES[size]
+    codebooks = 8 if "stereo" in name else 4
+    # The melody models take text as a prefix and have no cross-attention: 4 of 16 matrices less, one norm less.
+    matrices, norms = (12, 2) if "melody" in size else (16, 3)
+    parameters = layers * (matrices * width**2 + norms * 2 * width) + 2 * width
+    parameters += codebooks * (2048 + 1 + 2048) * width
+    return 4 * (parameters + T5_AND_CODEC) + kv_cache(layers, width, 50 * min(seconds, 30))
+
+
+def kv_cache(layers: int, width: int, steps: float) -> float:
+    """Bytes of keys and values in float32 for both streams of guidance, conditional and unconditional."""
+    return 2 * 2 * 4 * layers * width * steps
+
+
+def _stored(folder: Path) -> float:
+    """Bytes of the tensors in a model's files once in float32; audiocraft's files store float16."""
+    total = 2.0 * sum(file.stat().st_size for file in folder.glob("*.bin"))
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        total += 4 * sum(math.prod(tensor.get("shape", [0])) for tensor in header.values())
+    return total
 
 
 def hub_id(name: str) -> str:

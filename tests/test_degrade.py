@@ -139,22 +139,24 @@ def test_without_ipywidgets_everything_but_the_widgets_works(folder):
         "player": SHOW,
         "blind test": f"{TEST}\ntest.answer('A')\nassert len(blind_test.read('answers.csv')) == 1",
         "its panel": f"{TEST}\ntest.widget()",
-        "live player": "from mgkit import player",
+        "live player": "from mgkit.lab import player",
         "studio": "from mgkit.lab import studio",
     }
     found, stderr = tried(folder, verbs, hidden=["ipywidgets", "anywidget"])
     assert found["generate"] == found["player"] == found["blind test"] == "works"
     assert is_one_sentence(found["its panel"], "RuntimeError", "needs ipywidgets", "answer('A')")
     for name, module in {"live player": "player", "studio": "studio"}.items():
-        assert is_one_sentence(found[name], "ImportError", f"mgkit.{module} needs", "pip install ipywidgets")
+        assert is_one_sentence(
+            found[name], "ImportError", f"mgkit.lab.{module} needs", "pip install ipywidgets"
+        )
     assert "Traceback" not in stderr
 
 
 def test_without_anywidget_the_studio_and_the_players_are_plain(folder):
     verbs = {
-        "player": "from mgkit import audio, player; assert '<audio' in player.Player(*audio.read('tune.wav')).value",
-        "live player": "from mgkit import player; assert player.NEEDS in player.LivePlayer(32000).value",
-        "recorder": "from mgkit import player; assert player.NEEDS in player.Recorder(32000).value",
+        "player": "from mgkit import audio; from mgkit.lab import player; assert '<audio' in player.Player(*audio.read('tune.wav')).value",
+        "live player": "from mgkit.lab import player; assert player.NEEDS in player.LivePlayer(32000).value",
+        "recorder": "from mgkit.lab import player; assert player.NEEDS in player.Recorder(32000).value",
         "studio": "from mgkit.lab import studio; studio.Studio('model')",
         "blind test": f"{TEST}\ntest.widget()",
     }
