@@ -1,6 +1,7 @@
-"""Audio files and arrays: read, write, resample, channels, loudness. The only module that touches audio files.
+"""Audio files and waves: reading, writing, resampling, channels and loudness.
 
-Letters: C channels, N samples. A wave is a float32 tensor [C, N], full scale at 1.
+No other file of mgkit opens audio files. A wave is a float32 tensor [C, N] with full scale at 1.
+Axes: C channels, N samples.
 """
 
 import io
@@ -23,13 +24,14 @@ from torch import Tensor
 Strategy = Literal["loudness", "peak", "rms", "clip"]
 
 LOUDNESS = -14.0  # LUFS
-PEAK = -1.0  # dB below full scale
-RMS = -18.0  # dB below full scale
-QUIET = 2e-3  # RMS under which a wave counts as silence, whose loudness is left alone
-CHUNK = 1 << 14  # samples to write at a time: libsndfile's Vorbis keeps a whole write on the stack
-BLOCK = 0.4  # seconds; ITU-R BS.1770 measures loudness in blocks of this length
+PEAK = -1.0  # dBFS
+RMS = -18.0  # dBFS
+SILENCE = 2e-3  # RMS below which a wave is silent
+BLOCK = 0.4  # seconds, the block length of ITU-R BS.1770
+CHUNK = 1 << 14  # samples per write, because libsndfile's Vorbis encoder puts a whole write on the stack
 
-FORMATS = {  # file ending: what soundfile calls the format and its encoding
+# file extension: soundfile's format and subtype
+FORMATS = {
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
     ".ogg": ("OGG", "VORBIS"),
@@ -37,10 +39,13 @@ FORMATS = {  # file ending: what soundfile calls the format and its encoding
 }
 
 
-def read(path: str | os.PathLike) -> tuple[Tensor, int]:
-    """Wave [C, N] and its rate from a WAV, FLAC, OGG or MP3 file (any that soundfile reads).
+# --- files --------------------------------------------------------------------------------------------------
 
-    Errors: FileNotFoundError; ValueError for a file that is not audio or holds no samples.
+
+def read(path: str | os.PathLike) -> tuple[Tensor, int]:
+    """Wave [C, N] and sample rate of a WAV, FLAC, OGG or MP3 file, or any other format of soundfile.
+
+    Raises: FileNotFoundError; ValueError if the file is not audio or empty.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -48,7 +53,10 @@ def read(path: str | os.PathLike) -> tuple[Tensor, int]:
 
 
 def decode(content: bytes, name: str) -> tuple[Tensor, int]:
-    """Wave [C, N] and its rate from the bytes of a file, such as an upload, called `name`. Errors: as `read`."""
+    """Wave [C, N] and sample rate of an audio file's bytes, such as an upload; `name` is for error messages.
+
+    Raises: ValueError if the content is not audio or empty.
+    """
     return _decode(io.BytesIO(content), name)
 
 
@@ -56,10 +64,12 @@ def _decode(file: str | os.PathLike | io.BytesIO, name: str) -> tuple[Tensor, in
     try:
         data, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:
-        why = getattr(error, "error_string", error)
-        raise ValueError(f"{name!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {why}") from None
+        reason = getattr(error, "error_string", error)
+        raise ValueError(
+            f"{name!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {reason}"
+        ) from None
     if len(data) == 0:
-        raise ValueError(f"{name!r} holds no samples")
+        raise ValueError(f"{name!r} contains no samples")
     return torch.from_numpy(np.ascontiguousarray(data.T)), rate
 
 
@@ -70,43 +80,46 @@ def write(
     strategy: Strategy = "loudness",
     manifest: dict | None = None,
 ) -> Path:
-    """Writes `wave` [C, N] in the format of the path's ending, 16-bit or compressed, and returns the path.
+    """Write `wave` [C, N] in the format of the file extension, 16-bit or compressed, and return the path.
 
-    `strategy` sets the level (see `normalize`). The `manifest` of the run travels in the file's comment, the
-    licence of the weights in its licence tag. The file appears whole or not at all: a full disk leaves an earlier
-    file of that name as it was. Errors: ValueError for another ending, OSError where nothing can be written.
+    `strategy` sets the level; see `normalize`. The `manifest` goes into the file's comment, its licence into the
+    licence tag. The file is written completely or not at all; see `replace_file`.
+
+    Raises: ValueError for another extension, wave or sample rate; OSError if the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path.name!r} ends in {path.suffix!r}; it can end in {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} to")
-    form, encoding = FORMATS[path.suffix.lower()]
-    rate = int(check_rate(rate))
-    data = normalize(check(wave), rate, strategy).clamp(-1, 1).cpu().numpy().T
-    comment = json.dumps({**manifest, "strategy": strategy}) if manifest else ""
-    made = (
-        io.BytesIO()
-    )  # whole in memory first: libsndfile says nothing of a disk that fills while it encodes
-    try:
-        file = soundfile.SoundFile(made, "w", rate, data.shape[1], encoding, format=form)
-    except soundfile.LibsndfileError as error:  # MP3 knows some rates only
         raise ValueError(
-            f"{path} cannot be written at {rate} Hz ({error.error_string}): take .wav or .flac"
+            f"{path.name!r} has the extension {path.suffix!r}; choose one of {', '.join(FORMATS)}"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
+    rate = int(parse_rate(rate))
+    samples = normalize(as_wave(wave), rate, strategy).clamp(-1, 1)
+    try:
+        content = _encode(samples, rate, path.suffix.lower(), strategy, manifest)
+    # MP3 supports a few sample rates only
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"{path} cannot be written at {rate} Hz ({error.error_string}); use .wav or .flac"
         ) from None
-    with file:
+    return replace_file(path, lambda draft: draft.write_bytes(content))
+
+
+def _encode(wave: Tensor, rate: int, extension: str, strategy: Strategy, manifest: dict | None) -> bytes:
+    """Bytes of an audio file. Encoding to memory keeps a full disk from going unnoticed inside libsndfile."""
+    buffer, data, (format, subtype) = io.BytesIO(), wave.cpu().numpy().T, FORMATS[extension]
+    comment = json.dumps({**manifest, "strategy": strategy}) if manifest else ""
+    with soundfile.SoundFile(buffer, "w", rate, data.shape[1], subtype, format=format) as file:
         file.software = "mgkit"
         if manifest and manifest.get("licence"):
             file.license = manifest["licence"]
-        if comment and form != "WAV":
+        if comment and format != "WAV":
             file.comment = comment
         for start in range(0, len(data), CHUNK):
             file.write(data[start : start + CHUNK])
-    content = made.getvalue()
-    if comment and form == "WAV":
-        content = _with_riff_comment(content, comment)
-
-    return replace_file(path, lambda draft: draft.write_bytes(content))
+    content = buffer.getvalue()
+    return _with_riff_comment(content, comment) if comment and format == "WAV" else content
 
 
 def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
@@ -148,7 +161,10 @@ def replace_files(
 
 
 def read_manifest(path: str | os.PathLike) -> dict:
-    """What the run was that made the file. Errors: FileNotFoundError; ValueError where the file does not say."""
+    """The manifest of the run, as `write` stored it.
+
+    Raises: FileNotFoundError; ValueError if the file has no manifest.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -158,12 +174,14 @@ def read_manifest(path: str | os.PathLike) -> dict:
     except (soundfile.LibsndfileError, TypeError, ValueError):
         manifest = None
     if not isinstance(manifest, dict) or "mgkit" not in manifest:
-        raise ValueError(f"{path} does not say how it was made: it is not mgkit's, or was converted since")
+        raise ValueError(
+            f"{path} has no record of how it was made: it was not written by mgkit, or converted since"
+        )
     return manifest
 
 
 def _with_riff_comment(wav: bytes, comment: str) -> bytes:
-    """A WAV file with a comment of any length at its end; libsndfile's own breaks the file over some 50 kB."""
+    """A WAV file with `comment` in a chunk at its end; comments written by libsndfile break over about 50 kB."""
     text = comment.encode()
     text += b"\0" * (len(text) % 2)
     info = b"INFOICMT" + len(text).to_bytes(4, "little") + text
@@ -178,74 +196,90 @@ def _riff_comment(path: Path) -> str:
     return data[start : start + int.from_bytes(data[start - 4 : start], "little")].rstrip(b"\0").decode()
 
 
-def check(wave: Tensor, what: str = "the wave") -> Tensor:
-    """`wave` [C, N] as float32; arrays and a mono wave [N] are taken too.
+# --- waves --------------------------------------------------------------------------------------------------
 
-    Errors: ValueError for whole numbers, other shapes, more than two channels, no samples, NaN or infinity.
+
+def as_wave(samples: Tensor | np.ndarray, name: str = "the wave") -> Tensor:
+    """Float32 wave [C, N] of samples [C, N], or [N] for mono; `name` is for error messages.
+
+    Raises: ValueError for integers, another shape, more than two channels, no samples, NaN or infinity.
     """
-    if not isinstance(wave, Tensor | np.ndarray):
+    if not isinstance(samples, Tensor | np.ndarray):
         raise ValueError(
-            f"{what} is {wave!r:.60}; it must be an array of samples, such as the first that audio.read gives"
+            f"{name} is {samples!r:.60}; it must be an array of samples: audio.read returns one, and its rate"
         )
-    wave = torch.as_tensor(wave)
+    wave = torch.as_tensor(samples)
     if not wave.is_floating_point():
         raise ValueError(
-            f"{what} has {wave.dtype} samples; scale them to floats from -1 to 1 (int16: divide by 32768)"
+            f"{name} has {wave.dtype} samples; scale them to floats from -1 to 1 (int16: divide by 32768)"
         )
     if wave.dim() == 1:
         wave = wave[None]
     if wave.dim() != 2 or wave.shape[0] not in (1, 2):
-        raise ValueError(f"{what} has shape {list(wave.shape)}; it must be [1 or 2 channels, samples]")
+        raise ValueError(f"{name} has shape {list(wave.shape)}; it must be [1 or 2 channels, samples]")
     if wave.shape[-1] == 0:
-        raise ValueError(f"{what} holds no samples")
+        raise ValueError(f"{name} contains no samples")
     if not wave.isfinite().all():
-        raise ValueError(f"{what} holds NaN or infinity; look at how it was recorded or computed")
+        raise ValueError(f"{name} contains NaN or infinity; check how it was recorded or computed")
     return wave.detach().float()
 
 
-def check_rate(rate: float) -> float:
-    """`rate` itself. Errors: ValueError for what is no sample rate, 1 kHz to 1 MHz."""
+def parse_rate(rate: float) -> float:
+    """`rate` itself. Raises: ValueError unless it is a sample rate in Hz, from 1 kHz to 1 MHz."""
     if not isinstance(rate, Real) or not 1e3 <= rate <= 1e6:
-        raise ValueError(f"the sample rate is {rate!r}; it must be samples in a second, such as 44100")
+        raise ValueError(f"the sample rate is {rate!r}; it must be a number of Hz, such as 44100")
     return rate
 
 
 def resample(wave: Tensor, rate: int, to: int) -> Tensor:
-    """`wave` [C, N] at rate `to`: exactly ceil(N * to / rate) samples. Errors: those of `check_rate`."""
-    check_rate(rate), check_rate(to)
+    """`wave` [C, N] converted from `rate` to the rate `to`: exactly ceil(N * to / rate) samples.
+
+    Raises: ValueError for an invalid sample rate.
+    """
+    parse_rate(rate), parse_rate(to)
     if rate == to:
         return wave
     data = librosa.resample(wave.cpu().numpy(), orig_sr=rate, target_sr=to, res_type="soxr_hq", fix=True)
-    length = -(-wave.shape[-1] * int(to) // int(rate))  # librosa rounds its float, which can be one more
+    # in integers: librosa computes the length in floats, which can be one sample too long
+    length = -(-wave.shape[-1] * int(to) // int(rate))
     return torch.from_numpy(librosa.util.fix_length(data, size=length)).to(wave.device)
 
 
 def to_channels(wave: Tensor, channels: int) -> Tensor:
-    """`wave` [C, N] with 1 channel (the mean) or 2 (copies of mono)."""
+    """`wave` [C, N] with 1 channel (the mean) or 2 (mono duplicated)."""
     if wave.shape[0] == channels:
         return wave
     return wave.mean(dim=0, keepdim=True) if channels == 1 else wave.expand(channels, -1)
 
 
+# --- levels -------------------------------------------------------------------------------------------------
+
+
 def loudness(wave: Tensor, rate: int) -> float:
-    """Loudness of `wave` [C, N] in LUFS (ITU-R BS.1770); -inf for silence and for what is shorter than 0.4 s."""
+    """Integrated loudness of `wave` [C, N] in LUFS (ITU-R BS.1770); -inf for silence and below 0.4 s."""
     if wave.shape[-1] < BLOCK * rate:
         return -math.inf
     return float(pyloudnorm.Meter(rate).integrated_loudness(wave.cpu().numpy().T))
 
 
 def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tensor:
-    """`wave` [C, N] at a set level, within full scale; strategies and levels are those of audiocraft.
+    """`wave` [C, N] at a standard level within full scale; strategies and levels are audiocraft's.
 
-    loudness: to -14 LUFS (ITU-R BS.1770), then clipped; silence and mere offsets are left alone, and what is too short to have a
-    loudness (under 0.4 s) takes `peak`. peak: the loudest sample to -1 dB. rms: to -18 dB, then clipped. clip: as it
-    is, clipped at -1 dB. Errors: ValueError for another strategy.
+        loudness   -14 LUFS, then clipped to full scale; below 0.4 s: as `peak`
+        peak       largest sample at -1 dBFS
+        rms        -18 dBFS RMS, then clipped to full scale
+        clip       level unchanged, clipped to -1 dBFS
+
+    With `loudness`, silence and constant offsets are returned unchanged.
+
+    Raises: ValueError for another strategy.
     """
     if strategy == "loudness" and wave.shape[-1] >= BLOCK * rate:
-        if wave.pow(2).mean().sqrt() < QUIET:
+        if wave.pow(2).mean().sqrt() < SILENCE:
             return wave
         gain = LOUDNESS - loudness(wave, rate)
-        if not math.isfinite(gain):  # a level without a loudness, such as an offset
+        # a constant offset has a level, but no loudness
+        if not math.isfinite(gain):
             return wave
     elif strategy in ("peak", "loudness"):
         gain = PEAK - _decibels(wave.abs().max())
@@ -261,3 +295,7 @@ def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tenso
 
 def _decibels(level: Tensor) -> float:
     return 20 * float(level.clamp(min=1e-8).log10())
+
+
+# renamed: remove when no caller is left
+check, check_rate = as_wave, parse_rate

@@ -1,9 +1,9 @@
-"""What MusicGen hears of a melody: one pitch class out of twelve, 7.8 times a second (arXiv:2306.05284, section 2.3).
+"""Melody conditioning: a wave to its strongest pitch class, 7.8 times per second (arXiv:2306.05284, section 2.3).
 
-Letters: B batch, C channels, N samples, F chroma frames.
+Axes: C channels, N samples, F chroma frames.
 
-    wave [C, N] -> (stems) -> power spectrum -> 12 pitch classes [12, F] -> the loudest of each frame, F classes
-    wave [1, N] <- tones <- (edit) <- F classes
+    wave [C, N] -> (stems) -> STFT -> chroma [12, F] -> argmax -> classes [F] -> one-hot [F, 12] -> model
+    wave [1, N] <- tones <- (edit) <- classes [F]
 """
 
 import math
@@ -15,91 +15,109 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-N_FFT = 16384  # samples; also the window
+from mgkit.spectra import stft
+
+N_FFT = 16384  # samples, also the window length
 HOP = 4096  # samples
 PITCH_CLASSES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 
 Separate = Callable[[Tensor, int], Tensor]
-"""Takes a wave [C, N] and its rate, returns the wave [C, N] of the stems that carry the melody."""
+"""Stem separation: a wave [C, N] and its sample rate to the wave [C, N] of the stems with the melody."""
 
 
 def chroma(wave: Tensor, rate: int) -> Tensor:
-    """Energy of the 12 pitch classes [12, F], C first, each frame's largest 1, on the CPU; F = 1 + N // HOP.
+    """Chroma [12, F] of `wave` [C, N] on the CPU: energy per pitch class from C to B, F = 1 + N // HOP.
 
-    `wave` [C, N] is averaged over its channels; fewer than N_FFT samples are padded with silence on both sides.
-    The same numbers as audiocraft's ChromaExtractor and transformers' MusicgenMelodyFeatureExtractor.
+    Channels are averaged, each frame is scaled to a maximum of 1, and a wave shorter than N_FFT is padded with
+    silence on both sides. Equal to audiocraft's ChromaExtractor and transformers' MusicgenMelodyFeatureExtractor.
     """
     wave = wave.float().mean(dim=0)
     short = max(0, N_FFT - wave.shape[-1])
     wave = F.pad(wave, (short // 2, short - short // 2))
     window = torch.hann_window(N_FFT, device=wave.device)
-    spectrum = torch.stft(
-        wave, N_FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
-    )
-    power = (spectrum / window.pow(2).sum().sqrt()).abs().pow(2)
-    return F.normalize(_filters(rate).to(wave.device) @ power, p=float("inf"), dim=0, eps=1e-6).cpu()
+    power = (stft(wave, N_FFT, HOP) / window.pow(2).sum().sqrt()).abs().pow(2)
+    return F.normalize(
+        chroma_filters(rate, N_FFT).to(wave.device) @ power, p=float("inf"), dim=0, eps=1e-6
+    ).cpu()
+
+
+@lru_cache
+def chroma_filters(rate: int, n_fft: int) -> Tensor:
+    """Chroma filterbank [12, n_fft / 2 + 1], tuned to A = 440 Hz (librosa)."""
+    from librosa.filters import chroma as filters
+
+    return torch.from_numpy(filters(sr=rate, n_fft=n_fft, tuning=0, n_chroma=12)).float()
 
 
 def classes(wave: Tensor, rate: int, frames: int) -> Tensor:
-    """Loudest pitch class [frames] (0 is C) of each frame of `wave` [C, N]; a short melody repeats, a long one is cut.
+    """Strongest pitch class [frames] per chroma frame of `wave` [C, N], 0 = C.
 
-    Silence is class 0, which is what the models were trained to take for "no melody".
+    A short melody repeats, a long one is cut. Silence is class 0, which the models know as the null melody.
     """
-    heard = chroma(wave, rate).argmax(dim=0)
-    return heard.repeat(-(-frames // len(heard)))[:frames]
+    detected = chroma(wave, rate).argmax(dim=0)
+    return detected.repeat(-(-frames // len(detected)))[:frames]
 
 
-def check(classes: Tensor, what: str = "the melody") -> Tensor:
-    """`classes` [F] as int64. Errors: ValueError for fractions, another shape, none, or others than 0 (C) to 11 (B)."""
+def one_hot(classes: Tensor) -> Tensor:
+    """One-hot chroma [..., F, 12] of classes [..., F], the model's input."""
+    return F.one_hot(classes, 12).float()
+
+
+def parse_classes(classes: Tensor, name: str = "the melody") -> Tensor:
+    """`classes` [F] as int64 on the CPU; `name` is for error messages.
+
+    Raises: ValueError for floats, another shape, no frames, or values outside 0 (C) to 11 (B).
+    """
     if classes.is_floating_point() or classes.dim() != 1 or len(classes) == 0:
         raise ValueError(
-            f"{what} has {classes.dtype} values of shape {list(classes.shape)}; pitch classes are whole numbers [frames]"
+            f"{name} is {classes.dtype} of shape {list(classes.shape)}; pitch classes must be integers [frames]"
         )
     if classes.min() < 0 or classes.max() > 11:
         raise ValueError(
-            f"{what} runs from {classes.min()} to {classes.max()}; pitch classes run from 0 (C) to 11 (B), and sound is "
-            "given as floats from -1 to 1"
+            f"{name} has values from {classes.min()} to {classes.max()}; pitch classes are 0 (C) to 11 (B), and audio "
+            "samples must be floats from -1 to 1"
         )
     return classes.detach().cpu().long()
 
 
 def edit(classes: Tensor, to: str, start: float, end: float, rate: int) -> Tensor:
-    """A copy of `classes` [F] with the pitch class named `to` in the frames from `start` to before `end`, in seconds.
+    """Copy of `classes` [F] with the pitch class `to` (F♯ or F#) in the frames with `start` <= time < `end` seconds.
 
-    `rate` is that of the waves that they are of, which sets the time of a frame, HOP / rate.
-    Errors: ValueError for a name that is not in PITCH_CLASSES (# may stand for ♯), and those of `check`.
+    A frame lasts HOP / `rate` seconds, at the sample rate of the model.
+
+    Raises: ValueError for an unknown pitch class or invalid `classes`.
 
     >>> edit(torch.zeros(6, dtype=torch.long), "F#", 0.2, 0.5, 32000)
     tensor([0, 0, 6, 6, 0, 0])
     """
     name = to.replace("#", "♯")
     if name not in PITCH_CLASSES:
-        raise ValueError(f"{to!r} is no pitch class; they are {', '.join(PITCH_CLASSES)}")
-    edited = check(classes).clone()
+        raise ValueError(f"{to!r} is not a pitch class; choose one of {', '.join(PITCH_CLASSES)}")
+    edited = parse_classes(classes).clone()
     seconds = torch.arange(len(edited)) * HOP / rate
     edited[(seconds >= start) & (seconds < end)] = PITCH_CLASSES.index(name)
     return edited
 
 
 def tones(classes: Tensor, rate: int) -> Tensor:
-    """Wave [1, (F - 1) * HOP] that plays `classes` [F] as Shepard tones: a pitch class in all octaves, and so in none.
+    """Wave [1, (F - 1) * HOP] of `classes` [F] as Shepard tones: each pitch class sounds in five octaves at once.
 
-    `classes` of the wave are those that it plays, as far as they last two frames or more. Each tone fades in and out
-    in 16 ms at 32 kHz, so that nothing clicks. Errors: ValueError for a single frame, which lasts no time, and those
-    of `check`.
+    `classes(tones(x))` is `x` for notes of at least two frames. Each tone fades in and out, over 16 ms at 32 kHz,
+    so that nothing clicks.
+
+    Raises: ValueError for a single frame, which has no duration, or invalid `classes`.
     """
     if len(classes) == 1:
-        raise ValueError("one frame is a moment without length; give at least two to hear")
-    part = HOP // 8  # samples; the step in which tones fade
-    sounding = one_hot(check(classes)).T.repeat_interleave(8, dim=1)[
-        :, 4:-4
-    ]  # frame 0 is centred on sample 0
+        raise ValueError("a melody of one frame has no duration; give at least two frames")
+    part = HOP // 8  # samples per fade
+    # frame 0 is centred on sample 0
+    sounding = one_hot(parse_classes(classes)).T.repeat_interleave(8, dim=1)[:, 4:-4]
     sounding[:, :1] = sounding[:, -1:] = 0
     gates = F.interpolate(sounding[None], scale_factor=part, mode="linear")[0]
-    gates = gates * gates * (3 - 2 * gates)  # no corner where a fade begins or ends
-    seconds = (
-        torch.arange(gates.shape[1], dtype=torch.float64) / rate
-    )  # float32 would hiss after a few seconds
+    # smoothstep: no corner where a fade begins or ends
+    gates = gates * gates * (3 - 2 * gates)
+    # in float32 the phase would become audible noise after a few seconds
+    seconds = torch.arange(gates.shape[1], dtype=torch.float64) / rate
     wave = torch.zeros(1, gates.shape[1])
     for pitch in classes.unique().tolist():
         for octave in range(2, 7):
@@ -109,55 +127,52 @@ def tones(classes: Tensor, rate: int) -> Tensor:
     return wave
 
 
-class Follows(NamedTuple):
-    """How far music follows a melody, each from 0 to 1, and what chance would give."""
+class Similarity(NamedTuple):
+    """Similarity of music and a melody, each from 0 to 1."""
 
-    share: float  # of the frames whose loudest pitch class is the one told
-    cosine: float  # mean, of the energy of the twelve pitch classes with the one told
-    chance_share: float  # were the frames of the two paired at random
-    chance_cosine: float
+    accuracy: float  # share of frames whose strongest pitch class is the melody's
+    cosine: float  # cosine similarity of chroma and one-hot melody, averaged over frames
+    chance_accuracy: float  # expected accuracy if frames were paired at random
+    chance_cosine: float  # expected cosine if frames were paired at random
 
 
-def follows(wave: Tensor, rate: int, told: Tensor) -> Follows:
-    """How far `wave` [C, N] follows the pitch classes `told` [F], frame by frame up to the end of the shorter.
+def similarity(chroma: Tensor, classes: Tensor) -> Similarity:
+    """Similarity of `chroma` [12, F] to the melody `classes` [F], over the frames of the shorter one.
 
-    Chance is not 1 in 12: a tune that rests on one note is often met by accident. Errors: those of `check`.
+    Compare with chance, which is not 1/12: a tune that rests on a few notes often agrees by accident.
+
+    Raises: ValueError for invalid `classes`.
     """
-    energy = chroma(wave, rate)
-    frames = min(energy.shape[1], len(told))
-    unit = F.normalize(energy[:, :frames], dim=0)
-    loudest = one_hot(energy[:, :frames].argmax(dim=0)).T
-    target = one_hot(check(told)[:frames]).T
-    met = [float((heard * target).sum(dim=0).mean()) for heard in (loudest, unit)]
-    chance = [float(heard.mean(dim=1) @ target.mean(dim=1)) for heard in (loudest, unit)]
-    return Follows(*met, *chance)
-
-
-def one_hot(classes: Tensor) -> Tensor:
-    """Grid [..., F, 12] of classes [..., F]: what the model is given."""
-    return F.one_hot(classes, 12).float()
+    frames = min(chroma.shape[1], len(classes))
+    chroma, melody = chroma[:, :frames], one_hot(parse_classes(classes)[:frames]).T
+    strongest, unit = one_hot(chroma.argmax(dim=0)).T, F.normalize(chroma, dim=0)
+    paired = [float((x * melody).sum(dim=0).mean()) for x in (strongest, unit)]
+    chance = [float(x.mean(dim=1) @ melody.mean(dim=1)) for x in (strongest, unit)]
+    return Similarity(*paired, *chance)
 
 
 def rotate(wave: Tensor, start: int, samples: int) -> Tensor:
-    """The `samples` that follow sample `start` of `wave` [C, N] played in a loop, [C, samples]."""
+    """`samples` samples of `wave` [C, N] played in a loop from sample `start`."""
     return wave[:, (start + torch.arange(samples, device=wave.device)) % wave.shape[-1]]
 
 
 def demucs(device: str = "cpu") -> Separate:
-    """Stem separation by torchaudio's HDemucs: drums and bass taken out, so that chroma follows voice and melody.
+    """Stem separation with torchaudio's HDemucs: removes drums and bass, so that chroma follows the melody.
 
-    Downloads its weights (about 330 MB) on first use. Errors: RuntimeError in one sentence where torchaudio or
-    the weights cannot be had.
+    Downloads its weights (about 330 MB) on first use.
+
+    Raises: RuntimeError if torchaudio or the weights are not available.
     """
     try:
         from torchaudio.functional import resample
         from torchaudio.pipelines import HDEMUCS_HIGH_MUSDB_PLUS as bundle
 
         model = bundle.get_model().to(device).eval()
-    except Exception as error:  # torchaudio beside another torch raises ImportError, OSError or RuntimeError
+    # with another version of torch, importing torchaudio raises any of these; so does a failed download
+    except (ImportError, OSError, RuntimeError) as error:
         raise RuntimeError(
             f"stem separation needs torchaudio with its HDemucs weights, which could not be loaded ({error}); "
-            "pass the melody as it is, or a recording of the melody alone"
+            "use the melody as it is, or a recording of the melody alone"
         ) from error
     keep = [model.sources.index(name) for name in ("vocals", "other")]
 
@@ -172,9 +187,5 @@ def demucs(device: str = "cpu") -> Separate:
     return separate
 
 
-@lru_cache
-def _filters(rate: int) -> Tensor:
-    """Weights [12, N_FFT / 2 + 1] that sum a power spectrum into pitch classes, tuned to A = 440 Hz."""
-    from librosa.filters import chroma as chroma_filters
-
-    return torch.from_numpy(chroma_filters(sr=rate, n_fft=N_FFT, tuning=0, n_chroma=12)).float()
+# renamed: remove when no caller is left
+check = parse_classes

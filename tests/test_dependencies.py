@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"audio", "delay", "sampling", "codec", "text", "melody", "lm", "hub"},
+    {"audio", "spectra", "delay", "sampling", "codec", "text", "lm", "hub"},
+    {"melody"},
     {"condition"},
     {"generate", "layouts"},
     {"job"},

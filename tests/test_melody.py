@@ -1,4 +1,4 @@
-"""What the model hears of a melody, and how a recording is taken apart for it."""
+"""Melody conditioning: chroma, pitch classes and their tones, similarity, stem separation."""
 
 import math
 import sys
@@ -17,17 +17,17 @@ def tone(hertz: float, seconds: float, rate: int = RATE) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("hertz", "name"), [(261.63, "C"), (329.63, "E"), (440.0, "A"), (880.0, "A")])
-def test_a_tone_is_heard_as_its_pitch_class(hertz: float, name: str) -> None:
-    heard = melody.classes(tone(hertz, 3), RATE, 20)
-    assert [melody.PITCH_CLASSES[c] for c in heard.tolist()] == [name] * 20
+def test_a_tone_is_its_pitch_class(hertz: float, name: str) -> None:
+    detected = melody.classes(tone(hertz, 3), RATE, 20)
+    assert [melody.PITCH_CLASSES[c] for c in detected.tolist()] == [name] * 20
 
 
-def test_a_scale_is_heard_in_order() -> None:
+def test_the_classes_of_a_scale_are_in_order() -> None:
     steps = (0, 2, 4, 5, 7, 9, 11)
     wave = torch.cat([tone(261.63 * 2 ** (step / 12), 2) for step in steps], dim=1)
-    heard = melody.classes(wave, RATE, 1 + wave.shape[1] // melody.HOP)
+    detected = melody.classes(wave, RATE, 1 + wave.shape[1] // melody.HOP)
     middle = [round((2 * i + 1) * RATE / melody.HOP) for i in range(len(steps))]
-    assert heard[middle].tolist() == list(steps)
+    assert detected[middle].tolist() == list(steps)
 
 
 def test_a_short_melody_repeats_and_a_long_one_is_cut() -> None:
@@ -43,40 +43,40 @@ def test_silence_is_the_null_melody() -> None:
     assert not melody.classes(torch.zeros(1, RATE), RATE, 79).any()
 
 
-def test_stereo_is_heard_as_the_mean_of_its_channels() -> None:
+def test_chroma_of_stereo_is_that_of_the_channel_mean() -> None:
     left, right = tone(261.63, 2), tone(440.0, 2)
     stereo = melody.chroma(torch.cat([left, right]), RATE)
     assert torch.equal(stereo, melody.chroma((left + right) / 2, RATE))
 
 
-def test_rotate_is_a_loop_from_where_it_starts() -> None:
+def test_rotate_plays_in_a_loop() -> None:
     wave = torch.arange(10.0)[None]
     assert melody.rotate(wave, 7, 6).tolist() == [[7, 8, 9, 0, 1, 2]]
 
 
-def grid(seed: int, runs: int = 12, least: int = 2) -> torch.Tensor:
-    """Pitch classes of a random tune whose notes last `least` frames or more."""
+def random_tune(seed: int, notes: int = 12, least: int = 2) -> torch.Tensor:
+    """Pitch classes of a random tune with notes of at least `least` frames."""
     draw = torch.Generator().manual_seed(seed)
-    notes = torch.randint(12, (runs,), generator=draw)
-    return notes.repeat_interleave(torch.randint(least, least + 6, (runs,), generator=draw))
+    pitches = torch.randint(12, (notes,), generator=draw)
+    return pitches.repeat_interleave(torch.randint(least, least + 6, (notes,), generator=draw))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rate", [32000, 44100])
-def test_tones_are_heard_as_the_pitch_classes_that_they_play(seed: int, rate: int) -> None:
-    told = grid(seed)
-    wave = melody.tones(told, rate)
-    assert wave.shape == (1, (len(told) - 1) * melody.HOP)
+def test_classes_of_tones_are_the_classes_played(seed: int, rate: int) -> None:
+    tune = random_tune(seed)
+    wave = melody.tones(tune, rate)
+    assert wave.shape == (1, (len(tune) - 1) * melody.HOP)
     assert wave.abs().max() <= 1
-    assert melody.classes(wave, rate, len(told)).equal(told)
+    assert melody.classes(wave, rate, len(tune)).equal(tune)
 
 
-def test_tones_begin_and_end_in_silence_and_do_not_click() -> None:
-    """A click is energy far above the highest tone, 2 kHz: joined without fades, the same notes leave plenty."""
-    told = grid(1)
-    wave = melody.tones(told, RATE)
+def test_tones_begin_and_end_in_silence_without_clicks() -> None:
+    """A click has energy far above the highest tone, 2 kHz; joined without fades, the same notes click."""
+    tune = random_tune(1)
+    wave = melody.tones(tune, RATE)
     half = melody.HOP // 2
-    joined = torch.cat([melody.tones(note.expand(3), RATE)[:, half:-half] for note in told], dim=1)
+    joined = torch.cat([melody.tones(note.expand(3), RATE)[:, half:-half] for note in tune], dim=1)
 
     def above(sound: torch.Tensor) -> float:
         power = torch.stft(sound, 1024, 256, window=torch.hann_window(1024), return_complex=True).abs() ** 2
@@ -87,45 +87,49 @@ def test_tones_begin_and_end_in_silence_and_do_not_click() -> None:
     assert above(joined) > 1e-5
 
 
-def test_editing_changes_the_frames_that_are_named_and_no_other() -> None:
-    told = grid(2)
+def test_editing_changes_the_given_frames_only() -> None:
+    tune = random_tune(2)
     second = RATE / melody.HOP  # frames
-    edited = melody.edit(told, "A♯", 1.0, 2.0, RATE)
-    inside = torch.arange(len(told)).div(second).sub(1.5).abs() < 0.5
+    edited = melody.edit(tune, "A♯", 1.0, 2.0, RATE)
+    inside = torch.arange(len(tune)).div(second).sub(1.5).abs() < 0.5
     assert inside.sum() in (7, 8)
     assert edited[inside].tolist() == [10] * int(inside.sum())
-    assert edited[~inside].equal(told[~inside])
-    assert told.equal(grid(2))
-    assert melody.edit(told, "A#", 1.0, 2.0, RATE).equal(edited)
+    assert edited[~inside].equal(tune[~inside])
+    assert tune.equal(random_tune(2))
+    assert melody.edit(tune, "A#", 1.0, 2.0, RATE).equal(edited)
 
 
-def test_a_pitch_class_that_is_none_is_refused_with_the_twelve() -> None:
+def test_an_unknown_pitch_class_is_refused_with_the_list_of_twelve() -> None:
     with pytest.raises(ValueError, match=r"'H'.*C♯.*B"):
-        melody.edit(grid(0), "H", 0, 1, RATE)
+        melody.edit(random_tune(0), "H", 0, 1, RATE)
 
 
 @pytest.mark.parametrize(
-    "bad", [torch.tensor([0, 12]), torch.tensor([-1]), torch.zeros(3), torch.zeros(2, 3).long(), grid(0)[:0]]
+    "bad",
+    [torch.tensor([0, 12]), torch.tensor([-1]), torch.zeros(3), torch.zeros(2, 3).long(), random_tune(0)[:0]],
 )
-def test_values_that_are_no_pitch_classes_are_refused(bad: torch.Tensor) -> None:
+def test_invalid_pitch_classes_are_refused(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="pitch classes"):
-        melody.check(bad)
+        melody.parse_classes(bad)
 
 
-def test_music_follows_itself_and_chance_is_the_mean_over_all_pairings_in_time() -> None:
-    told, other = grid(3), grid(4)[: len(grid(3))]
-    wave = melody.tones(told, RATE)
-    assert melody.follows(wave, RATE, told).share == 1
-    assert melody.follows(wave, RATE, told).cosine > 0.9
-    other = other.repeat(2)[: len(told)]
-    shifted = [melody.follows(wave, RATE, other.roll(shift)) for shift in range(len(told))]
-    for met, chance in (("share", "chance_share"), ("cosine", "chance_cosine")):
-        mean = sum(getattr(score, met) for score in shifted) / len(shifted)
+def test_similarity_to_itself_is_1_and_chance_is_the_mean_over_all_shifts() -> None:
+    tune, other = random_tune(3), random_tune(4)[: len(random_tune(3))]
+    wave = melody.tones(tune, RATE)
+    chroma = melody.chroma(wave, RATE)
+    assert melody.similarity(chroma, tune).accuracy == 1
+    assert melody.similarity(chroma, tune).cosine > 0.9
+    other = other.repeat(2)[: len(tune)]
+    shifted = [melody.similarity(chroma, other.roll(shift)) for shift in range(len(tune))]
+    for paired, chance in (("accuracy", "chance_accuracy"), ("cosine", "chance_cosine")):
+        mean = sum(getattr(one, paired) for one in shifted) / len(shifted)
         assert getattr(shifted[0], chance) == pytest.approx(mean, abs=1e-5)
         assert 0 < mean < 1
 
 
-def test_without_torchaudio_stem_separation_says_so_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stem_separation_without_torchaudio_raises_one_clear_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     monkeypatch.setitem(sys.modules, "torchaudio.functional", None)
     with pytest.raises(RuntimeError, match="stem separation needs torchaudio") as caught:
@@ -137,7 +141,7 @@ def test_without_torchaudio_stem_separation_says_so_in_one_sentence(monkeypatch:
 def test_stem_separation_keeps_rate_and_length(
     channels: int, rate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an untrained HDemucs in place of the trained one, which has to be downloaded."""
+    """With an untrained HDemucs, because the trained one would have to be downloaded."""
     pipelines = pytest.importorskip("torchaudio.pipelines", exc_type=(ImportError, OSError, RuntimeError))
     from torchaudio.models import HDemucs
 

@@ -20,7 +20,7 @@ from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from mgkit import audio
+from mgkit import audio, spectra
 from mgkit.delay import delay, delays
 
 # Before and after a seam; both have enough contrast on white and on black.
@@ -127,18 +127,9 @@ def wave_thumbnail(samples: np.ndarray, rate: int, seam: float | None, level: fl
 # --- mel spectrograms ---------------------------------------------------------------------------------------
 
 
-def mel_bands(rate: int) -> Tensor:
-    """Mel filterbank [BANDS, N_FFT / 2 + 1]."""
-    from librosa.filters import mel as mel_filters
-
-    return torch.from_numpy(mel_filters(sr=rate, n_fft=N_FFT, n_mels=BANDS))
-
-
-def mel_power(samples: np.ndarray, bands: Tensor) -> Tensor:
+def mel_power(samples: np.ndarray, rate: int) -> Tensor:
     """Mel power spectrogram [BANDS, T] of samples [C, N], channels averaged, T = 1 + N // MEL_HOP."""
-    mono, window = torch.from_numpy(samples).mean(dim=0), torch.hann_window(N_FFT)
-    spectrum = torch.stft(mono, N_FFT, MEL_HOP, window=window, pad_mode="constant", return_complex=True)
-    return bands @ spectrum.abs().pow(2)
+    return spectra.mel_power(torch.from_numpy(samples).mean(dim=0), rate, N_FFT, MEL_HOP, BANDS)
 
 
 def mel_thumbnail(power: Tensor) -> bytes:

@@ -23,6 +23,7 @@ from torch import Tensor
 from mgkit.generate import Window, lengths
 from mgkit.lab.drawing import (
     ACCENT,
+    BANDS,
     FLOOR,
     GIVEN,
     MEL_HOP,
@@ -33,7 +34,6 @@ from mgkit.lab.drawing import (
     draw_cells,
     draw_frames,
     draw_wave,
-    mel_bands,
     mel_power,
     new_picture,
     one_seam_each,
@@ -42,6 +42,7 @@ from mgkit.lab.drawing import (
 )
 from mgkit.lab.pages import Player, bare_player, page, player, player_table, players  # noqa: F401
 from mgkit.melody import HOP, PITCH_CLASSES
+from mgkit.spectra import mel_filters
 
 # --- audio --------------------------------------------------------------------------------------------------
 
@@ -72,8 +73,8 @@ def mel(
     """
     if not items:
         raise ValueError("mel needs at least one (title, wave); got none")
-    bands = mel_bands(rate)
-    powers = [mel_power(to_samples(wave), bands) for _, wave in items]
+    bands = mel_filters(rate, N_FFT, BANDS)
+    powers = [mel_power(to_samples(wave), rate) for _, wave in items]
     top = max(float(power.max()) for power in powers) or 1.0
     figure = new_picture(
         0.6 + 1.5 * len(items), f"mel spectrograms: {', '.join(title for title, _ in items)}"

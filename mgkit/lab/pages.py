@@ -26,7 +26,6 @@ from torch import Tensor
 from mgkit import audio
 from mgkit.lab.drawing import (
     data_uri,
-    mel_bands,
     mel_power,
     mel_thumbnail,
     one_seam_each,
@@ -134,9 +133,8 @@ def player_table(
             f"expected one row of cells for each of {list(rows)} and one wave for each of {list(columns)}; "
             f"got rows of {[len(row) for row in cells]} cells"
         )
-    bands = mel_bands(rate)
     waves = [[to_samples(wave) for wave in row] for row in cells]
-    powers = [[mel_power(samples, bands) for samples in row] for row in waves]
+    powers = [[mel_power(samples, rate) for samples in row] for row in waves]
     top = max(float(power.max()) for row in powers for power in row) or 1.0
     wide = 'style="width: 190px; height: {}px; display: block"'
     head = "".join(f'<th style="text-align: left">{html.escape(name)}</th>' for name in ("", *columns))
