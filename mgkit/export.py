@@ -10,121 +10,120 @@ import torch
 from torch import Tensor
 
 from mgkit import audio
-from mgkit.checkpoint import FIXED, Model, quiet
-from mgkit.layouts import hugging_face
+from mgkit.checkpoint import Model
+from mgkit.layouts import CODEC_REQUIRED, CODEC_SETTINGS, LM_SETTINGS, hugging_face
 from mgkit.melody import HOP, N_FFT
+from mgkit.readers import quiet_transformers
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import GenerationConfig, PretrainedConfig
 
 
 def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-    """Writes `folder` in the Hugging Face layout, which transformers and mgkit load; `dtype` converts, such as float16.
+    """Write `model` to `folder`; `dtype` converts the weights, for example to torch.float16.
 
-    Files of the folder are replaced only once all new ones are written. Errors: OSError where that fails.
+    Files already there are replaced only once all the new ones are written.
+
+    Raises: OSError for a disk that is full or read-only.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    from transformers import GenerationConfig
 
+    tensors, metadata = _tensors(model, dtype), {"format": "pt", "licence": model.licence}
+    preprocessor = json.dumps(_preprocessor(model), indent=2) + "\n"
+
+    def write(draft: Path) -> None:
+        try:
+            save_file(tensors, draft / "model.safetensors", metadata=metadata)
+        except SafetensorError as error:
+            # A full disk, for example.
+            raise OSError(str(error)) from None
+        # safetensors lets only the owner read its file.
+        (draft / "model.safetensors").chmod(0o644)
+        with quiet_transformers():
+            _config(model, dtype).save_pretrained(draft)
+            _generation_config(model).save_pretrained(draft)
+        model.conditioner.text.tokenizer.save_pretrained(draft)
+        (draft / "preprocessor_config.json").write_text(preprocessor, encoding="utf-8")
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    audio.replace_files(folder, write)
+
+
+def _tensors(model: Model, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Every tensor of the model under its name in the Hugging Face layout."""
     tensors: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():
         name = hugging_face(ours)
         value = parameter.detach().to("cpu", dtype or parameter.dtype)
-        if name.endswith("conv.weight"):  # as a weight norm: a gain and a direction
-            norm = value.float().flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
+        if name.endswith("conv.weight"):
+            # Weight norm, w = g v / |v|: our weight serves as the direction v, its norm as the gain g.
+            gain = value.float().flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
             stem = name.replace("weight", "parametrizations.weight.original")
-            tensors[f"{stem}0"], tensors[f"{stem}1"] = norm, value.contiguous()
+            tensors[f"{stem}0"], tensors[f"{stem}1"] = gain, value.contiguous()
         else:
             tensors[name] = value.contiguous()
-        if name.endswith(
-            "codebook.embed"
-        ):  # what transformers keeps beside a codebook, and does not use either
+        if name.endswith("codebook.embed"):
+            # Statistics from training, which transformers requires and does not use.
             stem = name.removesuffix("embed")
             tensors[f"{stem}embed_avg"] = value.clone()
             tensors[f"{stem}cluster_size"] = torch.ones(len(value), dtype=value.dtype)
             tensors[f"{stem}inited"] = torch.ones(1, dtype=value.dtype)
-
-    frames = round(model.window * model.codec.config.frame_rate)
-    special = model.lm.config.special
-    generation = GenerationConfig(
-        do_sample=True,
-        guidance_scale=3.0,
-        max_length=frames,
-        bos_token_id=special,
-        pad_token_id=special,
-        decoder_start_token_id=special,
-    )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def write(draft: Path) -> None:
-        try:
-            save_file(
-                tensors, draft / "model.safetensors", metadata={"format": "pt", "licence": model.licence}
-            )
-        except SafetensorError as error:  # for a full disk too
-            raise OSError(f"{error}") from None
-        (draft / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
-        with quiet():
-            _hugging_face_config(model, dtype).save_pretrained(draft)
-            generation.save_pretrained(draft)
-        model.conditioner.text.tokenizer.save_pretrained(draft)
-        (draft / "preprocessor_config.json").write_text(json.dumps(_preprocessor(model), indent=2) + "\n")
-
-    audio.replace_files(folder, write)
+    return tensors
 
 
-def _hugging_face_config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
-    """transformers' config of the model."""
-    from transformers import (
-        EncodecConfig,
-        MusicgenConfig,
-        MusicgenDecoderConfig,
-        MusicgenMelodyConfig,
-        MusicgenMelodyDecoderConfig,
-    )
+def _config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
+    """transformers' config of the model, the content of config.json."""
+    import transformers
 
     codec, lm, t5 = model.codec.config, model.lm.config, model.conditioner.text.t5.config
+    frames = model.conditioner.melody_frames
+    kind = "Musicgen" if frames is None else "MusicgenMelody"
     if t5.d_model == lm.dim:
         raise ValueError(
-            f"transformers expects no projection where text and language model are both {lm.dim} wide"
+            f"text encoder and language model are both {lm.dim} wide, and then transformers has no projection "
+            "between them; choose another width for the language model"
         )
     bits = math.ceil(math.log2(codec.codebook_size))
-    encodec = EncodecConfig(
-        **{name: value for name, value in FIXED.items() if name != "model_type"},
-        sampling_rate=codec.sample_rate,
-        num_filters=codec.filters,
-        upsampling_ratios=list(codec.ratios),
-        hidden_size=codec.dim,
-        codebook_size=codec.codebook_size,
-        pad_mode=codec.pad_mode,
+    encodec = transformers.EncodecConfig(
+        **{name: value for name, value in CODEC_REQUIRED.items() if name != "model_type"},
+        **{theirs: getattr(codec, ours) for ours, theirs in CODEC_SETTINGS.items()},
         target_bandwidths=[codec.codebooks * codec.frame_rate * bits / 1000],
     )
-    frames = model.conditioner.melody_frames
-    decoder = (MusicgenDecoderConfig if frames is None else MusicgenMelodyDecoderConfig)(
-        hidden_size=lm.dim,
-        num_hidden_layers=lm.layers,
-        num_attention_heads=lm.heads,
-        ffn_dim=lm.feed_forward,
-        num_codebooks=lm.codebooks,
-        vocab_size=lm.codebook_size,
-        audio_channels=lm.channels,
+    decoder = getattr(transformers, f"{kind}DecoderConfig")(
+        **{theirs: getattr(lm, ours) for ours, theirs in LM_SETTINGS.items()},
         dropout=0.0,
         bos_token_id=lm.special,
         pad_token_id=lm.special,
     )
-    parts = {"text_encoder": t5.to_dict(), "audio_encoder": encodec.to_dict(), "decoder": decoder.to_dict()}
-    config = (
-        MusicgenConfig(**parts) if frames is None else MusicgenMelodyConfig(**parts, chroma_length=frames)
+    config = getattr(transformers, f"{kind}Config")(
+        text_encoder=t5.to_dict(),
+        audio_encoder=encodec.to_dict(),
+        decoder=decoder.to_dict(),
+        **({} if frames is None else {"chroma_length": frames}),
     )
-    config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForConditionalGeneration"]
+    config.architectures = [f"{kind}ForConditionalGeneration"]
     config.dtype = dtype or model.lm.dtype
     return config
 
 
-def _preprocessor(model: Model) -> dict:
-    """Settings of transformers' feature extractor: of chroma where the model takes a melody, else of audio prompts."""
+def _generation_config(model: Model) -> "GenerationConfig":
+    """transformers' defaults for `generate`, of which mgkit reads `max_length`: the window in frames."""
+    from transformers import GenerationConfig
+
+    special = model.lm.config.special
+    return GenerationConfig(
+        do_sample=True,
+        guidance_scale=3.0,
+        max_length=round(model.window * model.codec.config.frame_rate),
+        bos_token_id=special,
+        pad_token_id=special,
+        decoder_start_token_id=special,
+    )
+
+
+def _preprocessor(model: Model) -> dict[str, str | int | float]:
+    """Settings of transformers' feature extractor: chroma for a melody model, audio prompts for any other."""
     rate = model.codec.config.sample_rate
     if model.conditioner.melody_frames is None:
         return {

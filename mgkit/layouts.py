@@ -1,69 +1,73 @@
-"""What the tensors of a MusicGen are called in its two published layouts, and how they are read into the modules.
+"""Names of tensors and settings in both published layouts, and the strict copy into the modules.
 
-Two layouts hold the same numbers. Hugging Face: `config.json` and `*.safetensors`. audiocraft: `state_dict.bin` and
-`compression_state_dict.bin`. The tables give, for every tensor of ours, its name in each; `fill` looks each one up,
-and a tensor that is missing, left over or of another shape is an error that names it. Tensors are read one by one,
-from the mapped file into the module, so that memory holds little more than one copy.
+    Hugging Face   config.json, *.safetensors
+    audiocraft     state_dict.bin (language model, projections), compression_state_dict.bin (codec)
+
+Both hold the same numbers. The tables rename every tensor of ours; `fill` copies each one out of the mapped file
+into the module, so that memory stays near one copy, and refuses a checkpoint with a tensor missing, left over or of
+another shape.
 """
 
-import pickle
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mgkit.readers import Read, WeightsError
 
-class WeightsError(ValueError):
-    """Files that do not hold the model that they should; the message names the file and what is wrong with it."""
+# --- names of tensors ---------------------------------------------------------------------------------------------
 
-
-Read = Callable[[], Tensor]
-Named = Iterable[tuple[str, nn.Parameter]]
-
-T5_SHARED, T5_TIED = "text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"
-
-# The first pattern that fits a name of ours gives the other layout's; parts of a layer, in braces, have their own.
-LAYER_HUGGING_FACE = {
-    "cross_attention": "encoder_attn",
-    "attention": "self_attn",
-    "norm1": "self_attn_layer_norm",
-    "norm_cross": "encoder_attn_layer_norm",
-    "norm2": "final_layer_norm",
-    "linear1": "fc1",
-    "linear2": "fc2",
-}
-LAYER_AUDIOCRAFT = {"attention": "self_attn"}
-
-HUGGING_FACE = (
-    (r"conditioner\.text\.t5\.(.*)", r"text_encoder.\1"),
-    (r"conditioner\.text_proj\.(.*)", r"enc_to_dec_proj.\1"),
-    (r"conditioner\.melody_proj\.(.*)", r"audio_enc_to_dec_proj.\1"),
-    (r"lm\.embeddings\.(.*)", r"decoder.model.decoder.embed_tokens.\1"),
-    (r"lm\.layers\.(\d+)\.(\w+)\.(.*)", r"decoder.model.decoder.layers.\1.{\2}.\3"),
-    (r"lm\.norm\.(.*)", r"decoder.model.decoder.layer_norm.\1"),
-    (r"lm\.heads\.(.*)", r"decoder.lm_heads.\1"),
-    (r"codec\.(\w+)\.(\d+)\.((?:block\.\d\.)?)(weight|bias)", r"audio_encoder.\1.layers.\2.\3conv.\4"),
-    (r"codec\.(\w+)\.(\d+)\.(\w+_l\d)", r"audio_encoder.\1.layers.\2.lstm.\3"),
-    (r"codec\.quantizer\.codebooks\.(\d+)", r"audio_encoder.quantizer.layers.\1.codebook.embed"),
-)
-AUDIOCRAFT = (
-    (r"conditioner\.text_proj\.(.*)", r"condition_provider.conditioners.description.output_proj.\1"),
-    (r"conditioner\.melody_proj\.(.*)", r"condition_provider.conditioners.self_wav.output_proj.\1"),
-    (r"lm\.embeddings\.(.*)", r"emb.\1"),
-    (r"lm\.layers\.(\d+)\.(\w+)\.([qkv])_proj\.weight", r"transformer.layers.\1.{\2}.in_proj_weight/\3"),
-    (r"lm\.layers\.(\d+)\.(\w+)\.(.*)", r"transformer.layers.\1.{\2}.\3"),
-    (r"lm\.norm\.(.*)", r"out_norm.\1"),
-    (r"lm\.heads\.(.*)", r"linears.\1"),
-    (r"codec\.(\w+)\.(\d+)\.((?:block\.\d\.)?)(weight|bias)", r"\1.model.\2.\3conv.conv.\4"),
-    (r"codec\.(\w+)\.(\d+)\.(\w+_l\d)", r"\1.model.\2.lstm.\3"),
-    (r"codec\.quantizer\.codebooks\.(\d+)", r"quantizer.vq.layers.\1._codebook.embed"),
-)
+# Ours, theirs. `*` stands for one part of a name, `**` for the rest of it; the first row that fits counts.
+HUGGING_FACE = """
+    conditioner.text.t5.**                   text_encoder.**
+    conditioner.text_proj.*                  enc_to_dec_proj.*
+    conditioner.melody_proj.*                audio_enc_to_dec_proj.*
+    lm.embeddings.*.weight                   decoder.model.decoder.embed_tokens.*.weight
+    lm.layers.*.norm1.*                      decoder.model.decoder.layers.*.self_attn_layer_norm.*
+    lm.layers.*.attention.*.weight           decoder.model.decoder.layers.*.self_attn.*.weight
+    lm.layers.*.norm_cross.*                 decoder.model.decoder.layers.*.encoder_attn_layer_norm.*
+    lm.layers.*.cross_attention.*.weight     decoder.model.decoder.layers.*.encoder_attn.*.weight
+    lm.layers.*.norm2.*                      decoder.model.decoder.layers.*.final_layer_norm.*
+    lm.layers.*.feed_forward.linear1.weight  decoder.model.decoder.layers.*.fc1.weight
+    lm.layers.*.feed_forward.linear2.weight  decoder.model.decoder.layers.*.fc2.weight
+    lm.layers.*.linear1.weight               decoder.model.decoder.layers.*.fc1.weight
+    lm.layers.*.linear2.weight               decoder.model.decoder.layers.*.fc2.weight
+    lm.norm.*                                decoder.model.decoder.layer_norm.*
+    lm.heads.*.weight                        decoder.lm_heads.*.weight
+    codec.quantizer.codebooks.*              audio_encoder.quantizer.layers.*.codebook.embed
+    codec.*.*.weight                         audio_encoder.*.layers.*.conv.weight
+    codec.*.*.bias                           audio_encoder.*.layers.*.conv.bias
+    codec.*.*.block.*.*                      audio_encoder.*.layers.*.block.*.conv.*
+    codec.*.*.*                              audio_encoder.*.layers.*.lstm.*
+"""
+# `/q`, `/k` and `/v` mark a third of the joint projection of an attention. T5 is not in audiocraft's files.
+AUDIOCRAFT = """
+    conditioner.text_proj.*                  condition_provider.conditioners.description.output_proj.*
+    conditioner.melody_proj.*                condition_provider.conditioners.self_wav.output_proj.*
+    lm.embeddings.*.weight                   emb.*.weight
+    lm.layers.*.attention.out_proj.weight    transformer.layers.*.self_attn.out_proj.weight
+    lm.layers.*.attention.*_proj.weight      transformer.layers.*.self_attn.in_proj_weight/*
+    lm.layers.*.cross_attention.out_proj.*   transformer.layers.*.cross_attention.out_proj.*
+    lm.layers.*.cross_attention.*_proj.weight  transformer.layers.*.cross_attention.in_proj_weight/*
+    lm.layers.*.feed_forward.*.*             transformer.layers.*.*.*
+    lm.layers.*.*.*                          transformer.layers.*.*.*
+    lm.norm.*                                out_norm.*
+    lm.heads.*.weight                        linears.*.weight
+    codec.quantizer.codebooks.*              quantizer.vq.layers.*._codebook.embed
+    codec.*.*.weight                         *.model.*.conv.conv.weight
+    codec.*.*.bias                           *.model.*.conv.conv.bias
+    codec.*.*.block.*.*                      *.model.*.block.*.conv.conv.*
+    codec.*.*.*                              *.model.*.lstm.*
+"""
+# Statistics of the codebooks' training, constants, and the second name of text_encoder.shared.weight.
 NOT_WEIGHTS = re.compile(
     r".*codebook\.(inited|cluster_size|embed_avg)|.*embed_positions\.weights|.*chroma\.spec\.window"
-    r"|text_encoder\.encoder\.embed_tokens\.weight"  # another name of text_encoder.shared.weight
+    r"|text_encoder\.encoder\.embed_tokens\.weight"
 )
+T5_SHARED, T5_TIED = "text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"
 
 
 def hugging_face(name: str) -> str:
@@ -72,7 +76,7 @@ def hugging_face(name: str) -> str:
     >>> hugging_face("lm.layers.3.norm2.bias")
     'decoder.model.decoder.layers.3.final_layer_norm.bias'
     """
-    return _rename(name, HUGGING_FACE, LAYER_HUGGING_FACE)
+    return _rename(name, HUGGING_FACE)
 
 
 def audiocraft(name: str) -> str:
@@ -81,35 +85,91 @@ def audiocraft(name: str) -> str:
     >>> audiocraft("lm.layers.3.cross_attention.q_proj.weight")
     'transformer.layers.3.cross_attention.in_proj_weight/q'
     """
-    return _rename(name, AUDIOCRAFT, LAYER_AUDIOCRAFT)
+    return _rename(name, AUDIOCRAFT)
 
 
-def _rename(name: str, rules: tuple[tuple[str, str], ...], layer: dict[str, str]) -> str:
-    for pattern, other in rules:
-        if re.fullmatch(pattern, name):
-            renamed = re.sub(pattern, other, name)
-            return re.sub(r"\{(\w+)\}", lambda part: layer.get(part[1], part[1]), renamed)
-    raise AssertionError(f"no rule names {name}")
+def _rename(name: str, table: str) -> str:
+    for pattern, theirs in _rules(table):
+        if match := pattern.fullmatch(name):
+            for part in match.groups():
+                theirs = re.sub(r"\*+", part, theirs, count=1)
+            return theirs
+    raise AssertionError(f"no row of the table names {name}")
 
 
-def fill(parameters: Named, source: dict[str, Read], name_of: Callable[[str], str], where: Path) -> None:
-    """Copies every one of `parameters` out of `source`, strictly. Weight norm is folded, thirds are cut out.
+@cache
+def _rules(table: str) -> list[tuple[re.Pattern[str], str]]:
+    rows = [line.split() for line in table.strip().splitlines()]
+    regex = {".": r"\.", "**": "(.+)", "*": r"([^.]+)"}
+    return [
+        (re.compile(re.sub(r"\.|\*+", lambda part: regex[part[0]], ours)), theirs) for ours, theirs in rows
+    ]
 
-    Errors: WeightsError that names the tensor that is missing, of another shape, or not used.
+
+# --- names of settings --------------------------------------------------------------------------------------------
+
+# Our field, transformers' field, in both directions.
+LM_SETTINGS = {
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "ffn_dim",
+    "codebooks": "num_codebooks",
+    "codebook_size": "vocab_size",
+    "channels": "audio_channels",
+}
+CODEC_SETTINGS = {
+    "sample_rate": "sampling_rate",
+    "filters": "num_filters",
+    "ratios": "upsampling_ratios",
+    "dim": "hidden_size",
+    "codebook_size": "codebook_size",
+    "pad_mode": "pad_mode",
+}
+# The architecture of `codec.py`: these values of transformers' EncodecConfig, and no others.
+CODEC_REQUIRED = {
+    "model_type": "encodec",
+    "audio_channels": 1,
+    "use_causal_conv": False,
+    "norm_type": "weight_norm",
+    "num_residual_layers": 1,
+    "kernel_size": 7,
+    "last_kernel_size": 7,
+    "residual_kernel_size": 3,
+    "compress": 2,
+    "num_lstm_layers": 2,
+    "use_conv_shortcut": False,
+    "normalize": False,
+}
+PAD_MODES = ("reflect", "constant")
+
+
+# --- the copy -----------------------------------------------------------------------------------------------------
+
+
+def fill(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    source: dict[str, Read],
+    rename: Callable[[str], str],
+    where: Path,
+) -> None:
+    """Copy every one of `parameters` out of `source`, folding weight norm and splitting joint projections.
+
+    Raises: WeightsError for a tensor that is missing, of another shape, or left over, by its name in the file.
     """
-    source = {_plain(name): read for name, read in source.items()}
+    source = {_one_spelling(name): read for name, read in source.items()}
     used: set[str] = set()
 
     def take(name: str) -> Tensor:
         if name not in source:
             raise WeightsError(
-                f"{where} lacks the tensor {name!r}: its files and its config are not of one MusicGen"
+                f"{where} lacks the tensor {name!r}, which its config requires: files of two models may be mixed"
             )
         used.add(name)
         return source[name]()
 
     for ours, parameter in parameters:
-        theirs, _, third = name_of(ours).partition("/")
+        theirs, _, third = rename(ours).partition("/")
         if third:
             value = take(theirs).chunk(3)["qkv".index(third)]
         elif f"{theirs}_v" in source:
@@ -124,59 +184,15 @@ def fill(parameters: Named, source: dict[str, Read], name_of: Callable[[str], st
             )
         with torch.no_grad():
             parameter.copy_(value)
-    left = [name for name in source if name not in used and not NOT_WEIGHTS.fullmatch(name)]
-    if left:
+    unused = [name for name in source if name not in used and not NOT_WEIGHTS.fullmatch(name)]
+    if unused:
         raise WeightsError(
-            f"{where} holds {len(left)} tensors that no MusicGen of its config has, such as {left[0]!r}"
+            f"{where} holds {len(unused)} tensors that no MusicGen of its config has, such as {unused[0]!r}"
         )
 
 
-def _plain(name: str) -> str:
-    """One spelling for what versions of torch and audiocraft spell differently."""
+def _one_spelling(name: str) -> str:
+    """Spelling of a tensor's name in older versions of torch and of audiocraft's transposed convolutions."""
     name = name.replace("parametrizations.weight.original0", "weight_g")
     name = name.replace("parametrizations.weight.original1", "weight_v")
     return name.replace("convtr.convtr", "conv.conv")
-
-
-def read_safetensors(folder: Path) -> tuple[dict[str, Read], dict[str, str]]:
-    """Readers of every tensor in the folder's files, mapped and not loaded, and what the files say of themselves.
-
-    Errors: WeightsError for a file that is cut or of another format.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    source: dict[str, Read] = {}
-    said: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            handle = safe_open(file, framework="pt")
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{file} is not a whole safetensors file ({error}); download or copy it again"
-            ) from None
-        said |= handle.metadata() or {}
-        for name in handle.keys():  # noqa: SIM118 (a file's handle, not a dict)
-            source[name] = lambda handle=handle, name=name: handle.get_tensor(name)  # type: ignore[misc]
-    return source, said
-
-
-def read_bin(file: Path) -> dict:
-    """What `torch.save` wrote, mapped; only tensors and plain values are opened, never code.
-
-    Errors: FileNotFoundError; ValueError for a file that holds anything else, or is cut.
-    """
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file} is missing: audiocraft's layout is state_dict.bin with compression_state_dict.bin"
-        )
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ):  # whose words advise to open it unsafely
-        raise WeightsError(
-            f"{file} was not opened: it is cut, of an old format, or holds code where tensors belong"
-        ) from None

@@ -1,6 +1,7 @@
 """Weights go from either layout into the modules and out again: the same numbers, strictly, in one copy of memory."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import mgkit
 from mgkit import MusicGen, audio, hub
 from mgkit.lm import LMConfig
 
@@ -302,6 +304,77 @@ def test_tensors_of_audiocraft_are_missed_refused_and_measured_by_name(
             load(folder)
 
 
+@pytest.mark.parametrize(
+    ("setting", "change"),
+    [
+        ("transformer_lm.num_heads", ("num_heads: 2", "heads: 2")),
+        ("transformer_lm.num_heads", ("num_heads: 2", "num_heads: two")),
+        ("heads", ("num_heads: 2", "num_heads: 0")),
+        ("dataset.segment_duration", ("segment_duration: 30", "segment_duration: long")),
+        ("conditioners.description.t5.name", ("name: t5-base", "name: 5")),
+    ],
+)
+def test_a_setting_of_audiocraft_that_is_absent_or_wrong_is_named(
+    setting: str, change: tuple[str, str], tmp_path: Path
+) -> None:
+    file = filling.audiocraft_folder(tmp_path, "small") / "state_dict.bin"
+    checkpoint = torch.load(file, weights_only=True)
+    assert change[0] in checkpoint["xp.cfg"]
+    torch.save({**checkpoint, "xp.cfg": checkpoint["xp.cfg"].replace(*change)}, file)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{setting}"):
+        load(tmp_path)
+
+
+# --- errors of libraries, and our own ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mgkit.checkpoint.LM", "mgkit.checkpoint.fill", "mgkit.checkpoint.delays"])
+@pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), RuntimeError("a bug")])
+def test_a_bug_of_ours_keeps_its_class_and_traceback(
+    name: str, error: Exception, audiocraft: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(name, fail)
+    with pytest.raises(type(error)) as caught:
+        load(audiocraft("small"))
+    assert caught.value is error
+
+
+LOAD_AND_SAVE = """
+import sys
+from mgkit import MusicGen
+model = MusicGen.get_pretrained(sys.argv[1], "cpu")
+model.save_pretrained(sys.argv[2])
+assert "torchaudio" not in sys.modules
+try:
+    import torchaudio
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("error", ["OSError", "RuntimeError", "ImportError"])
+def test_a_torchaudio_that_cannot_be_imported_breaks_nothing_and_stays_visible(
+    error: str, saved: Save, tmp_path: Path
+) -> None:
+    """transformers imports it with any model; afterwards `import torchaudio` still raises its own error."""
+    (tmp_path / "path" / "torchaudio").mkdir(parents=True)
+    broken = f"raise {error}('libcudart.so.13: cannot open shared object file')\n"
+    (tmp_path / "path" / "torchaudio" / "__init__.py").write_text(broken)
+    path = os.pathsep.join([str(tmp_path / "path"), str(Path(mgkit.__file__).parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_SAVE, str(saved("text")), str(tmp_path / "again")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{error} libcudart.so.13: cannot open shared object file"
+    assert difference(load(tmp_path / "again"), load(saved("text"))) < 1e-6
+
+
 # --- memory, precision and place --------------------------------------------------------------------------------
 
 MEASURE = """
@@ -377,7 +450,8 @@ def in_audiocrafts_names(lm: torch.nn.Module, small: dict[str, Tensor]) -> dict[
         state[f"{at}.self_attn.in_proj_weight"] = torch.cat(joint)
         state[f"{at}.self_attn.out_proj.weight"] = attention.out_proj.weight
         for part in ("norm1", "norm2", "linear1", "linear2"):
-            for name, parameter in getattr(layer, part).named_parameters():
+            inside = layer if hasattr(layer, part) else layer.feed_forward
+            for name, parameter in getattr(inside, part).named_parameters():
                 state[f"{at}.{part}.{name}"] = parameter
     for name, tensor in small.items():
         if "output_proj" in name:
