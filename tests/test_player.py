@@ -1,4 +1,4 @@
-"""The kernel's half of the players and the recorder; the browser's half is tested in browser/test_player.py."""
+"""The kernel side of the players and the recorder; the browser side is tested in browser/test_player.py."""
 
 import ast
 import re
@@ -19,25 +19,25 @@ WAVE = 0.5 * torch.sin(torch.arange(RATE) / 20)[None]
 
 
 class Page:
-    """What a browser would get of a widget, without one."""
+    """Stand-in for a browser: records the messages of a widget."""
 
     def __init__(self, widget: player.LivePlayer):
-        self.widget, self.got = widget, []
-        widget.send = lambda content, buffers=None: self.got.append((content, buffers))
+        self.widget, self.received = widget, []
+        widget.send = lambda content, buffers=None: self.received.append((content, buffers))
 
-    def say(self, **content) -> None:
+    def send(self, **content) -> None:
         self.widget._on_browser(self.widget, content, [])
 
     def chunks(self) -> list[tuple[int, int, torch.Tensor]]:
-        """Piece, start and samples of each chunk."""
+        """Piece number, start and samples of each chunk."""
         return [
             (head["piece"], head["start"], torch.frombuffer(bytearray(buffers[0]), dtype=torch.int16))
-            for head, buffers in self.got
+            for head, buffers in self.received
             if head["kind"] == "chunk"
         ]
 
 
-def test_a_player_is_one_self_contained_page_with_the_plain_player_inside():
+def test_a_player_is_self_contained_and_holds_the_static_player():
     made = player.Player(WAVE, RATE, "<b>bold</b> & loud", seam=0.5, loop=True)
     page = made._repr_mimebundle_()["text/html"]
     assert figures.player(WAVE, RATE, "<b>bold</b> & loud", seam=0.5, loop=True).html in page
@@ -47,7 +47,7 @@ def test_a_player_is_one_self_contained_page_with_the_plain_player_inside():
     assert page.count("</script>") == 1
 
 
-def test_chunks_from_many_threads_join_without_gap_or_overlap():
+def test_chunks_from_many_threads_join_without_gaps_or_overlap():
     live = player.LivePlayer(RATE, 2)
     page = Page(live)
     parts = [WAVE[:, : 1000 + i].repeat(2, 1) for i in range(16)]
@@ -61,10 +61,10 @@ def test_chunks_from_many_threads_join_without_gap_or_overlap():
         assert start == end
         end += len(samples) // 2
     assert end == sum(part.shape[-1] for part in parts) == live.wave.shape[-1]
-    assert live.made == end / RATE
+    assert live.pushed == end / RATE
 
 
-def test_samples_arrive_as_16_bit_and_what_is_too_loud_clips():
+def test_samples_are_sent_as_16_bit_and_clip():
     live = player.LivePlayer(RATE)
     page = Page(live)
     live.push(torch.tensor([[0.0, 0.5, 1.0, 7.0, -7.0]]))
@@ -72,35 +72,36 @@ def test_samples_arrive_as_16_bit_and_what_is_too_loud_clips():
     assert live.wave.abs().max() <= 1
 
 
-def test_a_page_that_comes_late_gets_what_was_not_heard_yet():
+def test_a_page_opened_late_receives_the_chunks_not_yet_played():
     live = player.LivePlayer(RATE)
     for _ in range(4):
         live.push(WAVE)
     live.finish()
     page = Page(live)
     live.played = 1.5
-    page.say(kind="ready")
-    kinds = [head["kind"] for head, _ in page.got]
+    page.send(kind="ready")
+    kinds = [head["kind"] for head, _ in page.received]
     assert kinds == ["from", "chunk", "chunk", "chunk", "finish"]
-    assert page.got[0][0]["start"] == page.chunks()[0][1] == RATE
+    assert page.received[0][0]["start"] == page.chunks()[0][1] == RATE
 
 
-def test_an_hour_of_music_does_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(player, "KEPT", 3.0)
+def test_history_is_bounded(monkeypatch):
+    monkeypatch.setattr(player, "HISTORY", 3.0)
     live = player.LivePlayer(RATE)
     for _ in range(10):
         live.push(WAVE)
-    assert live.made == 10
+    assert live.pushed == 10
     assert live.wave.shape == (1, 3 * RATE)
 
 
-def test_speed_is_music_over_work_and_waiting_is_no_work(monkeypatch):
+def test_speed_is_music_over_work_without_waiting(monkeypatch):
     clock = SimpleNamespace(now=1.0)
     monkeypatch.setattr(player, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     live = player.LivePlayer(RATE)
     assert live.speed == 0
     live.push(WAVE)
-    assert live.speed == 0  # nobody knows when the work on the first began
+    # the start of the work on the first chunk is unknown
+    assert live.speed == 0
     for _ in range(5):
         clock.now += 0.25
         live.push(WAVE)
@@ -109,7 +110,7 @@ def test_speed_is_music_over_work_and_waiting_is_no_work(monkeypatch):
     assert live.speed == pytest.approx(4)
 
 
-def test_play_makes_a_piece_in_a_thread_and_a_second_one_replaces_it():
+def test_play_starts_a_piece_in_a_thread_and_replaces_the_last_one():
     first = threading.Event()
 
     def source(stop):
@@ -126,7 +127,7 @@ def test_play_makes_a_piece_in_a_thread_and_a_second_one_replaces_it():
     old.join(30)
     assert old_stop.is_set() and not old.is_alive()
     assert new.is_alive() and not live.stop.is_set()
-    page.say(kind="stop", piece=live._piece)
+    page.send(kind="stop", piece=live._piece)
     new.join(30)
     assert not new.is_alive()
     pieces = [piece for piece, _, _ in page.chunks()]
@@ -134,7 +135,7 @@ def test_play_makes_a_piece_in_a_thread_and_a_second_one_replaces_it():
     assert {1, 2} == set(pieces)
 
 
-def test_a_source_that_fails_says_so_in_the_widget_and_ends_the_piece():
+def test_a_failing_source_is_reported_in_the_widget_and_ends_the_piece():
     def source(stop):
         yield WAVE
         raise ValueError("there is no melody here")
@@ -143,14 +144,15 @@ def test_a_source_that_fails_says_so_in_the_widget_and_ends_the_piece():
     page = Page(live)
     live.play().join(30)
     assert "there is no melody here" in live.message
-    assert page.got[-1][0]["kind"] == "finish"
+    assert page.received[-1][0]["kind"] == "finish"
 
 
-def test_pace_returns_at_once_where_nobody_listens():
+def test_pace_returns_immediately_without_a_browser():
     live = player.LivePlayer(RATE)
     for _ in range(5):
         live.push(WAVE)
-    live.pace(0)  # or this test would never end
+    # otherwise this test would never end
+    live.pace(0)
     assert live.ahead == 5
 
 
@@ -166,25 +168,25 @@ def test_pace_returns_at_once_where_nobody_listens():
         (lambda: player.Player(WAVE[None], RATE), "shape"),
     ],
 )
-def test_what_cannot_be_played_is_refused_with_words(make, word):
+def test_invalid_arguments_are_rejected_by_name(make, word):
     with pytest.raises(ValueError, match=word):
         make()
 
 
-def test_a_recording_becomes_a_wave_and_tells_who_observes():
-    recorder, told = player.Recorder(RATE), []
-    recorder.observe(lambda change: told.append(change.new), "wave")
+def test_a_recording_becomes_a_wave_and_notifies_observers():
+    recorder, observed = player.Recorder(RATE), []
+    recorder.observe(lambda change: observed.append(change.new), "wave")
     assert recorder.wave is None
     for samples in ([0, 16384, -32768], [1] * 5):
         recorder._on_browser(
             recorder, {"kind": "recorded"}, [memoryview(torch.tensor(samples).short().numpy().tobytes())]
         )
-    assert torch.equal(told[0], torch.tensor([[0, 0.5, -1]]))
-    assert told[1] is recorder.wave
+    assert torch.equal(observed[0], torch.tensor([[0, 0.5, -1]]))
+    assert observed[1] is recorder.wave
     assert recorder.wave.shape == (1, 5)
 
 
-def test_without_anywidget_each_is_html_that_says_what_is_missing():
+def test_without_anywidget_each_is_html_naming_the_missing_package():
     code = """
 import sys
 sys.modules["anywidget"] = None
@@ -203,15 +205,16 @@ assert "<audio" in made[1].value
     assert done.returncode == 0, done.stderr
 
 
-# What ipywidgets 7.7.1, Colab's, has of what mgkit uses; a name that only 8 has would fail there.
+# Names in ipywidgets 7.7.1, Colab's version; one only in version 8 would fail there.
 SEVEN = set(
     re.findall(
         r"\w+",
-        """Widget DOMWidget HTML HTMLMath Label VBox HBox Box GridBox Accordion Tab Output Layout Button ToggleButton
-    ToggleButtons Checkbox Dropdown Select SelectMultiple RadioButtons Text Textarea IntText FloatText BoundedIntText
-    BoundedFloatText IntSlider FloatSlider FloatLogSlider IntRangeSlider FloatRangeSlider SelectionSlider IntProgress
-    FloatProgress FileUpload Image Audio Play Valid Combobox interact interact_manual interactive interactive_output
-    fixed link jslink dlink jsdlink widgets""",
+        """Widget DOMWidget HTML HTMLMath Label VBox HBox Box GridBox Accordion Tab Output Layout Button
+    ToggleButton ToggleButtons Checkbox Dropdown Select SelectMultiple RadioButtons Text Textarea
+    IntText FloatText BoundedIntText BoundedFloatText IntSlider FloatSlider FloatLogSlider
+    IntRangeSlider FloatRangeSlider SelectionSlider IntProgress FloatProgress FileUpload Image Audio
+    Play Valid Combobox interact interact_manual interactive interactive_output fixed link jslink
+    dlink jsdlink widgets""",
     )
 )
 
@@ -225,4 +228,4 @@ def test_only_widgets_that_ipywidgets_7_has_are_used():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ipywidgets"):
                 seen |= {alias.name for alias in node.names}
     assert "HTML" in seen
-    assert seen <= SEVEN, f"not known to be in ipywidgets 7.7.1: {seen - SEVEN}"
+    assert seen <= SEVEN, f"not in ipywidgets 7.7.1, as far as known: {seen - SEVEN}"

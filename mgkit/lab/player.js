@@ -1,11 +1,12 @@
-// The browser's half of player.py. It travels inside the widget or the page, and fetches nothing.
+// The browser side of player.py, embedded in the widget or the page; it fetches nothing.
 //
-//   enhance         a plain player (picture and <audio>) gets a cursor, seeking, a loop button, a download
-//   Stream          chunks in, sound out: one AudioContext at the rate of the music, joins exact to the sample
-//   showStream      what is seen of it
+//   enhance         adds a cursor, seeking, a loop button and a download to a static player (image and <audio>)
+//   Stream          queues chunks and plays them in one AudioContext at the music's rate, joined sample by sample
+//   showStream      its view: waveform, Play, Stop, status
 //   showRecorder    the microphone
 
-const NEW = "#2a7fbf", GIVEN = "#8a8f98"; // as in show.py; both readable on white and on black
+// As in drawing.py; both have enough contrast on white and on black.
+const NEW = "#2a7fbf", GIVEN = "#8a8f98";
 
 const STYLE = `
 .mgkit { font: 13px/1.6 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, inherit) }
@@ -17,7 +18,7 @@ const STYLE = `
 .mgkit button:hover:enabled { border-color: ${NEW} }
 .mgkit button:disabled { opacity: 0.45; cursor: default }
 .mgkit button.main, .mgkit button[aria-pressed=true] { background: ${NEW}; border-color: ${NEW}; color: #fff }
-.mgkit .said { min-height: 1.6em }`;
+.mgkit .status { min-height: 1.6em }`;
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -25,7 +26,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// A canvas of width x height CSS pixels, sharp on every screen; its context counts in those pixels.
+// Canvas of width x height CSS pixels at the screen's resolution, and its context, which uses CSS pixels.
 function surface(width, height) {
   const sharp = window.devicePixelRatio || 1;
   const canvas = element("canvas", { width: width * sharp, height: height * sharp });
@@ -76,13 +77,14 @@ function enhance(root) {
       " ": () => (sound.paused ? sound.play() : sound.pause()),
     };
     if (!keys[event.key]) return;
-    event.preventDefault(); // or the notebook takes it
+    // The notebook must not handle these keys too.
+    event.preventDefault();
     event.stopPropagation();
     keys[event.key]();
   };
   for (const name of ["play", "pause", "seeked", "timeupdate", "loadedmetadata"]) sound.addEventListener(name, draw);
 
-  const loop = element("button", { textContent: "Loop", title: "play it again and again" });
+  const loop = element("button", { textContent: "Loop", title: "repeat" });
   const pressed = () => loop.setAttribute("aria-pressed", sound.loop);
   loop.onclick = () => { sound.loop = !sound.loop; pressed(); };
   pressed();
@@ -99,7 +101,7 @@ function enhance(root) {
   image.decode().then(draw, draw);
 }
 
-// For a page: the script may run before what it belongs to is in the document.
+// In a page, the script may run before its player is in the document.
 function enhanceWhenShown(id, tries = 100) {
   const found = document.querySelectorAll(`#${id}:not([data-alive])`);
   found.forEach(enhance);
@@ -116,12 +118,16 @@ function showPlayer(model, root) {
   return () => model.off("change:html", draw);
 }
 
-// --- a wave that grows -----------------------------------------------------------------------------------------
+// --- live playback -----------------------------------------------------------------------------------------
 
-const SPARE = 1.1; // times real time: a machine slower than this must collect before it plays; as in player.py
-const COLUMN = 1 / 25; // seconds of one bar of the picture
-const FADE = 0.01; // seconds, where music runs out or is stopped
-const CLOSE = 0.03; // seconds: less than this ahead of the sound card is too late to go on without a gap
+// Times real time: slower generation must be buffered before playback; as in player.py.
+const MARGIN = 1.1;
+// Seconds per bar of the waveform.
+const COLUMN = 1 / 25;
+// Seconds of fade where the buffer ends or playback stops.
+const FADE = 0.01;
+// Seconds ahead of the sound card below which the next chunk would come too late to join without a gap.
+const CLOSE = 0.03;
 
 class Stream {
   constructor(model) {
@@ -130,10 +136,11 @@ class Stream {
     this.rate = model.get("rate");
     this.channels = model.get("channels");
     this.context = null;
-    this.sure = false; // until the kernel says where to go on: the page may be younger than the piece
+    // False until the kernel reports where to continue: the page may be newer than the piece.
+    this.synced = false;
     this.clear(0);
-    this.hear = (message, buffers) => this.take(message, buffers);
-    model.on("msg:custom", this.hear);
+    this.onMessage = (message, buffers) => this.receive(message, buffers);
+    model.on("msg:custom", this.onMessage);
     model.send({ kind: "ready" });
     this.born = performance.now();
     this.timer = setInterval(() => this.tick(), 50);
@@ -141,67 +148,74 @@ class Stream {
 
   close() {
     clearInterval(this.timer);
-    this.model.off("msg:custom", this.hear);
+    this.model.off("msg:custom", this.onMessage);
     this.silence();
     this.context?.close();
   }
 
-  // A new piece, of which nothing is known yet.
+  // Start a new, empty piece.
   clear(piece) {
     this.silence();
     this.piece = piece;
-    this.state = "idle"; // collecting, playing, ended, stopped
-    this.next = 0; // the sample that must come next
-    this.early = new Map(); // chunks by the sample they begin with, until their turn
-    this.queue = []; // chunks in order, not yet given to the context
-    this.given = 0; // samples given to the context
-    this.speed = 0; // seconds of music that the kernel makes in a second
-    this.chunk = 0; // seconds of the last chunk
+    // One of idle, buffering, playing, ended, stopped.
+    this.state = "idle";
+    // Index of the next sample to enqueue, and chunks received too early by their first sample.
+    this.next = 0;
+    this.early = new Map();
+    // Chunks in order, not yet scheduled, and the number of samples scheduled so far.
+    this.queue = [];
+    this.scheduled = 0;
+    // Seconds of music generated per second, and seconds in the last chunk.
+    this.speed = 0;
+    this.chunk = 0;
     this.finished = false;
     this.underruns = this.discontinuities = 0;
-    this.bars = []; // [lowest, highest] of each COLUMN
+    // [minimum, maximum] of each COLUMN.
+    this.bars = [];
     this.changed = performance.now();
   }
 
-  // --- what the kernel sends
+  // --- messages from the kernel
 
-  take(message, buffers) {
+  receive(message, buffers) {
     if (message.piece < this.piece) return;
     if (message.kind == "reset" || message.piece > this.piece) {
       this.clear(message.piece);
-      if (this.context) this.state = "collecting"; // Play was pressed before: somebody wants to hear this one too
+      // Play was pressed for the previous piece: play this one too.
+      if (this.context) this.state = "buffering";
     }
-    if (message.kind == "from" && !this.sure) {
-      this.sure = true;
-      if (message.start > this.next) this.goOnAt(message.start);
+    if (message.kind == "from" && !this.synced) {
+      this.synced = true;
+      if (message.start > this.next) this.skipTo(message.start);
     }
     if (message.kind == "finish") {
       this.finished = true;
-      if (this.state == "playing") this.hold();
+      if (this.state == "playing") this.fadeAtEnd();
     }
     if (message.kind == "chunk") {
       const view = buffers[0];
       const samples = new Int16Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
       this.speed = message.speed;
       this.early.set(message.start, samples);
-      this.inOrder();
+      this.enqueue();
     }
     this.tick();
   }
 
-  // Leaves out what lies before the sample `start`.
-  goOnAt(start) {
-    this.given += start - this.next;
+  // Skip the samples before `start`.
+  skipTo(start) {
+    this.scheduled += start - this.next;
     this.next = start;
-    this.inOrder();
+    this.enqueue();
   }
 
-  inOrder() {
-    for (const start of this.early.keys()) if (start < this.next) this.early.delete(start); // sent twice
+  enqueue() {
+    // Chunks sent twice.
+    for (const start of this.early.keys()) if (start < this.next) this.early.delete(start);
     for (let samples; (samples = this.early.get(this.next)); ) {
       this.early.delete(this.next);
       const frames = samples.length / this.channels;
-      this.drawInto(this.next, samples, frames);
+      this.updateBars(this.next, samples, frames);
       this.next += frames;
       this.chunk = frames / this.rate;
       this.changed = performance.now();
@@ -210,40 +224,42 @@ class Stream {
     }
   }
 
-  drawInto(start, samples, frames) {
+  updateBars(start, samples, frames) {
     for (let i = 0; i < frames; i++) {
       const column = Math.floor((start + i) / this.rate / COLUMN);
-      const bar = (this.bars[column] ||= [0, 0]), sample = samples[i] / 32768; // the first channel
+      // The first channel only.
+      const bar = (this.bars[column] ||= [0, 0]), sample = samples[i] / 32768;
       if (sample < bar[0]) bar[0] = sample;
       if (sample > bar[1]) bar[1] = sample;
     }
   }
 
-  // --- sound
+  // --- playback
 
-  get waiting() { return this.queue.reduce((sum, chunk) => sum + chunk.frames, 0) / this.rate; }
-  get left() { return this.frame / this.rate - this.context.currentTime; } // seconds given and not yet heard
+  get queued() { return this.queue.reduce((sum, chunk) => sum + chunk.frames, 0) / this.rate; }
+  // Seconds scheduled and not yet played.
+  get remaining() { return this.frame / this.rate - this.context.currentTime; }
   get played() {
-    const ahead = this.state == "playing" ? Math.max(0, this.left) : 0;
-    return Math.max(0, this.given / this.rate - ahead);
+    const ahead = this.state == "playing" ? Math.max(0, this.remaining) : 0;
+    return Math.max(0, this.scheduled / this.rate - ahead);
   }
   get paused() { return this.context?.state == "suspended"; }
 
-  // Nothing has come for so long that nothing may come before what is there is heard.
-  get late() { return performance.now() - this.changed > 1000 * (1 + (2 * this.chunk) / this.speed); }
+  // Whether the next chunk is overdue, so that playback should start without it.
+  get overdue() { return performance.now() - this.changed > 1000 * (1 + (2 * this.chunk) / this.speed); }
 
-  // Seconds that must be there before it starts, so that it need not pause again.
-  get needed() {
+  // Seconds to buffer before playback starts, enough to play to the end without a stall.
+  get required() {
     if (this.finished) return 0;
     if (!this.speed) return 4;
-    const margin = this.speed / SPARE;
+    const margin = this.speed / MARGIN;
     const lead = Math.max(0.3, (1.2 * this.chunk) / this.speed + 0.2);
-    if (margin >= 1) return this.late ? 0 : lead;
+    if (margin >= 1) return this.overdue ? 0 : lead;
     const total = this.model.get("seconds");
-    return total ? Math.max(lead, (total - this.given / this.rate) * (1 - margin)) : Math.max(lead, 10);
+    return total ? Math.max(lead, (total - this.scheduled / this.rate) * (1 - margin)) : Math.max(lead, 10);
   }
 
-  // Must run inside a click: browsers keep a page silent until then.
+  // Must be called from a click: browsers mute a page until then.
   async press() {
     if (!this.context) {
       this.context = new AudioContext({ sampleRate: this.rate, latencyHint: "playback" });
@@ -255,11 +271,11 @@ class Stream {
     }
     await this.context.resume();
     const over = this.state == "ended" || this.state == "stopped";
-    if (this.model.get("sourced") && (over || !this.next)) {
+    if (this.model.get("has_source") && (over || !this.next)) {
       this.clear(this.piece);
       this.model.send({ kind: "play" });
     }
-    this.state = "collecting";
+    this.state = "buffering";
     this.tick();
   }
 
@@ -271,34 +287,34 @@ class Stream {
     this.tick();
   }
 
-  // Fades what sounds, and lets go of it.
+  // Fade out and discard the scheduled audio.
   silence() {
     if (!this.gain) return;
     const now = this.context.currentTime;
-    this.given -= Math.max(0, Math.round(this.left * this.rate));
+    this.scheduled -= Math.max(0, Math.round(this.remaining * this.rate));
     this.gain.gain.cancelScheduledValues(now);
     this.gain.gain.setTargetAtTime(0, now, FADE / 3);
     for (const node of this.nodes) node.stop(now + 3 * FADE);
     this.gain = null;
   }
 
-  begin(again) {
+  begin(resumed) {
     this.gain = this.context.createGain();
     this.gain.connect(this.context.destination);
     this.nodes = new Set();
     this.frame = Math.ceil((this.context.currentTime + 2 * CLOSE) * this.rate);
-    if (again) {
+    if (resumed) {
       this.gain.gain.setValueAtTime(0, this.frame / this.rate);
       this.gain.gain.linearRampToValueAtTime(1, this.frame / this.rate + FADE);
     }
-    this.began = this.frame / this.rate + FADE;
+    this.fadedIn = this.frame / this.rate + FADE;
     this.state = "playing";
     this.schedule();
   }
 
-  // Gives all that is in the queue to the context, each chunk to begin on the sample after the one before.
+  // Schedule all queued chunks, each to start on the sample after the previous one.
   schedule() {
-    if (this.left < CLOSE) return this.ranOut();
+    if (this.remaining < CLOSE) return this.stall();
     for (const { samples, frames } of this.queue) {
       const buffer = this.context.createBuffer(this.channels, frames, this.rate);
       for (let c = 0; c < this.channels; c++) {
@@ -311,100 +327,104 @@ class Stream {
       node.start(this.frame / this.rate);
       node.onended = () => this.nodes.delete(node);
       this.nodes.add(node);
-      if (this.context.sampleRate != this.rate) this.discontinuities++; // resampled chunk by chunk
+      // The browser then resamples each chunk on its own.
+      if (this.context.sampleRate != this.rate) this.discontinuities++;
       this.frame += frames;
-      this.given += frames;
+      this.scheduled += frames;
     }
     this.queue = [];
-    this.hold();
+    this.fadeAtEnd();
   }
 
-  // Full level to the end of what is there; were nothing to follow, it fades rather than clicks.
-  hold() {
+  // Full level up to a short fade at the end of the buffer, which avoids a click if nothing follows.
+  fadeAtEnd() {
     const gain = this.gain.gain, end = this.frame / this.rate;
-    gain.cancelScheduledValues(Math.max(this.began, this.context.currentTime) + 1e-4);
+    gain.cancelScheduledValues(Math.max(this.fadedIn, this.context.currentTime) + 1e-4);
     if (this.finished) return;
-    gain.setValueAtTime(1, Math.max(this.began, end - FADE));
+    gain.setValueAtTime(1, Math.max(this.fadedIn, end - FADE));
     gain.linearRampToValueAtTime(0, end);
   }
 
-  ranOut() {
+  stall() {
     this.gain = null;
     this.underruns++;
-    this.state = "collecting";
+    this.state = "buffering";
   }
 
-  // --- what happens by itself
+  // --- periodic work
 
   tick() {
     if (this.early.size && performance.now() - this.changed > 2000) {
-      if (this.sure) this.discontinuities++; // a chunk was lost on the way; else the kernel is too busy to answer
-      this.goOnAt(Math.min(...this.early.keys()));
+      // After synchronisation a chunk was lost in transit; before it, the kernel is too busy to respond.
+      if (this.synced) this.discontinuities++;
+      this.skipTo(Math.min(...this.early.keys()));
     }
     if (this.state == "playing" && !this.paused) {
-      if (this.finished && this.left <= 0) this.state = "ended";
-      else if (!this.finished && this.left < CLOSE) this.ranOut();
+      if (this.finished && this.remaining <= 0) this.state = "ended";
+      else if (!this.finished && this.remaining < CLOSE) this.stall();
     }
-    if (this.state == "collecting" && this.context && !this.paused) {
-      if (this.queue.length && this.waiting >= this.needed) this.begin(this.given > 0);
+    if (this.state == "buffering" && this.context && !this.paused) {
+      if (this.queue.length && this.queued >= this.required) this.begin(this.scheduled > 0);
       else if (this.finished && !this.queue.length) this.state = "ended";
     }
     if (this.state == "ended") this.gain = null;
-    this.tell();
+    this.report();
     for (const view of this.views) view();
   }
 
-  tell() {
+  report() {
     const now = performance.now();
-    if (now - (this.told || 0) < 250) return;
+    if (now - (this.reportedAt || 0) < 250) return;
     const facts = {
-      started: this.state == "playing" || (this.state == "collecting" && !!this.context),
+      started: this.state == "playing" || (this.state == "buffering" && !!this.context),
       played: Math.round(this.played * 1000) / 1000,
       underruns: this.underruns,
       discontinuities: this.discontinuities,
     };
     const changed = Object.keys(facts).filter((name) => this.model.get(name) !== facts[name]);
     if (!changed.length) return;
-    this.told = now;
+    this.reportedAt = now;
     for (const name of changed) this.model.set(name, facts[name]);
     this.model.save_changes();
   }
 
-  // In words, what is going on.
-  get said() {
+  // The state in words.
+  get statusText() {
     const seconds = (number) => `${number.toFixed(1)} s`;
     const speed = this.speed ? `${this.speed.toFixed(1)} × real time` : "";
     const error = this.model.get("message");
-    const fine = this.speed >= SPARE || !this.speed;
+    const fine = this.speed >= MARGIN || !this.speed;
     let text = "";
-    if (!this.sure && performance.now() - this.born > 5000) {
-      text = "The kernel has not answered: it is busy, or this cell has to be run again.";
-    } else if (this.state == "idle" && !this.next) text = "Press Play to hear the music while it is made.";
-    else if (this.state == "idle") text = `${seconds(this.waiting)} are ready. Press Play.`;
-    else if (this.state == "collecting" && fine) text = "One moment: the first sound is being made.";
-    else if (this.state == "collecting") {
-      const endless = this.model.get("seconds") ? "" : " (and again when that is used up)";
-      text = `This machine makes ${speed}: collecting ${seconds(this.waiting)} of ${seconds(this.needed)} before it plays${endless}.`;
+    if (!this.synced && performance.now() - this.born > 5000) {
+      text = "The kernel does not respond: it is busy, or this cell must be run again.";
+    } else if (this.state == "idle" && !this.next) text = "Press Play to listen while the music is generated.";
+    else if (this.state == "idle") text = `${seconds(this.queued)} ready. Press Play.`;
+    else if (this.state == "buffering" && fine) text = this.next ? "Buffering …" : "Generating the first chunk …";
+    else if (this.state == "buffering") {
+      const endless = this.model.get("seconds") ? "" : " (and again when the buffer is empty)";
+      const amount = `${this.queued.toFixed(1)} of ${seconds(this.required)}`;
+      text = `Generating at ${speed}: buffering ${amount} before playback${endless}.`;
     } else if (this.paused && this.state == "playing") text = `Paused at ${seconds(this.played)}.`;
     else if (this.state == "playing") {
-      text = [`${seconds(this.played)} heard`, `${seconds(Math.max(0, this.left))} ahead`, speed].filter(Boolean).join(" · ");
-    } else text = `${this.state == "ended" ? "The end" : "Stopped"}, after ${seconds(this.played)}.`;
-    if (this.underruns) text += ` It ran out of music ${this.underruns == 1 ? "once" : `${this.underruns} times`}.`;
+      text = [`${seconds(this.played)} played`, `${seconds(Math.max(0, this.remaining))} buffered`, speed].filter(Boolean).join(" · ");
+    } else text = `${this.state == "ended" ? "Finished" : "Stopped"} after ${seconds(this.played)}.`;
+    if (this.underruns) text += ` Playback stalled ${this.underruns == 1 ? "once" : `${this.underruns} times`}.`;
     return error ? `${text} ${error}` : text;
   }
 }
 
 function showStream(model, root, stream) {
-  const [width, height, past, future] = [600, 64, 8, 4]; // pixels, and seconds left and right of what sounds
+  // Pixels, and seconds before and after the playback position.
+  const [width, height, past, future] = [600, 64, 8, 4];
   const [canvas, paint] = surface(width, height);
   canvas.style.cursor = "default";
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", "waveform of what was just heard and of what comes next");
+  canvas.setAttribute("aria-label", "waveform around the playback position");
   const play = element("button", { className: "main", onclick: () => stream.press() });
   const stop = element("button", { textContent: "Stop", onclick: () => stream.stop() });
-  const said = element("span", { className: "said", role: "status" });
+  const status = element("span", { className: "status", role: "status" });
   root.append(element("div", { className: "mgkit" }, element("style", { textContent: STYLE }), canvas,
-    element("div", { className: "row" }, play, stop, said)));
+    element("div", { className: "row" }, play, stop, status)));
 
   const draw = () => {
     const now = stream.played, pixels = width / (past + future);
@@ -426,10 +446,10 @@ function showStream(model, root, stream) {
     const sounding = stream.state == "playing" && !stream.paused;
     const over = stream.state == "ended" || stream.state == "stopped";
     play.textContent = sounding ? "Pause" : "Play";
-    play.disabled = stream.state == "collecting" && !!stream.context && !stream.paused || (over && !model.get("sourced"));
+    play.disabled = stream.state == "buffering" && !!stream.context && !stream.paused || (over && !model.get("has_source"));
     stop.disabled = over || (stream.state == "idle");
-    if (sounding || said.textContent != stream.said) draw();
-    said.textContent = stream.said;
+    if (sounding || status.textContent != stream.statusText) draw();
+    status.textContent = stream.statusText;
   };
   stream.views.add(view);
   view();
@@ -439,33 +459,35 @@ function showStream(model, root, stream) {
 // --- the microphone --------------------------------------------------------------------------------------------
 
 const REFUSED = {
-  NotAllowedError: "The microphone was refused. Allow it for this page (beside its address) and press Record again, or upload a file.",
-  NotFoundError: "There is no microphone here. Connect one and press Record again, or upload a file.",
-  NotReadableError: "The microphone is in use by another program. Close that and press Record again, or upload a file.",
+  NotAllowedError: "Microphone access was denied. Allow it next to the page's address and press Record again, or upload a file.",
+  NotFoundError: "No microphone was found. Connect one and press Record again, or upload a file.",
+  NotReadableError: "Another program is using the microphone. Close it and press Record again, or upload a file.",
 };
-const NOWHERE = "This page may not use a microphone: browsers allow it on https and on localhost only. Upload a file instead.";
-const RAW = { echoCancellation: false, noiseSuppression: false, autoGainControl: false }; // music, not a call
+const NOWHERE = "This page cannot use a microphone: browsers allow it on https and localhost only. Upload a file instead.";
+// Music, not a call: no processing.
+const RAW = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 
 function showRecorder(model, root) {
   const record = element("button", { className: "main", textContent: "Record" });
   const level = element("meter", { min: 0, max: 1, value: 0, title: "level" });
-  const said = element("span", { className: "said", role: "status" });
+  const status = element("span", { className: "status", role: "status" });
   const sound = element("audio", { controls: true, hidden: true });
   root.append(element("div", { className: "mgkit" }, element("style", { textContent: STYLE }),
-    element("div", { className: "row" }, record, level, said), sound));
-  const say = (text) => {
-    said.textContent = text;
+    element("div", { className: "row" }, record, level, status), sound));
+  const setStatus = (text) => {
+    status.textContent = text;
     model.set("message", text);
     model.save_changes();
   };
-  let finish = null; // while it records: ends the recording
+  // Ends the recording in progress, if there is one.
+  let finish = null;
 
   const start = async () => {
     let stream;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ audio: RAW });
     } catch (error) {
-      return say(REFUSED[error.name] || `The microphone does not work: ${error.message}. Upload a file instead.`);
+      return setStatus(REFUSED[error.name] || `The microphone failed: ${error.message}. Upload a file instead.`);
     }
     const context = new AudioContext(), meter = context.createAnalyser(), parts = [];
     context.createMediaStreamSource(stream).connect(meter);
@@ -485,7 +507,7 @@ function showRecorder(model, root) {
       const seconds = (performance.now() - began) / 1000;
       meter.getFloatTimeDomainData(samples);
       level.value = samples.reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 0);
-      said.textContent = `Recording: ${seconds.toFixed(1)} of at most ${model.get("seconds")} s`;
+      status.textContent = `Recording: ${seconds.toFixed(1)} of at most ${model.get("seconds")} s`;
       if (seconds >= model.get("seconds")) finish?.();
     }, 100);
     finish = () => recorder.stop();
@@ -493,22 +515,22 @@ function showRecorder(model, root) {
     record.textContent = "Stop";
   };
 
-  // Decodes and resamples to the rate that the kernel asked for, mixes to mono, sends.
+  // Decode, resample to the kernel's rate, mix to mono and send.
   const keep = async (file) => {
     const rate = model.get("rate");
-    let heard;
+    let decoded;
     try {
-      heard = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
+      decoded = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
     } catch {
-      return say("Nothing was recorded. Press Record again.");
+      return setStatus("Nothing was recorded. Press Record again.");
     }
-    const count = Math.min(heard.length, Math.round(model.get("seconds") * rate));
+    const count = Math.min(decoded.length, Math.round(model.get("seconds") * rate));
     const samples = new Int16Array(count);
     let peak = 0;
     for (let i = 0; i < count; i++) {
       let sum = 0;
-      for (let c = 0; c < heard.numberOfChannels; c++) sum += heard.getChannelData(c)[i];
-      const mean = sum / heard.numberOfChannels;
+      for (let c = 0; c < decoded.numberOfChannels; c++) sum += decoded.getChannelData(c)[i];
+      const mean = sum / decoded.numberOfChannels;
       peak = Math.max(peak, Math.abs(mean));
       samples[i] = Math.max(-32768, Math.min(32767, Math.round(mean * 32768)));
     }
@@ -516,20 +538,21 @@ function showRecorder(model, root) {
     if (sound.src) URL.revokeObjectURL(sound.src);
     sound.src = URL.createObjectURL(file);
     sound.hidden = false;
-    const quiet = peak < 0.001 ? " It is silent: is the microphone muted?" : "";
-    say(`${(count / rate).toFixed(1)} s recorded.${quiet}`);
+    const quiet = peak < 0.001 ? " The recording is silent: is the microphone muted?" : "";
+    setStatus(`${(count / rate).toFixed(1)} s recorded.${quiet}`);
   };
 
   record.onclick = () => (finish ? finish() : start());
-  const able = !!navigator.mediaDevices?.getUserMedia && typeof MediaRecorder != "undefined";
-  record.disabled = !able;
-  if (able) said.textContent = `Press Record, then Stop; at most ${model.get("seconds")} s.`;
-  else say(NOWHERE);
+  const supported = !!navigator.mediaDevices?.getUserMedia && typeof MediaRecorder != "undefined";
+  record.disabled = !supported;
+  if (supported) status.textContent = `Press Record, then Stop; at most ${model.get("seconds")} s.`;
+  else setStatus(NOWHERE);
   return () => finish?.();
 }
 
 export default () => {
-  let stream; // one for all views of a widget: it sounds once, however often it is shown
+  // Shared by all views of a widget, so that it plays once however often it is shown.
+  let stream;
   return {
     initialize({ model }) {
       if (model.get("view") != "live") return;

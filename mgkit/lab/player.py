@@ -1,16 +1,17 @@
-"""Widgets that play, also while the music is still being made, and that record.
+"""Widgets for playback, live playback during generation, and recording.
 
 Letters: C channels, N samples, n samples of a chunk.
 
-    Player        a finished wave: picture with a cursor, click to seek, seam, loop, download
-    LivePlayer    a wave that grows: chunks are played back to back as they come
+    Player        a finished wave: waveform with cursor, click to seek, seam, loop, download
+    LivePlayer    a growing wave: chunks play back to back as they arrive
     Recorder      the microphone, as a wave in the kernel
 
-Their other half is `player.js`, which travels inside the widget: nothing is fetched from anywhere. It needs the
-package anywidget (the `lab` extra has it, Colab has it); where that is missing each is a plain HTML widget that says
-in one sentence what it cannot do. All are written to ipywidgets 7.7, and work on 8.
+Their browser side is `player.js`, embedded in the widget, so nothing is fetched. It needs the package
+anywidget (in the `lab` extra and on Colab); without it, each is a plain HTML widget which names the missing
+package. All are written to ipywidgets 7.7 and work on 8.
 
-Every button has a call that does the same: `LivePlayer.play()` and `LivePlayer.stop.set()`, `Recorder.wave = ...`.
+Every button has an equivalent in code: `LivePlayer.play()` and `LivePlayer.stop.set()`, `Recorder.wave =
+...`.
 """
 
 import math
@@ -37,21 +38,25 @@ try:
     import anywidget
 
     Widget, LIVE = anywidget.AnyWidget, True
-except ImportError:  # then a widget is a piece of HTML
+except ImportError:
     Widget, LIVE = ipywidgets.HTML, False
 
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-KEPT = 600.0  # seconds of a live piece that are kept; endless music would fill the memory
-SPARE = 1.1  # times real time: a machine slower than this must collect before it plays; player.js has it too
-NEEDS = "needs the package <code>anywidget</code> here: <code>pip install anywidget</code>, then restart the kernel"
+# Seconds of a live piece kept in memory.
+HISTORY = 600.0
+# Times real time: slower generation must be buffered before playback; as in player.js.
+MARGIN = 1.1
+NEEDS = (
+    "needs the package <code>anywidget</code>: <code>pip install anywidget</code>, then restart the kernel"
+)
 
 
 class Player(Widget):
-    """A finished wave to listen to: its picture with a moving cursor; click to seek; loop; download.
+    """Player of a finished wave: waveform with a moving cursor, click to seek, loop, download.
 
-    As the output of a cell it is HTML with its script and sound inside, so it goes on working without a kernel and in
-    an exported page; where scripts are not allowed (a notebook not yet trusted) it is the plain player of `show`.
-    Inside another widget (`VBox([player])`) it is the same.
+    As the output of a cell it is HTML with embedded script and audio, so it works without a kernel and in an
+    exported page; in an untrusted notebook, where scripts are blocked, it is the static player of
+    `figures.player`. Inside another widget (`VBox([player])`) it works too.
     """
 
     view = Unicode("player").tag(sync=True)
@@ -68,7 +73,7 @@ class Player(Widget):
         loop: bool = False,
         manifest: dict | None = None,
     ):
-        """Plays `wave` [C, N] at `rate` Hz. The arguments and errors are those of `figures.player`."""
+        """Player of `wave` [C, N] at `rate` Hz; arguments and errors as in `figures.player`."""
         plain = figures.player(wave, rate, title, seam, level, loop, manifest).html
         name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")[:60] or "mgkit"
         super().__init__(html=f'<div class="mgkit" data-file="{name}.flac">{plain}</div>')
@@ -76,46 +81,49 @@ class Player(Widget):
             self.value = self.html
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        mark = uuid.uuid4().hex  # the same notebook may show several, and the same one twice
+        # A notebook may show several players, or the same one twice.
+        mark = uuid.uuid4().hex
         page = self.html.replace('class="mgkit"', f'class="mgkit" id="mgkit-{mark}"', 1)
         return {
             "text/plain": repr(self),
             "text/html": f'{page}<script type="module">{SCRIPT}\nenhanceWhenShown("mgkit-{mark}");</script>',
         }
 
-    _ipython_display_ = None  # ipywidgets 7 would show the widget, which needs a kernel
+    # Otherwise ipywidgets 7 shows the widget, which needs a kernel.
+    _ipython_display_ = None
 
     def __repr__(self) -> str:
         return "Player"
 
 
 class LivePlayer(Widget):
-    """Plays a wave while it is made, with no gap and no click between its chunks.
+    """Plays a wave during generation, chunks joined without gaps or clicks.
 
-    With a source, Play makes the music in a worker thread, and Stop ends it:
+    With a source, Play starts a worker thread which generates the music, and Stop ends it:
 
         live = LivePlayer(model.sample_rate, model.audio_channels, seconds=30,
                           source=lambda stop: (wave[0] for wave in model.stream(["calm piano"], stop=stop)))
 
-    Without one, push what you make, from any thread, and say when it ends:
+    Without a source, push chunks from any thread and mark the end:
 
         live = LivePlayer(32000)
         live.push(wave)
         live.finish()
 
-    The browser starts once enough is there to play on without a pause, and says what it waits for: where this machine
-    makes music slower than it plays, that is the part of `seconds` it would fall behind.
+    Playback starts once enough is buffered to continue without a stall, and the status line reports the wait:
+    if generation is slower than real time, the buffer must hold the share of `seconds` by which it would fall
+    behind.
 
-    What the browser tells back, as traits to `observe`: `started` (Play was pressed and the piece has not ended),
-    `played` (seconds heard), `underruns` (how often it ran out of music), `discontinuities` (joins that were not exact
-    to the sample), `context_rate` (samples a second of the browser's audio; `rate`, or joins would click).
+    The browser reports, in traits to `observe`: `started` (Play was pressed, and the piece has not ended),
+    `played` (seconds), `underruns` (number of stalls), `discontinuities` (joins which were not exact to the
+    sample), `context_rate` (sampling rate of the browser's audio, normally `rate`).
     """
 
     view = Unicode("live").tag(sync=True)
     rate = Int().tag(sync=True)
     channels = Int().tag(sync=True)
     seconds = Float().tag(sync=True)
-    sourced = Bool().tag(sync=True)
+    has_source = Bool().tag(sync=True)
     started = Bool(False).tag(sync=True)
     played = Float(0.0).tag(sync=True)
     underruns = Int(0).tag(sync=True)
@@ -131,16 +139,16 @@ class LivePlayer(Widget):
         seconds: float = 0.0,
         source: Callable[[threading.Event], Iterable[Tensor]] | None = None,
     ):
-        """A player of waves [C, n] with `channels` channels at `rate` Hz.
+        """Player for chunks [C, n] with `channels` channels at `rate` Hz.
 
-        `seconds` is how long the piece will be, 0 where nobody knows. `source(stop)` yields the waves of a new piece
-        and ends soon after `stop` is set; an exception in it is shown in the widget and raised by nobody.
+        `seconds` is the expected length of the piece, 0 if unknown. `source(stop)` yields the chunks of a new
+        piece and returns soon after `stop` is set; its exceptions are shown in the widget.
         """
         audio.check_rate(rate)
         if channels not in (1, 2):
             raise ValueError(f"channels is {channels!r}; it must be 1 or 2")
         super().__init__(
-            rate=int(rate), channels=channels, seconds=float(seconds), sourced=source is not None
+            rate=int(rate), channels=channels, seconds=float(seconds), has_source=source is not None
         )
         self.stop = threading.Event()
         self._source, self._lock, self._piece = source, threading.RLock(), 0
@@ -148,29 +156,29 @@ class LivePlayer(Widget):
         self._clear()
         self.on_msg(self._on_browser)
         if not LIVE:
-            self.value = f"<p>The live player {NEEDS}. Until then the music appears when it is finished.</p>"
+            self.value = f"<p>The live player {NEEDS}. Until then the music appears when it is complete.</p>"
 
-    # --- from the kernel ----------------------------------------------------------------------------------------
+    # --- control --------------------------------------------------------------------------------------------
 
     def push(self, wave: Tensor | np.ndarray) -> None:
-        """Adds `wave` [C, n] to the end; may be called from any thread.
+        """Append the chunk `wave` [C, n]. May be called from any thread.
 
-        Errors: ValueError for another number of channels, and those of `audio.check`.
+        Raises: ValueError for another number of channels, and as `audio.check`.
         """
         wave = audio.check(wave)
         if len(wave) != self.channels:
-            raise ValueError(f"the wave has {len(wave)} channels; this player has {self.channels}")
+            raise ValueError(f"the wave has {len(wave)} channels; this player expects {self.channels}")
         with self._lock:
             self._measure(wave.shape[-1] / self.rate)
-            chunk = (self._made, (wave * 32768).round().clamp(-32768, 32767).short().cpu().numpy())
+            chunk = (self._pushed, (wave * 32768).round().clamp(-32768, 32767).short().cpu().numpy())
             self._chunks.append(chunk)
-            self._made += wave.shape[-1]
-            while self._made - self._chunks[0][0] > KEPT * self.rate:
+            self._pushed += wave.shape[-1]
+            while self._pushed - self._chunks[0][0] > HISTORY * self.rate:
                 self._chunks.popleft()
             self._send_chunk(chunk)
 
     def finish(self) -> None:
-        """Says that nothing will follow: the browser plays what it has to the end."""
+        """Mark the end of the piece: the browser plays the rest of its buffer."""
         with self._lock:
             self._finished = True
             self.send({"kind": "finish", "piece": self._piece})
@@ -178,7 +186,7 @@ class LivePlayer(Widget):
                 self.value = figures.player(self.wave, self.rate).html
 
     def reset(self, seconds: float | None = None) -> None:
-        """Begins a new piece: what was not heard yet is dropped, counters are 0, and `stop` is a new event, the old one set."""
+        """Start a new piece: set `stop` and replace it, drop the buffer, and zero the counters."""
         with self._lock:
             self.stop.set()
             self.stop = threading.Event()
@@ -190,12 +198,12 @@ class LivePlayer(Widget):
             self.send({"kind": "reset", "piece": self._piece})
 
     def play(self) -> threading.Thread:
-        """What pressing Play does: a new piece from the source, in a thread that is returned.
+        """Start a new piece from the source, as Play does, and return its thread.
 
-        A piece that still runs is stopped first. Errors: ValueError where there is no source.
+        A piece in progress is stopped first. Raises: ValueError without a source.
         """
         if self._source is None:
-            raise ValueError("this player has no source: give it one, or push waves to it")
+            raise ValueError("this player has no source: pass source=, or push waves to it")
         with self._lock:
             self.reset()
             thread = threading.Thread(target=self._work, args=(self.stop, self._piece), daemon=True)
@@ -203,55 +211,56 @@ class LivePlayer(Widget):
         return thread
 
     def pace(self, ahead: float) -> None:
-        """Waits, in a worker thread, until fewer than `ahead` seconds are left to play, or `stop` is set.
+        """Block the worker thread until fewer than `ahead` seconds are buffered, or `stop` is set.
 
-        So sliders are heard soon: without it a quick machine would be minutes ahead of what is heard. Returns at once
-        where no browser shows the player, as in a notebook that runs without a reader, and on a machine that has
-        nothing to spare.
+        This bounds the delay between moving a slider and hearing the change. Returns immediately if no
+        browser shows the player, as in a notebook executed without a reader, or if generation is barely
+        faster than real time.
         """
-        while self._connected and self.speed >= SPARE and self.ahead > ahead and not self.stop.wait(0.05):
+        while self._connected and self.speed >= MARGIN and self.ahead > ahead and not self.stop.wait(0.05):
             pass
-        self._since = time.perf_counter()  # waiting is not work
+        # Waiting does not count as work.
+        self._since = time.perf_counter()
 
-    # --- what is known ------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------------
 
     @property
-    def made(self) -> float:
+    def pushed(self) -> float:
         """Seconds pushed so far."""
-        return self._made / self.rate
+        return self._pushed / self.rate
 
     @property
     def ahead(self) -> float:
-        """Seconds pushed and not yet heard."""
-        return self.made - self.played
+        """Seconds pushed and not yet played."""
+        return self.pushed - self.played
 
     @property
     def speed(self) -> float:
-        """Seconds of music made in a second, of late and without the waiting; 0 until the second chunk."""
+        """Recent seconds of music per second of work, without waiting; 0 until the second chunk."""
         return self._music / self._work_time if self._work_time else 0.0
 
     @property
     def wave(self) -> Tensor:
-        """What was pushed, [C, N]: at most the last ten minutes."""
+        """The piece so far, [C, N], or its last ten minutes."""
         with self._lock:
             parts = [torch.from_numpy(data).float() / 32768 for _, data in self._chunks]
         return torch.cat(parts, dim=-1) if parts else torch.zeros(self.channels, 0)
 
     def __repr__(self) -> str:
-        return "LivePlayer: it plays where the kernel runs"
+        return "LivePlayer: it needs a running kernel"
 
-    # --- inside -------------------------------------------------------------------------------------------------
+    # --- inside ---------------------------------------------------------------------------------------------
 
     def _clear(self) -> None:
-        self._chunks: deque[tuple[int, np.ndarray]] = (
-            deque()
-        )  # where each starts, in samples, and int16 [C, n]
-        self._made, self._finished = 0, False
+        # Start in samples, and samples int16 [C, n].
+        self._chunks: deque[tuple[int, np.ndarray]] = deque()
+        self._pushed, self._finished = 0, False
         self._music = self._work_time = 0.0
-        self._since = 0.0  # when the work on the next chunk began; 0 where nobody knows
+        # When the work on the next chunk began, 0 if unknown.
+        self._since = 0.0
 
     def _measure(self, seconds: float) -> None:
-        """Takes the time since the chunk before as the work for these `seconds` of music; older ones fade."""
+        """Count the time since the last chunk as work for `seconds` of music, in an exponential average."""
         now = time.perf_counter()
         if self._since:
             self._music = 0.9 * self._music + seconds
@@ -268,10 +277,11 @@ class LivePlayer(Widget):
         try:
             for wave in self._source(stop):
                 with self._lock:
-                    if self._piece != piece:  # somebody has begun another
+                    if self._piece != piece:
                         return
                     self.push(wave)
-        except Exception as error:  # nobody reads a thread's traceback
+        # Nobody sees the traceback of a thread.
+        except Exception as error:
             self.message = f"{type(error).__name__}: {error}"
         with self._lock:
             if self._piece == piece:
@@ -282,9 +292,9 @@ class LivePlayer(Widget):
         if kind == "ready":
             with self._lock:
                 self._connected = True
-                heard = self.played * self.rate
-                rest = [chunk for chunk in self._chunks if chunk[0] + chunk[1].shape[-1] > heard]
-                start = rest[0][0] if rest else self._made
+                played = self.played * self.rate
+                rest = [chunk for chunk in self._chunks if chunk[0] + chunk[1].shape[-1] > played]
+                start = rest[0][0] if rest else self._pushed
                 self.send({"kind": "from", "piece": self._piece, "start": start})
                 for chunk in rest:
                     self._send_chunk(chunk)
@@ -297,13 +307,13 @@ class LivePlayer(Widget):
 
 
 class Recorder(Widget):
-    """Records the microphone: `wave` is then what was heard, a tensor [1, N] at `rate` Hz, and None before.
+    """Records the microphone: `wave` is the recording [1, N] at `rate` Hz, None before the first.
 
         recorder = Recorder()
         recorder.observe(lambda change: print(change.new.shape), "wave")
 
-    Browsers allow it on https and on localhost only, and ask the reader first; where it cannot be, `message` (also in
-    the widget) says why in a sentence. Level, echo and noise are left as they are.
+    Browsers allow it on https and localhost only, after asking the reader; otherwise `message`, also shown in
+    the widget, gives the reason. Gain, echo and noise are not processed.
     """
 
     view = Unicode("recorder").tag(sync=True)
@@ -314,10 +324,10 @@ class Recorder(Widget):
     _esm = SCRIPT
 
     def __init__(self, rate: int = 32000, seconds: float = 30.0):
-        """A recorder of at most `seconds` seconds at `rate` Hz. Errors: ValueError for what is no rate or length."""
+        """Recorder of at most `seconds` at `rate` Hz. Raises: ValueError for an invalid rate or length."""
         audio.check_rate(rate)
         if not 0 < seconds < math.inf:
-            raise ValueError(f"seconds is {seconds!r}; it must be a number of seconds over 0")
+            raise ValueError(f"seconds is {seconds!r}; it must be a finite number greater than 0")
         super().__init__(rate=int(rate), seconds=float(seconds))
         self.on_msg(self._on_browser)
         if not LIVE:
@@ -331,4 +341,4 @@ class Recorder(Widget):
                 self.wave = torch.from_numpy(samples)[None]
 
     def __repr__(self) -> str:
-        return "Recorder: it records where the kernel runs"
+        return "Recorder: it needs a running kernel"

@@ -1,11 +1,11 @@
-"""A real JupyterLab and a real Chromium for the tests in this folder; all are marked `browser`.
+"""JupyterLab and Chromium for the tests in this folder, all marked `browser`.
 
     lab         the server, one for the whole run; its root is laid out like the repository, and each test has
                 kernels of its own
-    app         the panel as `make app` serves it, one for the whole run
-    page        a fresh browser page, 1280 pixels wide; requests that would leave this machine are refused
-    refused     the addresses of those requests
-    microphone  what the page may do with its (fake, beeping) microphone: "granted" unless a test says otherwise
+    app         the panel as `make app` serves it, one for the whole run page        a fresh browser page,
+    1280 pixels wide; requests that would leave this machine are refused refused     the addresses of those
+    requests microphone  what the page may do with its (fake, beeping) microphone: "granted" unless a test
+    says otherwise
 
 A test writes a notebook, opens it and looks:
 
@@ -14,7 +14,7 @@ A test writes a notebook, opens it and looks:
         lab.run_all(page)
         expect(lab.output(page, 0)).to_have_text("2")
 
-Playwright keeps an asyncio loop in the main thread, so a test here uses neither asyncio nor nbclient itself.
+Playwright runs an asyncio loop in the main thread, so these tests use neither asyncio nor nbclient.
 """
 
 import json
@@ -36,18 +36,22 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 240  # until something that takes two on an idle machine has failed
+# Timeout for operations that take two seconds on an idle machine.
+SECONDS = 240
 expect.set_options(timeout=SECONDS * 1000)
 ARGUMENTS = [
-    "--no-sandbox",  # CI runs as root
+    # CI runs as root
+    "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--use-fake-device-for-media-stream",  # a microphone that beeps once a second
-    "--deny-permission-prompts",  # nobody is there to answer them
+    # a microphone that beeps once a second
+    "--use-fake-device-for-media-stream",
+    # nobody is there to answer them
+    "--deny-permission-prompts",
 ]
 
 
@@ -58,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def wait_until(done, what: str, seconds: float = SECONDS) -> None:
-    """Returns once `done()` is true; fails with `what` after `seconds`."""
+    """Return once `done()` is true, or fail with the description `what` after `seconds`."""
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, f"{what}: not within {seconds:g} s"
@@ -72,7 +76,7 @@ def free_port() -> int:
 
 
 def isolated(folder: Path) -> dict[str, str]:
-    """An environment for a server whose settings, trust and history live in `folder` and which stays offline."""
+    """Environment for an offline server with its settings, trust and history in `folder`."""
     return os.environ | {
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTER_DATA_DIR": str(folder / "data"),
@@ -86,14 +90,14 @@ def isolated(folder: Path) -> dict[str, str]:
 
 
 def layout(folder: Path) -> Path:
-    """The repository's layout in `folder`: a copy of the notebooks and a link to the data. Returns `folder`."""
+    """Copy the notebooks to `folder`, link the data beside them, and return `folder`."""
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     (folder / "data").symlink_to(ROOT / "data")
     return folder
 
 
 def quiet(folder: Path) -> None:
-    """Settings for the JupyterLab of `isolated(folder)`: it asks for no news and no updates."""
+    """Configure the JupyterLab of `isolated(folder)` not to check for news and updates."""
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     settings = settings / "notification.jupyterlab-settings"
@@ -101,19 +105,19 @@ def quiet(folder: Path) -> None:
 
 
 class Server:
-    """A process that serves HTTP on 127.0.0.1:`port`, with its output in a file."""
+    """A process serving HTTP on 127.0.0.1:`port`, with its output in a file."""
 
     def __init__(
         self, command: Sequence[str], port: int, folder: Path, alive: str, environment: dict[str, str]
     ):
-        """Starts `command` in `folder` and waits until the path `alive` answers."""
+        """Start `command` in `folder` and wait until the path `alive` responds."""
         self.root, self.port = folder, port
         self.log = folder.parent / f"{folder.name}.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        wait_until(lambda: self._answers(alive), f"{command[2]} answers")
+        wait_until(lambda: self._answers(alive), f"{command[2]} responds")
 
     def _answers(self, path: str) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -132,7 +136,7 @@ class Server:
 
 
 class Lab(Server):
-    """JupyterLab; notebooks are opened one at a time, without its side bars."""
+    """JupyterLab in single-document mode."""
 
     def __init__(self, folder: Path):
         root = folder / "root"
@@ -148,7 +152,8 @@ class Lab(Server):
             "ServerApp.allow_root": True,
             "ServerApp.terminals_enabled": False,
             "IdentityProvider.token": self.token,
-            "LabApp.expose_app_in_browser": True,  # `jupyterapp` in the page: these tests steer by it
+            # the tests control the page through `jupyterapp`
+            "LabApp.expose_app_in_browser": True,
             "LabApp.extension_manager": "readonly",
         }
         command = [
@@ -160,16 +165,17 @@ class Lab(Server):
         super().__init__(command, port, layout(root), f"/api?token={self.token}", isolated(folder))
 
     def write(self, name: str, cells: Sequence[str] | nbformat.NotebookNode) -> str:
-        """Writes a notebook (or one of these code cells) into notebooks/; returns its path from the root."""
+        """Write a notebook, or one made of these code cells, to notebooks/; return its path from the root."""
         if not isinstance(cells, nbformat.NotebookNode):
             cells = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        cells.metadata.setdefault("kernelspec", kernel)  # or JupyterLab asks which
+        # otherwise JupyterLab asks for a kernel
+        cells.metadata.setdefault("kernelspec", kernel)
         nbformat.write(cells, self.root / "notebooks" / name)
         return f"notebooks/{name}"
 
     def open(self, page: Page, path: str, dark: bool = False) -> None:
-        """Opens the notebook at `path` and waits until it is drawn and its kernel is idle."""
+        """Open the notebook at `path`; return when it is rendered and its kernel idle."""
         page.goto(f"http://127.0.0.1:{self.port}/doc/tree/{quote(path)}?token={self.token}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=SECONDS * 1000)
         theme = "JupyterLab Dark" if dark else "JupyterLab Light"
@@ -178,7 +184,7 @@ class Lab(Server):
         self.wait_idle(page)
 
     def run_all(self, page: Page, seconds: float = SECONDS) -> None:
-        """Runs all cells; returns when the kernel is idle. Fails where a cell shows an error."""
+        """Run all cells and return when the kernel is idle; fail if a cell shows a traceback."""
         page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
         count = page.evaluate(
             "jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type == 'code' && "
@@ -197,7 +203,7 @@ class Lab(Server):
         assert errors.count() == 0, errors.first.inner_text()
 
     def run(self, page: Page, code: str, seconds: float = SECONDS) -> str:
-        """What `code`, run in the kernel of the open notebook, prints; no cell is made. Fails on an exception."""
+        """Output of `code`, run in the open notebook's kernel without a cell; fail on an exception."""
         text, error = page.evaluate(
             """async code => {
                 const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -222,7 +228,7 @@ class Lab(Server):
         )
 
     def end_kernels(self) -> None:
-        """Shuts all kernels down: the next notebook, of the same path too, starts with a fresh one."""
+        """Shut all kernels down, so that the next notebook starts a new one even at the same path."""
         for kernel in json.load(self._ask("/api/kernels")):
             self._ask(f"/api/kernels/{kernel['id']}", "DELETE")
 
@@ -234,7 +240,7 @@ class Lab(Server):
         )
 
     def output(self, page: Page, index: int) -> Locator:
-        """What code cell `index` shows: a locator."""
+        """Locator of the output of code cell `index`."""
         return page.locator(".jp-CodeCell").nth(index).locator(".jp-OutputArea-output")
 
 

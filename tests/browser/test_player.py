@@ -1,4 +1,4 @@
-"""Players and recorder in a real JupyterLab: the right length, no gap, no click, no way out, words for what cannot be."""
+"""Players and recorder in a real JupyterLab: exact playback, no network requests, readable errors."""
 
 import json
 
@@ -19,9 +19,9 @@ from types import SimpleNamespace
 from mgkit.lab import player, figures
 sine = 0.3 * torch.sin(torch.arange(5 * 32000) * 440 * 2 * torch.pi / 32000)[None]"""
 
-# Keeps all that a page gives to the sound card, from before its own scripts run; in the audio thread, which loses nothing.
+# Records the page's audio output without loss, in the audio thread, from before its own scripts run.
 TAP = """
-window.heard = [];
+window.recorded = [];
 const code = `registerProcessor('tap', class extends AudioWorkletProcessor {
     process([input]) {
         this.port.postMessage(input.length ? input[0].slice() : new Float32Array(128));
@@ -33,7 +33,7 @@ AudioContext.prototype.resume = async function () {
     if (!this.tap) {
         await this.audioWorklet.addModule(URL.createObjectURL(new Blob([code], {type: 'text/javascript'})));
         this.tap = new AudioWorkletNode(this, 'tap');
-        this.tap.port.onmessage = event => window.heard.push(...event.data);
+        this.tap.port.onmessage = event => window.recorded.push(...event.data);
         connect.call(this.tap, this.destination);
     }
     await resume.call(this);
@@ -45,7 +45,7 @@ AudioNode.prototype.connect = function (to, ...rest) {
 
 
 def show_in_lab(lab, page, *cells: str, dark: bool = False) -> None:
-    """Runs a notebook of SETUP and `cells` in JupyterLab; cell i is output i + 1."""
+    """Run a notebook of SETUP and `cells` in JupyterLab; cell i has output i + 1."""
     lab.open(page, lab.write("player.ipynb", [SETUP, *cells]), dark)
     lab.run_all(page)
 
@@ -63,14 +63,14 @@ def assert_plays(page, sound) -> None:
 
 
 def facts(lab, page, expression: str):
-    """What a Python expression is in the kernel, as JSON carries it."""
+    """Value of a Python expression in the kernel, by way of JSON."""
     return json.loads(lab.run(page, f"import json; print(json.dumps({expression}))"))
 
 
-# --- a finished wave -------------------------------------------------------------------------------------------
+# --- a finished wave ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["show.player", "player.Player"])
+@pytest.mark.parametrize("kind", ["figures.player", "player.Player"])
 def test_a_player_has_the_length_of_its_wave_and_plays_with_the_network_blocked(lab, page, refused, kind):
     show_in_lab(lab, page, f"{kind}(sine, 32000, 'a sine', seam=2)")
     sound = lab.output(page, 1).locator("audio")
@@ -79,7 +79,7 @@ def test_a_player_has_the_length_of_its_wave_and_plays_with_the_network_blocked(
     assert refused == []
 
 
-def test_players_play_in_a_notebook_that_nobody_has_trusted(lab, page):
+def test_players_play_in_an_untrusted_notebook(lab, page):
     outputs = [
         {"text/html": figures.player(SINE, RATE, "plain").html},
         player.Player(SINE, RATE, "rich")._repr_mimebundle_(),
@@ -87,7 +87,7 @@ def test_players_play_in_a_notebook_that_nobody_has_trusted(lab, page):
     notebook = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell(
-                "made elsewhere", outputs=[nbformat.v4.new_output("display_data", data=data)]
+                "run elsewhere", outputs=[nbformat.v4.new_output("display_data", data=data)]
             )
             for data in outputs
         ]
@@ -98,10 +98,10 @@ def test_players_play_in_a_notebook_that_nobody_has_trusted(lab, page):
         sound = lab.output(page, index).locator("audio")
         assert abs(duration(page, sound) - 5) < 0.02
         assert_plays(page, sound)
-    assert page.locator("canvas").count() == 0, "a script ran that nobody has trusted"
+    assert page.locator("canvas").count() == 0, "a script ran in an untrusted notebook"
 
 
-def test_the_player_seeks_loops_and_marks_by_itself_also_where_no_kernel_is(page, tmp_path):
+def test_the_player_seeks_and_loops_without_a_kernel(page, tmp_path):
     path = tmp_path / "page.html"
     bundle = player.Player(SINE, RATE, "a sine", seam=2)._repr_mimebundle_()
     path.write_text(f"<!doctype html><meta charset='utf-8'>{bundle['text/html']}", encoding="utf-8")
@@ -118,12 +118,13 @@ def test_the_player_seeks_loops_and_marks_by_itself_also_where_no_kernel_is(page
     assert_plays(page, sound)
 
 
-def test_what_is_downloaded_has_every_sample_and_says_how_it_was_made(lab, page, tmp_path):
+def test_the_download_has_every_sample_and_the_manifest(lab, page, tmp_path):
     manifest = {"mgkit": "0", "model": "nano", "text": "a sine", "licence": "MIT"}
     show_in_lab(
         lab,
         page,
-        f"ipywidgets.VBox([player.Player(sine[:, :123457], 32000, 'A sine!', loop=True, manifest={manifest})])",
+        "wave = sine[:, :123457]\n"
+        f"ipywidgets.VBox([player.Player(wave, 32000, 'A sine!', loop=True, manifest={manifest})])",
     )
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
@@ -135,10 +136,10 @@ def test_what_is_downloaded_has_every_sample_and_says_how_it_was_made(lab, page,
     assert audio.read_manifest(path) == {**manifest, "strategy": "clip"}
 
 
-# --- a wave that grows -----------------------------------------------------------------------------------------
+# --- a wave that grows --------------------------------------------------------------------------------------
 
 
-def test_a_live_sine_is_heard_to_the_sample_without_gap_or_click(lab, page, refused):
+def test_a_live_sine_plays_exact_to_the_sample(lab, page, refused):
     page.add_init_script(TAP)
     show_in_lab(
         lab,
@@ -151,46 +152,49 @@ live = player.LivePlayer(32000, seconds=5, source=source)
 live""",
     )
     page.get_by_role("button", name="Play").click()
-    expect(page.locator(".mgkit .said")).to_contain_text("The end, after 5.0 s")
-    page.wait_for_timeout(500)  # for what is told back four times a second
+    expect(page.locator(".mgkit .status")).to_contain_text("Finished after 5.0 s")
+    # the browser reports four times per second
+    page.wait_for_timeout(500)
     assert facts(lab, page, "[live.underruns, live.discontinuities, live.context_rate, live.played]") == [
         0,
         0,
         RATE,
         5,
     ]
-    heard = np.array(page.evaluate("window.heard"), dtype=np.float32)
-    start = int(np.flatnonzero(heard)[0]) - 1  # a sine begins with a 0
-    error = heard[start : start + SINE.shape[1]] - SINE[0].numpy()
+    output = np.array(page.evaluate("window.recorded"), dtype=np.float32)
+    # a sine starts with a 0
+    start = int(np.flatnonzero(output)[0]) - 1
+    error = output[start : start + SINE.shape[1]] - SINE[0].numpy()
     assert np.abs(error).max() < 1e-4
     assert refused == []
 
 
-def test_a_slow_machine_collects_before_it_plays_and_says_so(lab, page):
+def test_a_slow_machine_buffers_before_playback_and_reports_it(lab, page):
     show_in_lab(
         lab,
         page,
         """clock = SimpleNamespace(now=0.0)
 player.time = SimpleNamespace(perf_counter=lambda: clock.now)
 live = player.LivePlayer(32000, seconds=5)
-def make(count):
-    for part in sine.split(16000, dim=1)[int(live.made * 2):][:count]:
-        clock.now += 1  # half a second of music in a second
+def generate(count):
+    for part in sine.split(16000, dim=1)[int(live.pushed * 2):][:count]:
+        # half a second of music per second
+        clock.now += 1
         live.push(part)
-make(4)
+generate(4)
 live""",
     )
-    said = page.locator(".mgkit .said")
-    expect(said).to_contain_text("2.0 s are ready")
+    status = page.locator(".mgkit .status")
+    expect(status).to_contain_text("2.0 s ready")
     page.get_by_role("button", name="Play").click()
-    expect(said).to_contain_text("makes 0.5 × real time: collecting 2.0 s of 2.7 s")
-    lab.run(page, "make(2)")
-    expect(said).to_contain_text("heard")
-    lab.run(page, "make(4); live.finish()")
-    expect(said).to_have_text("The end, after 5.0 s.")
+    expect(status).to_contain_text("Generating at 0.5 × real time: buffering 2.0 of 2.7 s")
+    lab.run(page, "generate(2)")
+    expect(status).to_contain_text("played")
+    lab.run(page, "generate(4); live.finish()")
+    expect(status).to_have_text("Finished after 5.0 s.")
 
 
-def test_stop_ends_the_source_and_play_begins_anew(lab, page):
+def test_stop_ends_the_source_and_play_starts_a_new_piece(lab, page):
     show_in_lab(
         lab,
         page,
@@ -199,28 +203,28 @@ def source(stop):
     while not stop.is_set():
         yield sine[:, :16000]
         live.pace(2)
-    ended.append(live.made)
+    ended.append(live.pushed)
 live = player.LivePlayer(32000, source=source)
 live""",
     )
     for times in (1, 2):
         page.get_by_role("button", name="Play").click()
-        expect(page.locator(".mgkit .said")).to_contain_text("heard")
+        expect(page.locator(".mgkit .status")).to_contain_text("played")
         page.get_by_role("button", name="Stop").click()
-        expect(page.locator(".mgkit .said")).to_contain_text("Stopped, after")
+        expect(page.locator(".mgkit .status")).to_contain_text("Stopped after")
         page.wait_for_timeout(500)
         assert facts(lab, page, "[len(ended), live.stop.is_set(), live.started]") == [times, True, False]
 
 
-# --- the microphone --------------------------------------------------------------------------------------------
+# --- the microphone -----------------------------------------------------------------------------------------
 
 
-def test_the_recorder_hears_the_microphone_at_the_rate_asked_for(lab, page):
+def test_the_recorder_records_at_the_requested_rate(lab, page):
     show_in_lab(lab, page, "recorder = player.Recorder(32000)\nrecorder")
     page.get_by_role("button", name="Record").click()
-    page.wait_for_function("document.querySelector('.mgkit .said').textContent.match(/Recording: [3-9]/)")
+    page.wait_for_function("document.querySelector('.mgkit .status').textContent.match(/Recording: [3-9]/)")
     page.get_by_role("button", name="Stop").click()
-    expect(page.locator(".mgkit .said")).to_contain_text("s recorded.")
+    expect(page.locator(".mgkit .status")).to_contain_text("s recorded.")
     shape, peak = facts(lab, page, "[list(recorder.wave.shape), float(recorder.wave.abs().max())]")
     assert shape[0] == 1
     assert peak > 0.05, "Chromium's fake microphone beeps once a second"
@@ -231,17 +235,17 @@ def test_the_recorder_hears_the_microphone_at_the_rate_asked_for(lab, page):
 
 
 @pytest.mark.parametrize("microphone", ["refused"])
-def test_a_refused_microphone_is_said_in_the_widget(lab, page, microphone):
+def test_denied_microphone_access_is_reported_in_the_widget(lab, page, microphone):
     show_in_lab(lab, page, "recorder = player.Recorder()\nrecorder")
     page.get_by_role("button", name="Record").click()
-    expect(page.locator(".mgkit .said")).to_contain_text("The microphone was refused")
+    expect(page.locator(".mgkit .status")).to_contain_text("Microphone access was denied")
     page.wait_for_timeout(300)
-    assert "refused" in facts(lab, page, "recorder.message")
+    assert "denied" in facts(lab, page, "recorder.message")
     assert facts(lab, page, "recorder.wave is None")
 
 
-def test_where_a_page_may_not_record_the_recorder_says_so(lab, page):
+def test_a_page_that_cannot_record_is_reported_in_the_widget(lab, page):
     page.add_init_script("Object.defineProperty(navigator, 'mediaDevices', {value: undefined})")
     show_in_lab(lab, page, "recorder = player.Recorder()\nrecorder")
-    expect(page.locator(".mgkit .said")).to_contain_text("https and on localhost only")
+    expect(page.locator(".mgkit .status")).to_contain_text("https and localhost only")
     expect(page.get_by_role("button", name="Record")).to_be_disabled()

@@ -14,8 +14,8 @@ from mgkit import audio
 
 CELLS = ["from mgkit.lab import studio\n\npanel = studio.Studio()\npanel"]
 
-# Stop takes less than a second on an idle machine with two cores, which JupyterLab, its kernel, the browser and the
-# test share here. It must not depend on the remaining work: a minute of music takes much longer.
+# Seconds. Stop takes less than one on an idle machine with two cores, which JupyterLab, its kernel, the browser
+# and the test share here. It must not depend on the remaining work: a minute of music takes much longer.
 ALLOWED = 10
 
 
@@ -79,7 +79,8 @@ def test_generate_moves_the_bar_and_shows_a_player_with_a_complete_download(
     panel.field("prompt").fill("calm piano")
     panel.enter("seconds", "3")
     page.evaluate(
-        """() => { window.widths = new Set(); const bar = document.querySelector('.mgkit-studio .progress-bar');
+        """() => { window.widths = new Set();
+        const bar = document.querySelector('.mgkit-studio .progress-bar');
         new MutationObserver(() => widths.add(bar.style.width)).observe(bar, {attributes: true}) }"""
     )
     panel.go.click()
