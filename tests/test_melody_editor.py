@@ -1,4 +1,4 @@
-"""The melody grid: what a hand does, plain calls do, and the other way round."""
+"""The melody editor: drawing and calls in code have the same effect."""
 
 import sys
 
@@ -10,11 +10,11 @@ from tiny import RATE
 from mgkit import melody
 from mgkit.lab import melody_editor
 
-TOLD = torch.tensor([0, 0, 4, 4, 7, 7, 7, 7, 11, 11])
+CLASSES = torch.tensor([0, 0, 4, 4, 7, 7, 7, 7, 11, 11])
 
 
 def parts(widget: object, kind: type) -> list:
-    """All widgets of a kind in a box, in order."""
+    """All widgets of this type inside a box, in order."""
     inside = [part for child in getattr(widget, "children", ()) for part in parts(child, kind)]
     return [widget, *inside] if isinstance(widget, kind) else inside
 
@@ -23,39 +23,39 @@ def canvas(widget: ipywidgets.VBox) -> ipywidgets.DOMWidget:
     return widget.children[0]
 
 
-def test_what_is_drawn_is_what_the_editor_holds():
-    editor = melody_editor.GridEditor(TOLD, RATE)
+def test_a_drawing_reaches_the_editor():
+    editor = melody_editor.MelodyEditor(CLASSES, RATE)
     drawn = canvas(editor.widget())
-    assert drawn.values == drawn.heard == TOLD.tolist()
-    drawn.values = [5] * len(TOLD)
-    assert editor.classes.tolist() == [5] * len(TOLD)
+    assert drawn.values == drawn.detected == CLASSES.tolist()
+    drawn.values = [5] * len(CLASSES)
+    assert editor.classes.tolist() == [5] * len(CLASSES)
     assert editor.classes.dtype == torch.int64
-    assert editor.heard.equal(TOLD)
+    assert editor.detected.equal(CLASSES)
 
 
-def test_a_plain_edit_is_drawn_in_every_view():
-    editor = melody_editor.GridEditor(TOLD, RATE)
+def test_an_edit_in_code_is_drawn_in_every_view():
+    editor = melody_editor.MelodyEditor(CLASSES, RATE)
     views = [canvas(editor.widget()), canvas(editor.widget())]
     editor.edit("F♯", 0.2, 0.5)
-    assert editor.classes.equal(melody.edit(TOLD, "F♯", 0.2, 0.5, RATE))
-    assert not editor.classes.equal(TOLD)
+    assert editor.classes.equal(melody.edit(CLASSES, "F♯", 0.2, 0.5, RATE))
+    assert not editor.classes.equal(CLASSES)
     assert all(view.values == editor.classes.tolist() for view in views)
 
 
-def test_as_it_was_undoes_every_edit_and_leaves_the_tensor_that_was_given():
-    told = TOLD.clone()
-    editor = melody_editor.GridEditor(told, RATE)
+def test_reset_undoes_all_edits_and_leaves_the_callers_tensor_alone():
+    classes = CLASSES.clone()
+    editor = melody_editor.MelodyEditor(classes, RATE)
     widget = editor.widget()
     editor.edit("D", 0, 9)
     _, reset = parts(widget, ipywidgets.Button)
     reset.click()
-    assert editor.classes.equal(TOLD)
-    assert told.equal(TOLD)
-    assert canvas(widget).values == TOLD.tolist()
+    assert editor.classes.equal(CLASSES)
+    assert classes.equal(CLASSES)
+    assert canvas(widget).values == CLASSES.tolist()
 
 
-def test_play_plays_the_grid_as_it_is_now():
-    editor = melody_editor.GridEditor(TOLD, RATE)
+def test_play_plays_the_current_pitch_classes():
+    editor = melody_editor.MelodyEditor(CLASSES, RATE)
     widget = editor.widget()
     play, _ = parts(widget, ipywidgets.Button)
     play.click()
@@ -67,10 +67,10 @@ def test_play_plays_the_grid_as_it_is_now():
 
 
 @pytest.mark.parametrize("missing", ["anywidget", "ipywidgets"])
-def test_without_a_library_the_grid_says_so_in_a_sentence_and_the_calls_go_on(missing, monkeypatch):
+def test_without_a_library_the_widget_names_it_and_calls_in_code_work(missing, monkeypatch):
     melody_editor._canvas_class.cache_clear()
     monkeypatch.setitem(sys.modules, missing, None)
-    editor = melody_editor.GridEditor(TOLD, RATE)
+    editor = melody_editor.MelodyEditor(CLASSES, RATE)
     assert missing in editor.widget().html
     editor.edit("D", 0, 9)
-    assert editor.classes.tolist() == [2] * len(TOLD)
+    assert editor.classes.tolist() == [2] * len(CLASSES)

@@ -1,12 +1,13 @@
 """Plots of audio, tokens, windows and traces, for notebooks and reports.
 
-Letters: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames, V codebook size, H
-heads, W words, R rows.
+Letters: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames, V codebook size,
+H heads, W words, R rows.
 
-    waveform, mel, chroma              audio tokens, pattern, schedule, usage   codes, their delay pattern,
-    and how often each token occurs overview                           the way from prompt to waveform in one
-    picture windows, real_time                 how long music is generated, and how fast bars, curves,
-    attention, table     values of a trace: one distribution, values over time, attention, numbers
+    waveform, mel, chroma              audio
+    tokens, pattern, schedule, usage   codes, their delay pattern, and how often each token occurs
+    overview                           the way from prompt to waveform in one picture
+    windows, real_time                 how long music is generated, and how fast
+    bars, curves, attention, table     values of a trace: a distribution, values over time, attention, numbers
 
 The players and pages of `pages.py` are available here too (`figures.player`, `figures.page`, …), so that a
 notebook needs one import.

@@ -1,24 +1,25 @@
-// Pitch classes over time as cells, 12 rows by F columns, to be drawn in with the pointer or the arrow keys.
-// grey: as heard; blue: as it is now. What is drawn goes to the kernel when the pointer is lifted.
+// Pitch classes over time: 12 rows by F columns of cells, edited with the pointer or the arrow keys.
+// Grey: detected; blue: current. Changes are sent to the kernel when the pointer is released.
 
 const LEFT = 28, BELOW = 20, ROW = 16, WIDTH = 800, HEIGHT = 12 * ROW + BELOW
 
 function render({ model, el }) {
   const canvas = document.createElement("canvas")
-  const sharp = window.devicePixelRatio || 1
-  canvas.width = WIDTH * sharp
-  canvas.height = HEIGHT * sharp
+  const scale = window.devicePixelRatio || 1
+  canvas.width = WIDTH * scale
+  canvas.height = HEIGHT * scale
   canvas.tabIndex = 0
   canvas.setAttribute("role", "application")
-  canvas.setAttribute("aria-label", "pitch classes over time; arrow keys move and change")
+  canvas.setAttribute("aria-label", "pitch classes over time; arrow left and right move, up and down change the pitch class")
   canvas.style.cssText = `width: ${WIDTH}px; max-width: 100%; touch-action: none; cursor: crosshair; outline: none; color: var(--jp-ui-font-color1, inherit)`
   el.append(canvas)
   const pen = canvas.getContext("2d")
-  pen.scale(sharp, sharp)
+  pen.scale(scale, scale)
 
   let values = [...model.get("values")]
-  let at = 0 // the column that the arrow keys change
-  let last = null // the cell under the pointer while it draws
+  // The column changed by the arrow keys, and the cell under the pointer during a stroke.
+  let at = 0
+  let last = null
   const column = (WIDTH - LEFT) / values.length
 
   function cell(frame, pitch, color) {
@@ -29,7 +30,8 @@ function render({ model, el }) {
   function draw() {
     pen.clearRect(0, 0, WIDTH, HEIGHT)
     pen.font = "11px sans-serif"
-    const ink = getComputedStyle(canvas).color // that of the page, light or dark
+    // The page's text colour, light or dark.
+    const ink = getComputedStyle(canvas).color
     for (const [pitch, name] of model.get("names").entries()) {
       pen.fillStyle = ink
       pen.fillText(name, 2, (12 - pitch) * ROW - 4)
@@ -42,7 +44,7 @@ function render({ model, el }) {
       pen.fillStyle = ink
       pen.fillText(`${second}${second ? "" : " s"}`, LEFT + (second / frame) * column, HEIGHT - 5)
     }
-    model.get("heard").forEach((pitch, frame) => cell(frame, pitch, "#8a8f98aa"))
+    model.get("detected").forEach((pitch, frame) => cell(frame, pitch, "#8a8f98aa"))
     values.forEach((pitch, frame) => cell(frame, pitch, "#2a7fbf"))
     if (document.activeElement === canvas) {
       pen.strokeStyle = ink
@@ -52,15 +54,16 @@ function render({ model, el }) {
 
   function under(event) {
     const box = canvas.getBoundingClientRect()
-    const scale = WIDTH / box.width
-    const frame = Math.floor(((event.clientX - box.left) * scale - LEFT) / column)
-    const pitch = 11 - Math.floor(((event.clientY - box.top) * scale) / ROW)
+    const zoom = WIDTH / box.width
+    const frame = Math.floor(((event.clientX - box.left) * zoom - LEFT) / column)
+    const pitch = 11 - Math.floor(((event.clientY - box.top) * zoom) / ROW)
     return [Math.min(values.length - 1, Math.max(0, frame)), Math.min(11, Math.max(0, pitch))]
   }
 
   function drawTo([frame, pitch]) {
     const [from, before] = last ?? [frame, pitch]
-    const steps = Math.max(1, Math.abs(frame - from)) // a quick stroke skips columns: fill them
+    // A quick stroke skips columns: interpolate.
+    const steps = Math.max(1, Math.abs(frame - from))
     for (let i = 0; i <= steps; i++) {
       values[Math.round(from + ((frame - from) * i) / steps)] = Math.round(before + ((pitch - before) * i) / steps)
     }
@@ -87,7 +90,8 @@ function render({ model, el }) {
     const change = { ArrowUp: 1, ArrowDown: 11 }[event.key]
     if (!move && !change) return
     event.preventDefault()
-    event.stopPropagation() // the notebook would take the key for itself
+    // The notebook must not handle these keys too.
+    event.stopPropagation()
     if (move) at = Math.min(values.length - 1, Math.max(0, at + move))
     if (change) {
       values[at] = (values[at] + change) % 12
@@ -101,7 +105,8 @@ function render({ model, el }) {
     draw()
   }
   model.on("change:values", changed)
-  requestAnimationFrame(draw) // once it is on the page, whose colours it takes
+  // The colours are known once the canvas is on the page.
+  requestAnimationFrame(draw)
   return () => model.off("change:values", changed)
 }
 

@@ -1,16 +1,14 @@
-"""A melody by hand: the pitch classes that the model is told of it, to be drawn in.
+"""A melody editor: pitch classes for melody conditioning, drawn on a canvas or edited in code.
 
 Letters: F chroma frames.
 
-    wave -> melody.classes -> GridEditor, drawn by grid.js -> classes -> generate_with_chroma
-
-Plain calls do what a hand does.
+    wave -> melody.classes -> MelodyEditor, drawn by melody_editor.js -> classes -> generate_with_chroma
 """
 
 import html
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,55 +16,60 @@ from torch import Tensor
 from mgkit import melody
 from mgkit.lab import figures
 
+if TYPE_CHECKING:
+    from anywidget import AnyWidget
+    from ipywidgets import VBox
 
-class GridEditor:
-    """The pitch classes `classes` int64 [F] of a melody, to be changed by hand; `heard` are those it began with.
 
-    `rate` in Hz is that of the waves that they are of. Errors: those of `melody.check`.
+class MelodyEditor:
+    """Editable pitch classes `classes` int64 [F]; `detected` are the initial ones.
+
+    `rate` (Hz) is the sampling rate of the audio they describe. Raises: as `melody.check`.
     """
 
     def __init__(self, classes: Tensor, rate: int):
-        self.heard, self.rate = melody.check(classes), rate
-        self.classes = self.heard.clone()
-        self._canvases: list[Any] = []
+        self.detected, self.rate = melody.check(classes), rate
+        self.classes = self.detected.clone()
+        self._canvases: list[AnyWidget] = []
 
     def edit(self, to: str, start: float, end: float) -> None:
-        """Writes the pitch class named `to` from `start` to `end` seconds; see `melody.edit`."""
+        """Write the pitch class named `to` from `start` to `end` seconds; see `melody.edit`."""
         self._set(melody.edit(self.classes, to, start, end, self.rate))
 
     def reset(self) -> None:
-        """Makes it as it was heard."""
-        self._set(self.heard.clone())
+        """Restore the detected pitch classes."""
+        self._set(self.detected.clone())
 
     def player(self) -> figures.Player:
-        """A player of the grid as tones."""
-        return figures.player(melody.tones(self.classes, self.rate), self.rate, "the grid as tones")
+        """Player of the pitch classes as tones."""
+        return figures.player(melody.tones(self.classes, self.rate), self.rate, "the melody as tones")
 
-    def widget(self) -> Any:
-        """The grid to draw in with pointer or arrow keys; buttons that play it and make it as it was."""
+    def widget(self) -> "VBox | figures.Player":
+        """Canvas for pointer and arrow keys, with buttons to play and reset; without ipywidgets, a message."""
         try:
             import ipywidgets
 
             canvas = _canvas_class()(
                 values=self.classes.tolist(),
-                heard=self.heard.tolist(),
+                detected=self.detected.tolist(),
                 names=list(melody.PITCH_CLASSES),
                 frame=melody.HOP / self.rate,
             )
         except ImportError as error:
+            missing = html.escape(error.name or "anywidget")
             return figures.Player(
-                f"<p>The grid to draw in needs {html.escape(error.name or 'anywidget')}; "
-                "<code>edit(to, start, end)</code> does the same.</p>"
+                f"<p>The melody editor needs the package {missing}; "
+                "without it, use <code>edit(to, start, end)</code>.</p>"
             )
         self._canvases.append(canvas)
         canvas.observe(lambda change: self._set(torch.tensor(change["new"])), "values")
-        play, reset = ipywidgets.Button(description="Play"), ipywidgets.Button(description="As it was")
+        play, reset = ipywidgets.Button(description="Play"), ipywidgets.Button(description="Reset")
         sound = ipywidgets.HTML()
 
-        def played(_: object) -> None:
+        def show_player(_: object) -> None:
             sound.value = self.player().html
 
-        play.on_click(played)
+        play.on_click(show_player)
         reset.on_click(lambda _: self.reset())
         return ipywidgets.VBox([canvas, ipywidgets.HBox([play, reset]), sound])
 
@@ -77,16 +80,18 @@ class GridEditor:
 
 
 @cache
-def _canvas_class() -> Any:
-    """The widget that `grid.js` draws; made on first use, since neither library need be there."""
+def _canvas_class() -> "type[AnyWidget]":
+    """The widget drawn by melody_editor.js, defined on first use because both libraries are optional."""
     import anywidget
     import traitlets
 
     class Canvas(anywidget.AnyWidget):
+        """Pitch class of each frame, now (`values`) and initially (`detected`); `frame` is in seconds."""
+
         _esm = Path(__file__).with_name("melody_editor.js")
-        values = traitlets.List(traitlets.Int()).tag(sync=True)  # pitch class of each frame
-        heard = traitlets.List(traitlets.Int()).tag(sync=True)  # the same before any change
+        values = traitlets.List(traitlets.Int()).tag(sync=True)
+        detected = traitlets.List(traitlets.Int()).tag(sync=True)
         names = traitlets.List(traitlets.Unicode()).tag(sync=True)
-        frame = traitlets.Float().tag(sync=True)  # seconds
+        frame = traitlets.Float().tag(sync=True)
 
     return Canvas

@@ -10,8 +10,7 @@ Their browser side is `player.js`, embedded in the widget, so nothing is fetched
 anywidget (in the `lab` extra and on Colab); without it, each is a plain HTML widget which names the missing
 package. All are written to ipywidgets 7.7 and work on 8.
 
-Every button has an equivalent in code: `LivePlayer.play()` and `LivePlayer.stop.set()`, `Recorder.wave =
-...`.
+Every button has an equivalent in code: `LivePlayer.play()`, `LivePlayer.stop.set()`, `Recorder.wave = …`.
 """
 
 import math

@@ -1,13 +1,12 @@
 """JupyterLab and Chromium for the tests in this folder, all marked `browser`.
 
-    lab         the server, one for the whole run; its root is laid out like the repository, and each test has
-                kernels of its own
-    app         the panel as `make app` serves it, one for the whole run page        a fresh browser page,
-    1280 pixels wide; requests that would leave this machine are refused refused     the addresses of those
-    requests microphone  what the page may do with its (fake, beeping) microphone: "granted" unless a test
-    says otherwise
+    lab         the server, one per session, with a copy of the repository's layout; kernels are new for each test
+    app         the studio as served by `make app`, one per session
+    page        a new browser page, 1280 pixels wide; requests to other machines are blocked
+    refused     the URLs of the blocked requests
+    microphone  permission for the page's (fake, beeping) microphone: "granted" by default
 
-A test writes a notebook, opens it and looks:
+A test writes a notebook, opens it and inspects it:
 
     def test_one_and_one(lab, page):
         lab.open(page, lab.write("sum.ipynb", ["1 + 1"]))

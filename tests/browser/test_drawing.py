@@ -1,21 +1,22 @@
-"""The melody grid under a real pointer and a real keyboard."""
+"""The melody editor under a real pointer and keyboard."""
 
 import json
 import time
 
 CELLS = [
-    "import torch\nfrom mgkit.lab import melody_editor\neditor = melody_editor.GridEditor(torch.arange(40) // 4, 32000)",
+    "import torch\nfrom mgkit.lab import melody_editor\n"
+    "editor = melody_editor.MelodyEditor(torch.arange(40) // 4, 32000)",
     "editor.widget()",
 ]
 
 
 def drawn(lab, page):
-    """Pitch classes that the kernel holds."""
+    """Pitch classes in the kernel."""
     return json.loads(lab.run(page, "print(editor.classes.tolist())"))
 
 
 def held(lab, page, expected):
-    """Whether the kernel comes to hold these pitch classes within ten seconds."""
+    """Whether the kernel has these pitch classes within ten seconds."""
     end = time.monotonic() + 10
     while drawn(lab, page) != expected and time.monotonic() < end:
         time.sleep(0.1)
@@ -23,44 +24,45 @@ def held(lab, page, expected):
 
 
 def centre(box, frame, pitch):
-    """Where the cell of `frame` and `pitch` is on the page: 28 of 800 pixels are names, 20 of 212 are seconds."""
+    """Position on the page of the cell (frame, pitch): 28 of 800 pixels are names, 20 of 212 seconds."""
     scale = box["width"] / 800
     return box["x"] + (28 + (frame + 0.5) * 772 / 40) * scale, box["y"] + (11.5 - pitch) * 16 * scale
 
 
-def test_what_the_pointer_draws_and_the_arrows_change_is_what_the_kernel_holds(lab, page, refused):
-    lab.open(page, lab.write("grid.ipynb", CELLS))
+def test_drawings_and_arrow_keys_reach_the_kernel(lab, page, refused):
+    lab.open(page, lab.write("editor.ipynb", CELLS))
     lab.run_all(page)
     canvas = page.locator("canvas[role=application]")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    told = [i // 4 for i in range(40)]
+    expected = [i // 4 for i in range(40)]
 
     page.mouse.click(*centre(box, 10, 9))
-    told[10] = 9
-    assert held(lab, page, told)
+    expected[10] = 9
+    assert held(lab, page, expected)
 
-    page.mouse.move(*centre(box, 20, 3))  # a stroke in one jump fills the columns that it skips
+    # a stroke in one jump also fills the columns between
+    page.mouse.move(*centre(box, 20, 3))
     page.mouse.down()
     page.mouse.move(*centre(box, 29, 3))
     page.mouse.up()
-    told[20:30] = [3] * 10
-    assert held(lab, page, told)
+    expected[20:30] = [3] * 10
+    assert held(lab, page, expected)
 
     for key in ("ArrowLeft", "ArrowUp", "ArrowUp", "ArrowLeft", "ArrowDown"):
         page.keyboard.press(key)
-    told[28], told[27] = 5, 2
-    assert held(lab, page, told)
+    expected[28], expected[27] = 5, 2
+    assert held(lab, page, expected)
 
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("document.querySelector('audio')?.duration > 4.9")
-    page.get_by_role("button", name="As it was").click()
+    page.get_by_role("button", name="Reset").click()
     assert held(lab, page, [i // 4 for i in range(40)])
     assert not refused
 
 
-def test_the_names_can_be_read_in_the_light_and_in_the_dark(lab, page):
-    """The ink of the twelve names is far from the page behind it."""
+def test_the_names_are_legible_in_light_and_dark(lab, page):
+    """The text colour of the twelve names contrasts with the page."""
     for dark in (False, True):
         lab.open(page, lab.write("ink.ipynb", CELLS), dark=dark)
         lab.run_all(page)
