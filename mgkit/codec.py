@@ -170,11 +170,11 @@ class Span(NamedTuple):
 
 
 class FrameBuffer:
-    """Frames that arrive in chunks and leave in overlapping spans, once `context` later frames have arrived.
+    """Frames that arrive in chunks and leave in overlapping spans, each frame as new once its context is complete.
 
-        frames   0 1 2 3 4 5 6 7 8 9 …
-        span     [ new   ]< >             context = 2
-        span           < >[ new   ]< >
+        chunks       | 0 1 2 3 4 | 5 6 7 8 | …          context = 2
+        first span   [ 0 1 2 ] 3 4                      [ new ]
+        second span        1 2 [ 3 4 5 6 ] 7 8
 
     Between spans it keeps at most 2 * context frames.
     """

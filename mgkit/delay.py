@@ -1,19 +1,20 @@
-"""The delayed interleave of K codebooks, and its inverse (MusicGen, arXiv:2306.05284, section 2.2).
+"""The delay pattern of K codebooks and its inverse (MusicGen, arXiv:2306.05284, section 2.2).
 
-Letters: B batch, K codebooks, T frames, S delayed steps.
+Axes: B batch, K codebooks, T frames, S delayed steps.
 
-Codebook q is shifted right by its delay, so that one transformer step predicts one token of every codebook,
-and the token of codebook q at a frame still sees those of codebooks 0..q-1 at the same frame:
+Each codebook is shifted right by its delay. One transformer step then predicts one token per codebook, and the token
+of codebook k depends on those of codebooks 0 to k - 1 of the same frame, which are in earlier columns:
 
-    a0 a1 a2        _  a0 a1 a2 _
-    b0 b1 b2   ->   _  _  b0 b1 b2          _ = the special token; column 0 is where generation starts
+    codes        a0 a1 a2          steps    _  a0 a1 a2 _
+                 b0 b1 b2    ->             _  _  b0 b1 b2        _  the special token
+                                            ↑ generation starts here
 """
 
 from torch import Tensor
 
 
 def delays(codebooks: int, channels: int = 1) -> tuple[int, ...]:
-    """Delay in steps of each codebook: 0, 1, 2, 3 in mono; left and right share a delay in stereo.
+    """Delay of each codebook in steps: 0, 1, 2, 3 in mono; in stereo, left and right share a delay.
 
     >>> delays(4)
     (0, 1, 2, 3)
@@ -24,7 +25,7 @@ def delays(codebooks: int, channels: int = 1) -> tuple[int, ...]:
 
 
 def delay(codes: Tensor, shifts: tuple[int, ...], special: int) -> Tensor:
-    """Delayed steps [B, K, S] of `codes` [B, K, T], with S = T + 1 + max(shifts) and `special` in the gaps.
+    """Delayed steps [B, K, S] of `codes` [B, K, T], S = T + 1 + max(shifts), with `special` in the gaps.
 
     >>> import torch
     >>> delay(torch.tensor([[[1, 2, 3], [4, 5, 6]]]), (0, 1), special=0)
@@ -32,6 +33,7 @@ def delay(codes: Tensor, shifts: tuple[int, ...], special: int) -> Tensor:
              [0, 0, 4, 5, 6]]])
     """
     batch, codebooks, frames = codes.shape
+    assert codebooks == len(shifts), f"{codebooks} codebooks, {len(shifts)} shifts"
     steps = codes.new_full((batch, codebooks, frames + 1 + max(shifts)), special)
     for k, shift in enumerate(shifts):
         steps[:, k, 1 + shift : 1 + shift + frames] = codes[:, k]
@@ -39,15 +41,17 @@ def delay(codes: Tensor, shifts: tuple[int, ...], special: int) -> Tensor:
 
 
 def undelay(steps: Tensor, shifts: tuple[int, ...]) -> Tensor:
-    """Codes [B, K, T] of delayed `steps` [B, K, S]: the T = S - 1 - max(shifts) frames that are complete.
+    """Codes [B, K, T] of delayed `steps` [B, K, S]: the T = max(0, S - 1 - max(shifts)) complete frames.
 
     >>> import torch
     >>> undelay(torch.tensor([[[0, 1, 2, 3, 0], [0, 0, 4, 5, 6]]]), (0, 1))
     tensor([[[1, 2, 3],
              [4, 5, 6]]])
     """
-    frames = max(0, steps.shape[-1] - 1 - max(shifts))
-    codes = steps.new_empty((*steps.shape[:2], frames))
+    batch, codebooks, length = steps.shape
+    assert codebooks == len(shifts), f"{codebooks} codebooks, {len(shifts)} shifts"
+    frames = max(0, length - 1 - max(shifts))
+    codes = steps.new_empty((batch, codebooks, frames))
     for k, shift in enumerate(shifts):
         codes[:, k] = steps[:, k, 1 + shift : 1 + shift + frames]
     return codes

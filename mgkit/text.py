@@ -1,6 +1,8 @@
-"""T5: strings to vectors (arXiv:1910.10683). The encoder and its tokenizer are transformers'.
+"""T5: texts to vectors (arXiv:1910.10683), with the encoder and tokenizer of transformers.
 
-Letters: B batch, L text length in tokens, W width of T5.
+Axes: B batch, L text length in tokens, W width of T5.
+
+    "calm piano" -> tokens [B, L] -> T5 encoder -> vectors [B, L, W], mask [B, L]
 """
 
 from typing import TYPE_CHECKING
@@ -11,11 +13,11 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-MAX_TOKENS = 512  # T5 was trained on at most so many; attention to ten thousand words would fill the memory
+MAX_TOKENS = 512  # the limit in T5's training; attention over much longer texts would exhaust memory
 
 
 class TextEncoder(nn.Module):
-    """A T5 encoder with its tokenizer."""
+    """T5 encoder with its tokenizer. It computes gradients unless the caller disables them."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", t5: "T5EncoderModel"):
         super().__init__()
@@ -28,16 +30,18 @@ class TextEncoder(nn.Module):
         return self.t5.config.d_model
 
     def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids [B, L] and mask [B, L] (False at padding, on the right). Empty texts are all padding.
+        """Token ids [B, L], padded on the right, and mask [B, L], False at padding.
 
-        Errors: ValueError for a text of more than MAX_TOKENS tokens.
+        The mask of an empty text is False everywhere.
+
+        Raises: ValueError for a text of more than MAX_TOKENS tokens.
         """
         rows = [self.tokenizer(text).input_ids for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if len(row) > MAX_TOKENS:
                 raise ValueError(
-                    f"the prompt {text[:40]!r}… has {len(row)} tokens; the text encoder takes at most {MAX_TOKENS}: "
-                    "say it in fewer words"
+                    f"the prompt {text[:40]!r}… has {len(row)} tokens; shorten it to at most {MAX_TOKENS}, the limit "
+                    "of the text encoder"
                 )
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
@@ -47,10 +51,7 @@ class TextEncoder(nn.Module):
             mask[i, : len(row)] = bool(texts[i])
         return ids, mask
 
-    @torch.no_grad()
     def forward(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Vectors [B, L, W] and mask [B, L] of the texts."""
-        device = self.t5.device
-        ids, mask = (x.to(device) for x in self.tokens(texts))
-        vectors = self.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return vectors, mask
+        ids, mask = (x.to(self.t5.device) for x in self.tokens(texts))
+        return self.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask

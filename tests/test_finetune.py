@@ -291,7 +291,7 @@ def test_a_caption_too_long_for_the_text_encoder_is_refused(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
     folder = sounds(tmp_path / "own")
     (folder / "0.txt").write_text("calm piano " * 400)
-    with pytest.raises(ValueError, match="say it in fewer words"):
+    with pytest.raises(ValueError, match="shorten it to at most 512"):
         tune(plan(folder, str(tmp_path / "start")), tmp_path / "out")
 
 
