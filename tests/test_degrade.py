@@ -182,8 +182,8 @@ def test_without_a_synthesizer_training_data_is_refused_before_any_work(soundfon
 
 def test_without_onnxruntime_the_judge_of_notes_says_what_to_install_and_the_others_judge(folder):
     verbs = {
-        "tempo": "import numpy as np; from mgkit.train import judges; judges.tempo(np.ones(32000, 'f4'), 32000)",
-        "notes": "import numpy as np; from mgkit.train import judges; judges.notes(np.ones(32000, 'f4'), 32000)",
+        "tempo": "import numpy as np; from mgkit.evals import metrics; metrics.tempo(np.ones(32000, 'f4'), 32000)",
+        "notes": "import numpy as np; from mgkit.evals import metrics; metrics.transcribe(np.ones(32000, 'f4'), 32000)",
         "command": command("train", "measure", "model", "--count", "2", "--out", "scores"),
     }
     found, stderr = tried(folder, verbs, hidden=["onnxruntime"])

@@ -1,11 +1,12 @@
-"""What the model makes beside the training music that is nearest to it, to see and to hear that nothing is copied whole.
+"""`python -m mgkit memorization`: verbatim overlap of generated tokens with the training clips.
 
-Letters: n pieces, M training clips, K codebooks, T frames of 20 ms.
+Letters: n generated clips, M training clips, K codebooks, T frames of 20 ms, V codebook size.
 
-    made [n, K, T], training tokens [M, K, T] -> the longest stretch of frames that both have
-                                              -> the training clip that uses the same codes as often: the nearest
+    generated [n, K, T], training [M, K, T] -> longest common run of frames
+                                            -> nearest training clip by token statistics
 
-Music of one kind shares some frames: how many is said by held-out renders, which are copies of nothing.
+Clips of one style share short runs by chance: the reference is the overlap of held-out renders, which are copies of
+nothing. MusicLM's memorization analysis (arXiv:2301.11325) counts exact matches likewise.
 """
 
 import argparse
@@ -17,108 +18,125 @@ import torch
 from tqdm import tqdm
 
 from mgkit.codec import Codec
-from mgkit.evals import protocol
-from mgkit.evals.protocol import PART, Part
+from mgkit.evals import shards
+from mgkit.evals.shards import SHARD_SIZE, Shard
 from mgkit.lab import figures
 from mgkit.train.loop import Clips, waves
 from mgkit.train.tokens import Tokens
 
+Items = list[str | figures.Player | figures.Picture]
 
-class Stretch(NamedTuple):
-    """Frames that a piece and a training clip both have."""
+
+class Match(NamedTuple):
+    """The longest run of frames shared by a generated clip and a training clip."""
 
     length: int  # frames
-    at: int  # first frame in the piece
-    clip: int
-    start: int  # first frame in the clip
+    start: int  # first frame in the generated clip
+    clip: int  # index of the training clip
+    clip_start: int  # first frame in the training clip
 
 
-def longest_stretches(made: np.ndarray, training: np.ndarray) -> list[Stretch]:
-    """For each piece of `made` [n, T] the longest stretch that stands somewhere in `training` [M, T'].
+def longest_matches(generated: np.ndarray, training: np.ndarray) -> list[Match]:
+    """For each row of `generated` [n, T], the longest run which also occurs in `training` [M, T'].
 
-    >>> longest_stretches(np.array([[9, 1, 2, 3, 9]]), np.array([[0, 0, 0, 0, 0], [0, 1, 2, 3, 0]]))
-    [Stretch(length=3, at=1, clip=1, start=1)]
+    >>> longest_matches(np.array([[9, 1, 2, 3, 9]]), np.array([[0, 0, 0, 0, 0], [0, 1, 2, 3, 0]]))
+    [Match(length=3, start=1, clip=1, clip_start=1)]
     """
-    found = [Stretch(0, 0, 0, 0)] * len(made)
-    ours, theirs = np.zeros_like(made, np.uint64), np.zeros_like(training, np.uint64)
-    for length in range(1, min(made.shape[1], training.shape[1]) + 1):
-        ours, theirs = _longer(ours, made, length), _longer(theirs, training, length)
-        alive = [i for i, stretch in enumerate(found) if stretch.length == length - 1]
-        wanted = np.unique(ours[alive])
-        places = np.minimum(np.searchsorted(wanted, theirs), len(wanted) - 1)
-        there = np.zeros(len(wanted), bool)
-        there[places[wanted[places] == theirs]] = True
-        for i in alive:
-            same = np.flatnonzero(there[np.searchsorted(wanted, ours[i])])
-            if len(same):
-                clip, start = divmod(int((theirs == ours[i, same[0]]).argmax()), theirs.shape[1])
-                found[i] = Stretch(length, int(same[0]), clip, start)
-        if all(stretch.length < length for stretch in found):
+    matches = [Match(0, 0, 0, 0)] * len(generated)
+    hashes, training_hashes = np.zeros_like(generated, np.uint64), np.zeros_like(training, np.uint64)
+    for length in range(1, min(generated.shape[1], training.shape[1]) + 1):
+        hashes = _extend(hashes, generated, length)
+        training_hashes = _extend(training_hashes, training, length)
+        candidates = [i for i, match in enumerate(matches) if match.length == length - 1]
+        sought = np.unique(hashes[candidates])
+        positions = np.minimum(np.searchsorted(sought, training_hashes), len(sought) - 1)
+        present = np.zeros(len(sought), bool)
+        present[positions[sought[positions] == training_hashes]] = True
+        for i in candidates:
+            [starts] = np.nonzero(present[np.searchsorted(sought, hashes[i])])
+            if len(starts):
+                first = int((training_hashes == hashes[i, starts[0]]).argmax())
+                matches[i] = Match(length, int(starts[0]), *divmod(first, training_hashes.shape[1]))
+        if all(match.length < length for match in matches):
             break
-    return found
+    return matches
 
 
-def _longer(numbers: np.ndarray, frames: np.ndarray, length: int) -> np.ndarray:
-    """A number for every stretch of `length` frames, from those of the stretches one shorter: equal stretches have
-    equal numbers, and others practically never (the mixing is that of splitmix64)."""
+def _extend(hashes: np.ndarray, frames: np.ndarray, length: int) -> np.ndarray:
+    """Hashes of all runs of `length` frames, from the hashes of the runs one frame shorter (mixing of splitmix64)."""
     count = frames.shape[1] - length + 1
-    mixed = numbers[:, :count] + frames[:, length - 1 :].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = hashes[:, :count] + frames[:, length - 1 :].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def nearest(made: np.ndarray, training: np.ndarray, size: int) -> list[int]:
-    """For each piece of `made` [n, K, T] the clip of `training` [M, K, T] whose codes of the first two codebooks are
-    most alike: cosine of how often each is used, where those that few clips use count more."""
-    theirs, ours = _use(training, size), _use(made, size)
-    rare = np.log(len(theirs) / np.maximum(1, (theirs > 0).sum(axis=0)))
-    theirs, ours = (use * rare / (np.linalg.norm(use * rare, axis=1, keepdims=True) + 1e-9) for use in (theirs, ours))  # fmt: skip
-    return (ours @ theirs.T).argmax(axis=1).tolist()
+def nearest_clips(generated: np.ndarray, training: np.ndarray, size: int) -> list[int]:
+    """For each of `generated` [n, K, T], the index of the training clip [M, K, T] with the most similar tokens.
 
-
-def _use(codes: np.ndarray, size: int) -> np.ndarray:
-    """How often each code of the first two codebooks is used, as a square root [n, 2 * size]."""
-    use = np.zeros((len(codes), 2 * size), np.float32)
-    for clip, (first, second) in enumerate(codes[:, :2]):
-        use[clip] = np.bincount(np.concatenate([first, second + size]).astype(int), minlength=2 * size)
-    return np.sqrt(use)
-
-
-def look(name: str, data: Path, tokens: Path, parts: Path, count: int = 20) -> list[str | figures.Player | figures.Picture]:  # fmt: skip
-    """Items of a page about the first `count` held-out prompts.
-
-    Errors: those of `Clips` and `Tokens`, and ValueError for tokens of another codec than the model's.
+    Similarity is the cosine of token counts in the first two codebooks, with TF-IDF weights.
     """
-    model = protocol.load(name)
+    counts, training_counts = _token_counts(generated, size), _token_counts(training, size)
+    idf = np.log(len(training) / np.maximum(1, (training_counts > 0).sum(axis=0)))
+    counts, training_counts = (
+        weighted / (np.linalg.norm(weighted, axis=1, keepdims=True) + 1e-9)
+        for weighted in (counts * idf, training_counts * idf)
+    )
+    return (counts @ training_counts.T).argmax(axis=1).tolist()
+
+
+def _token_counts(codes: np.ndarray, size: int) -> np.ndarray:
+    """Square roots of the counts of each token in the first two codebooks [n, 2 * V]."""
+    counts = np.zeros((len(codes), 2 * size), np.float32)
+    for clip, (first, second) in enumerate(codes[:, :2]):
+        counts[clip] = np.bincount(np.concatenate([first, second + size]).astype(int), minlength=2 * size)
+    return np.sqrt(counts)
+
+
+# -- page ----------------------------------------------------------------------------------------------------------
+
+
+def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -> Items:
+    """Items of a page about the first `count` held-out prompts: three paragraphs of summary, then each clip.
+
+    Raises: FileNotFoundError or ValueError for a folder of clips or tokens which is missing, incomplete or of another
+    rate, and ValueError for tokens of another codec than the model's.
+    """
+    model = shards.load_model(name)
     rate, size = model.sample_rate, model.codec.config.codebook_size
     clips, training = Clips(data, rate), Tokens(tokens, data)
     if (_encode(model.codec, waves(clips.mix[0])[None].numpy()) == training.codes[:1]).mean() < 0.9:
-        raise ValueError(f"{tokens} holds the tokens of another codec than that of {name}: make them anew")
-    parts.mkdir(parents=True, exist_ok=True)
-    some = [Part(parts, name, "guided", at, PART, clips.samples / rate) for at in range(0, count, PART)]
-    made = np.concatenate([part.tokens() for part in tqdm(some, desc="music", unit="part")])[:count]
-    mixes = [mix for part in some for mix, _ in part.rendered()][:count]
-    both = np.concatenate([made, _encode(model.codec, np.stack(mixes))])
-    first = longest_stretches(both[:, 0], training.codes[:, 0])
-    whole = longest_stretches(_frames(both, size), _frames(training.codes, size))
-    items: list[str | figures.Player | figures.Picture] = [
-        f"{count} held-out prompts, each beside the one of {len(training)} training clips whose codes are most alike. "
-        "A stretch is frames of 20 ms that stand in the music and, in the same order, somewhere in training.",
-        *(
-            f"Longest stretch in frames, {what}: made, {_of(found[:count])}; held-out renders, which are copies of nothing, {_of(found[count:])}."
-            for what, found in (("first codebook alone", first), ("all codebooks", whole))
-        ),
-    ]
-    pieces = [piece for part in some for piece in part.pieces()]
-    for i, clip in enumerate(nearest(made, training.codes, size)):
-        wave = model.generate_audio(torch.from_numpy(made[i : i + 1].astype(np.int64)))[0]
-        near = waves(clips.mix[clip])[None]
-        items.append(
-            f"{i + 1}. “{protocol.prompt(pieces[i])}”: longest stretch {_said(first[i])}; all codebooks {_said(whole[i])}. "
-            f"Nearest: clip {clip}, “{training.captions[clip][0]}”."
+        raise ValueError(
+            f"{tokens} holds tokens of another codec than {name}'s; encode the clips again with "
+            f"`python -m mgkit train tokens --codec {name}`"
         )
-        pair = [("made", wave), (f"nearest training clip, {clip}", near)]
+    cache.mkdir(parents=True, exist_ok=True)
+    seconds = clips.samples / rate
+    some = [
+        Shard(cache, name, "guidance 3", start, SHARD_SIZE, seconds) for start in range(0, count, SHARD_SIZE)
+    ]
+    generated = np.concatenate([shard.tokens() for shard in tqdm(some, desc="generate", unit="shard")])[
+        :count
+    ]
+    renders = np.stack([mix for shard in some for mix, _ in shard.renders()][:count])
+    both = np.concatenate([generated, _encode(model.codec, renders)])
+    first = longest_matches(both[:, 0], training.codes[:, 0])
+    full = longest_matches(_frame_ids(both, size), _frame_ids(training.codes, size))
+    items: Items = [
+        f"{count} held-out prompts, each beside the most similar of {len(training)} training clips. A match is a "
+        "run of frames of 20 ms with the same tokens in both.",
+        _summary("first codebook", first, count),
+        _summary("all codebooks", full, count),
+    ]
+    prompts = [prompt for shard in some for prompt in shard.prompts]
+    for i, clip in enumerate(nearest_clips(generated, training.codes, size)):
+        wave = model.generate_audio(torch.from_numpy(generated[i : i + 1].astype(np.int64)))[0]
+        nearest = waves(clips.mix[clip])[None]
+        items.append(
+            f"{i + 1}. “{prompts[i]}”: longest match {_describe(first[i])}; in all codebooks {_describe(full[i])}. "
+            f"Nearest training clip: {clip}, “{training.captions[clip][0]}”."
+        )
+        pair = [("generated", wave), (f"nearest training clip, {clip}", nearest)]
         items += [figures.mel(pair, rate), figures.players(pair, rate)]
     return items
 
@@ -129,34 +147,48 @@ def _encode(codec: Codec, mixes: np.ndarray) -> np.ndarray:
     return codec.encode(torch.from_numpy(mixes)[:, None]).numpy()
 
 
-def _frames(codes: np.ndarray, size: int) -> np.ndarray:
-    """One number [n, T] for all the codes of a frame of codes [n, K, T]."""
+def _frame_ids(codes: np.ndarray, size: int) -> np.ndarray:
+    """One integer [n, T] for the K codes of each frame of [n, K, T]."""
     return sum(codes[:, k].astype(np.int64) * size**k for k in range(codes.shape[1]))
 
 
-def _of(found: list[Stretch]) -> str:
-    lengths = [stretch.length for stretch in found]
-    return f"median {np.median(lengths):g}, largest {max(lengths)}"
+def _summary(title: str, matches: list[Match], count: int) -> str:
+    """Statistics of the first `count` matches, of generated clips, and of the others, of renders."""
+    generated, held_out = (
+        f"median {np.median(lengths):g}, maximum {max(lengths)}"
+        for lengths in ([m.length for m in matches[:count]], [m.length for m in matches[count:]])
+    )
+    return f"Longest match in frames, {title}: generated {generated}; held-out renders {held_out}."
 
 
-def _said(stretch: Stretch) -> str:
-    return f"{stretch.length / 50:.2f} s, also in clip {stretch.clip}"
+def _describe(match: Match) -> str:
+    return f"{match.length / 50:.2f} s, in training clip {match.clip}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m mgkit train look`."""
-    parser = argparse.ArgumentParser(prog="python -m mgkit train look", description=__doc__.split("\n")[0])
+    """`python -m mgkit memorization`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit memorization",
+        description="Compares generated clips with the training clips nearest to them.",
+    )
     parser.add_argument("model", nargs="?", default="nano", help="name or folder of the model")
     parser.add_argument(
-        "--data", type=Path, default=Path("runs/band"), help="rendered clips that it learned from"
+        "--data", type=Path, default=Path("runs/band"), help="rendered clips the model was trained on"
     )
-    parser.add_argument("--tokens", type=Path, default=Path("runs/tokens"), help="their tokens")
-    parser.add_argument("--count", type=int, default=20, help="held-out prompts")
-    parser.add_argument("--out", type=Path, default=Path("runs/measure"), help="folder for look.html; tokens that measuring made there are used")  # fmt: skip
+    parser.add_argument("--tokens", type=Path, default=Path("runs/tokens"), help="tokens of --data")
+    parser.add_argument("--count", type=int, default=20, help="number of held-out prompts")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/measure"),
+        help="folder for memorization.html; clips cached there by `measure` are reused",
+    )
     args = parser.parse_args(argv)
-    items = look(args.model, args.data, args.tokens, args.out / "parts", args.count)
+    items = compare(args.model, args.data, args.tokens, args.out / "shards", args.count)
     print(*items[1:3], sep="\n")
-    print(figures.page(items, args.out / "look.html", "Made, and nearest in training"))
+    print(
+        figures.page(items, args.out / "memorization.html", "Generated clips and the nearest training clips")
+    )
 
 
 if __name__ == "__main__":

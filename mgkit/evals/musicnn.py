@@ -1,12 +1,12 @@
-"""musicnn (Pons and Serra, arXiv:1909.06654): a small network that tags music, here a judge of how music sounds.
+"""musicnn, a small network for music tagging (Pons and Serra, arXiv:1909.06654), used for tags and embeddings.
 
 Letters: B patches, T frames of 16 ms, M = 96 mel bands, D features of a frame, N samples.
 
-    mel [B, T, M] -> timbre (tall kernels), beat (long kernels) -> 3 layers over time -> largest and mean of T -> 50 tags
+    mel [B, T, M] -> timbre (tall kernels), beat (long kernels) -> 3 layers over time -> max and mean over T -> 50 tags
                      `------------- D = 753 features of every frame -------------'
 
-The package `musicnn` (PyPI, ISC) holds the weights as a checkpoint of TensorFlow 1. `read_checkpoint` reads it without
-TensorFlow; `Musicnn` is the network in torch, for the model that was trained on MagnaTagATune.
+The package `musicnn` (PyPI, ISC) contains the weights as a TensorFlow 1 checkpoint. `read_checkpoint` reads it without
+TensorFlow; `Musicnn` is the network in PyTorch, for the weights trained on MagnaTagATune.
 """
 
 import struct
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 RATE, N_FFT, HOP, MELS = 16000, 512, 256, 96
-PATCH = 187  # frames: the three seconds that it learned from
+PATCH = 187  # frames: three seconds, the length of a training example
 TAGS = (
     "guitar", "classical", "slow", "techno", "strings", "drums", "electronic", "rock", "fast", "piano",
     "ambient", "beat", "violin", "vocal", "synth", "female", "indian", "opera", "male", "singing",
@@ -32,33 +31,43 @@ TAGS = (
 )  # fmt: skip
 
 
-# -- a checkpoint of TensorFlow 1 ----------------------------------------------------------------------------------
+# -- TensorFlow 1 checkpoint ---------------------------------------------------------------------------------------
+
+
+# Field numbers of the messages BundleEntryProto, TensorShapeProto and TensorShapeProto.Dim.
+DTYPE, SHAPE, OFFSET, LENGTH = 1, 2, 4, 5
+DIM, SIZE = 2, 1
 
 
 def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
-    """All float32 variables of the nameless checkpoint in `folder` (.index and .data-00000-of-00001), by name.
+    """All float32 variables of the checkpoint in `folder` (.index and .data-00000-of-00001), by name.
 
-    The index is a LevelDB table: blocks of entries, each key given by what differs from the one before. Errors:
-    ValueError for a file that is none.
+    The index is a LevelDB table: blocks of entries with prefix-compressed keys, sorted by name.
+
+    Raises: ValueError for a file in another format.
     """
     table, data = ((folder / name).read_bytes() for name in (".index", ".data-00000-of-00001"))
     if table[-8:] != struct.pack("<Q", 0xDB4775248B80FB57):
         raise ValueError(f"{folder / '.index'} is not the index of a TensorFlow checkpoint")
-    footer = _numbers(table[-48:-8])
-    next(footer), next(footer)  # the block of meta data, which holds none
-    found = {}
+    footer = _varints(table[-48:-8])
+    # Skips the handle of the metaindex block, which is empty.
+    _pair(footer)
+    variables = {}
     for _, handle in _entries(table, *_pair(footer)):
-        for name, entry in _entries(table, *_pair(_numbers(handle))):
-            about = dict(_fields(entry))
-            if name and about.get(1) == 1:  # float32; the nameless entry is the header
-                sizes = [dict(_fields(dim)).get(1, 0) for key, dim in _fields(about.get(2, b"")) if key == 2]
-                at = about.get(4, 0)
-                found[name.decode()] = np.frombuffer(data[at : at + about[5]], "<f4").reshape(sizes)
-    return found
+        for name, entry in _entries(table, *_pair(_varints(handle))):
+            numbers, messages = _fields(entry)
+            # The entry without a name is the header; type 1 is float32.
+            if not name or numbers.get(DTYPE) != [1]:
+                continue
+            dims = _fields(messages[SHAPE][0])[1].get(DIM, []) if SHAPE in messages else []
+            shape = [_fields(dim)[0].get(SIZE, [0])[0] for dim in dims]
+            [offset], [size] = numbers.get(OFFSET, [0]), numbers[LENGTH]
+            variables[name.decode()] = np.frombuffer(data[offset : offset + size], "<f4").reshape(shape)
+    return variables
 
 
-def _numbers(data: bytes) -> Iterator[int]:
-    """The numbers of a run of varints: seven bits a byte, lowest first, the eighth says that more follow."""
+def _varints(data: bytes) -> Iterator[int]:
+    """The integers of consecutive varints: seven bits a byte, lowest first; the eighth bit marks a continuation."""
     value = shift = 0
     for byte in data:
         value |= (byte & 127) << shift
@@ -72,57 +81,66 @@ def _pair(numbers: Iterator[int]) -> tuple[int, int]:
     return next(numbers), next(numbers)
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """(number, where it ends)."""
-    end = at
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """(integer, position after it)."""
+    end = start
     while data[end] > 127:
         end += 1
-    return next(_numbers(data[at : end + 1])), end + 1
+    return next(_varints(data[start : end + 1])), end + 1
 
 
 def _entries(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of a block that is not compressed."""
+    """(key, value) of each entry in an uncompressed block.
+
+    Raises: ValueError for a compressed block.
+    """
     if table[offset + size] != 0:
-        raise ValueError("the index of the checkpoint is compressed, which is not understood here")
+        raise ValueError("the index of the checkpoint is compressed; only uncompressed ones can be read")
     block = table[offset : offset + size]
-    end = size - 4 - 4 * struct.unpack("<I", block[-4:])[0]  # places to start reading at follow
-    key, at = b"", 0
-    while at < end:
-        shared, at = _varint(block, at)
-        own, at = _varint(block, at)
-        length, at = _varint(block, at)
-        key = key[:shared] + block[at : at + own]
-        yield key, block[at + own : at + own + length]
-        at += own + length
+    # The block ends with a list of restart positions and its length, 4 bytes each.
+    end = size - 4 - 4 * struct.unpack("<I", block[-4:])[0]
+    key, position = b"", 0
+    while position < end:
+        shared, position = _varint(block, position)
+        unshared, position = _varint(block, position)
+        length, position = _varint(block, position)
+        key = key[:shared] + block[position : position + unshared]
+        position += unshared
+        yield key, block[position : position + length]
+        position += length
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, int or bytes) of the fields of a protocol buffer."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        if tag & 7 == 2:
-            length, at = _varint(message, at)
-            yield tag >> 3, message[at : at + length]
-            at += length
-        elif tag & 7 == 0:
-            value, at = _varint(message, at)
-            yield tag >> 3, value
+def _fields(message: bytes) -> tuple[dict[int, list[int]], dict[int, list[bytes]]]:
+    """(integers, byte strings) of a protocol buffer, as lists by field number; fixed-width fields are skipped."""
+    numbers: dict[int, list[int]] = {}
+    strings: dict[int, list[bytes]] = {}
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == 2:
+            length, position = _varint(message, position)
+            strings.setdefault(field, []).append(message[position : position + length])
+            position += length
+        elif wire_type == 0:
+            value, position = _varint(message, position)
+            numbers.setdefault(field, []).append(value)
         else:
-            at += 4 if tag & 7 == 5 else 8
+            position += 4 if wire_type == 5 else 8
+    return numbers, strings
 
 
 # -- the network ---------------------------------------------------------------------------------------------------
 
 
 class Musicnn:
-    """The network of the package's MTT_musicnn."""
+    """The network `MTT_musicnn` of the package."""
 
     def __init__(self, variables: dict[str, np.ndarray]):
         self.v = {name: torch.from_numpy(value.copy()) for name, value in variables.items()}
 
     def _norm(self, x: Tensor, number: int) -> Tensor:
-        """Batch norm of axis 1."""
+        """Batch normalization of axis 1."""
         name = f"batch_normalization_{number}" if number else "batch_normalization"
         mean, var, gamma, beta = (
             self.v[f"{name}/{part}"] for part in ("moving_mean", "moving_variance", "gamma", "beta")
@@ -130,7 +148,7 @@ class Musicnn:
         return F.batch_norm(x, mean, var, gamma, beta, eps=1e-3)
 
     def _conv(self, x: Tensor, number: int, padding: tuple[int, ...]) -> Tensor:
-        """Convolution of [B, C, T, M], rectified, normed, and the largest of M: [B, C', T]."""
+        """Convolution of [B, C, T, M], ReLU, batch normalization and the maximum over M: [B, C', T]."""
         name = f"conv2d_{number}" if number else "conv2d"
         kernel = self.v[f"{name}/kernel"].permute(3, 2, 0, 1)
         x = F.conv2d(F.pad(x, padding), kernel, self.v[f"{name}/bias"])
@@ -138,7 +156,7 @@ class Musicnn:
 
     @torch.no_grad()
     def __call__(self, mel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(tags [B, 50] within 0..1, embedding [B, 200], mean features [B, 753]) of mel [B, T, M]."""
+        """(tag probabilities [B, 50], embedding [B, 200], mean features [B, 753]) of mel [B, T, M]."""
         x = self._norm(mel[:, None], 0)
         timbre = [self._conv(x, number, (0, 0, 3, 3)) for number in (0, 1)]
         beat = [self._conv(x, 2 + i, (0, 0, (k - 1) // 2, k // 2)) for i, k in enumerate((128, 64, 32))]
@@ -155,9 +173,9 @@ class Musicnn:
 
 
 def patches(wave: np.ndarray, rate: int) -> Tensor:
-    """Mel patches [B, PATCH, MELS] of a wave [N], as the package makes them; what is left at the end is not heard.
+    """Log-mel patches [B, PATCH, MELS] of a wave [N], as the package computes them; an incomplete last one is dropped.
 
-    Errors: ValueError for less than three seconds.
+    Raises: ValueError for less than three seconds.
     """
     import librosa
 
@@ -166,14 +184,18 @@ def patches(wave: np.ndarray, rate: int) -> Tensor:
     mel = np.log10(10000 * power.T.astype(np.float16).astype(np.float32) + 1)
     count = len(mel) // PATCH
     if not count:
-        raise ValueError(f"musicnn hears three seconds at a time, and there are {len(wave) / RATE:.2f}")
+        raise ValueError(f"the clip lasts {len(wave) / RATE:.2f} s; musicnn needs at least three seconds")
     return torch.from_numpy(mel[: count * PATCH].reshape(count, PATCH, MELS))
 
 
 @lru_cache(maxsize=1)
 def musicnn() -> Musicnn:
-    """The network with the weights of the installed package; RuntimeError, with what to install, where it is absent."""
-    spec = find_spec("musicnn")  # finds, and does not import: its code wants TensorFlow
+    """The network with the weights of the installed package.
+
+    Raises: RuntimeError with the command to run, if `musicnn` is not installed.
+    """
+    # Located, not imported: the package's own code requires TensorFlow.
+    spec = find_spec("musicnn")
     if spec is None or spec.origin is None:
-        raise RuntimeError("the judges need musicnn's weights: pip install --no-deps musicnn==0.1.0")
+        raise RuntimeError("the timbre metrics need musicnn's weights: pip install --no-deps musicnn==0.1.0")
     return Musicnn(read_checkpoint(Path(spec.origin).parent / "MTT_musicnn"))
