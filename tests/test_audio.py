@@ -1,4 +1,4 @@
-"""What `audio` promises: files hold what was written and how it was made, levels are those asked for."""
+"""Audio files keep their samples and manifest and are written completely or not at all; levels are standard."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def decibels(level):
 
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_written_wave_is_read_back_with_its_length_rate_and_sound(tmp_path, ending, channels):
+def test_a_wave_survives_writing_and_reading(tmp_path, ending, channels):
     wave = tune(1.03, channels=channels)[:, : RATE + 123]
     path = audio.write(tmp_path / f"a{ending}", wave, RATE, "clip")
     back, rate = audio.read(path)
@@ -49,7 +49,7 @@ def test_a_written_wave_is_read_back_with_its_length_rate_and_sound(tmp_path, en
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_bytes_of_a_file_are_the_sound_that_the_file_is(tmp_path, ending):
+def test_decoding_bytes_equals_reading_the_file(tmp_path, ending):
     path = audio.write(tmp_path / f"a{ending}", tune(1), RATE)
     wave, rate = audio.decode(path.read_bytes(), "an upload")
     assert rate == RATE
@@ -57,7 +57,7 @@ def test_the_bytes_of_a_file_are_the_sound_that_the_file_is(tmp_path, ending):
 
 
 @pytest.mark.parametrize("content", [b"", b"do re mi", b"RIFF"])
-def test_bytes_that_are_no_audio_are_refused_by_the_name_of_their_file(content):
+def test_bytes_that_are_not_audio_are_refused_with_the_file_name(content):
     with pytest.raises(ValueError, match=r"'notes\.txt' is not audio .*WAV, FLAC, OGG or MP3") as caught:
         audio.decode(content, "notes.txt")
     assert "BytesIO" not in str(caught.value)
@@ -78,18 +78,18 @@ def test_short_clips_keep_their_length(tmp_path, ending, samples):
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
-def test_every_common_rate_can_be_written_in_every_format(tmp_path, rate):
+def test_every_format_supports_every_common_rate(tmp_path, rate):
     for ending in ENDINGS:
         back, seen = audio.read(audio.write(tmp_path / f"a{ending}", noise(2, rate // 2), rate))
         assert seen == rate and back.shape == (2, rate // 2)
 
 
-def test_endings_may_be_in_capitals_and_the_path_comes_back(tmp_path):
+def test_upper_case_extensions_are_accepted_and_the_path_is_returned(tmp_path):
     path = audio.write(str(tmp_path / "SONG.WAV"), tune(0.2), RATE)
     assert path == tmp_path / "SONG.WAV" and soundfile.info(path).format == "WAV"
 
 
-def test_arrays_doubles_and_halves_are_written_as_tensors_are(tmp_path):
+def test_arrays_doubles_and_halves_are_written_like_float32_tensors(tmp_path):
     wave = tune(0.2)
     audio.write(tmp_path / "a.wav", wave, RATE)
     for i, same in enumerate((wave.numpy(), wave.double(), wave[0], wave.clone().requires_grad_())):
@@ -102,7 +102,7 @@ def test_arrays_doubles_and_halves_are_written_as_tensors_are(tmp_path):
 
 
 def test_a_long_piece_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
-    """libsndfile's OGG encoder puts a whole `write` on the stack; macOS gives worker threads 512 kB of it."""
+    """libsndfile's OGG encoder puts a whole `write` on the stack, which has 512 kB in worker threads on macOS."""
     program = (
         "import sys, threading, torch; from mgkit import audio;"
         "threading.stack_size(512 * 1024);"
@@ -119,7 +119,7 @@ def test_a_long_piece_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
 
 
 def environment():
-    """The environment of a subprocess that finds mgkit where this process did."""
+    """Environment of a subprocess with this process's import path."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
@@ -128,25 +128,25 @@ def environment():
 
 @pytest.mark.parametrize("size", [0, 2_000, 20_000, 500_000])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_manifest_travels_in_the_file_whatever_its_length(tmp_path, ending, size):
+def test_the_manifest_survives_at_any_length(tmp_path, ending, size):
     manifest = {**MANIFEST, "prompt": "Ab+/" * (size // 4)}
     path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, "clip", manifest)
-    said = audio.read_manifest(path)
-    assert {name: said[name] for name in manifest} == manifest
+    stored = audio.read_manifest(path)
+    assert {name: stored[name] for name in manifest} == manifest
     assert audio.read(path)[0].shape == (1, RATE // 2)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_manifest_changes_no_sample(tmp_path, ending):
+def test_the_manifest_does_not_change_the_samples(tmp_path, ending):
     wave = tune(0.5)
-    bare, said = (
+    bare, tagged = (
         audio.write(tmp_path / f"{i}{ending}", wave, RATE, "clip", [None, MANIFEST][i]) for i in (0, 1)
     )
-    assert torch.equal(audio.read(bare)[0], audio.read(said)[0])
+    assert torch.equal(audio.read(bare)[0], audio.read(tagged)[0])
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000])
-def test_a_wav_file_with_a_manifest_is_whole_to_other_readers(tmp_path, size):
+def test_a_wav_file_with_a_manifest_is_valid_for_other_readers(tmp_path, size):
     path = audio.write(tmp_path / "a.wav", noise(2, 999), RATE, "peak", MANIFEST | {"prompt": "A" * size})
     data = path.read_bytes()
     assert int.from_bytes(data[4:8], "little") == len(data) - 8
@@ -157,24 +157,24 @@ def test_a_wav_file_with_a_manifest_is_whole_to_other_readers(tmp_path, size):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_licence_can_be_read_without_mgkit(tmp_path, ending):
+def test_other_programs_can_read_the_licence(tmp_path, ending):
     path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, "clip", MANIFEST)
     with soundfile.SoundFile(path) as file:
-        said = file.license if ending != ".wav" else ""
-    assert MANIFEST["licence"] in (said or path.read_bytes().decode("latin-1"))
+        tag = file.license if ending != ".wav" else ""
+    assert MANIFEST["licence"] in (tag or path.read_bytes().decode("latin-1"))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_manifest_may_be_the_least_that_is_one(tmp_path, ending):
+def test_a_minimal_manifest_survives(tmp_path, ending):
     path = audio.write(tmp_path / f"a{ending}", tune(0.5), RATE, manifest={"mgkit": "0"})
     assert audio.read_manifest(path)["mgkit"] == "0"
 
 
-# --- whole or not at all ------------------------------------------------------------------------------------
+# --- completely or not at all -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_file_is_replaced_whole(tmp_path, ending):
+def test_a_file_is_replaced_completely(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     for seconds in (0.5, 0.2):
         audio.write(path, tune(seconds), RATE)
@@ -197,8 +197,23 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch, err
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.wav"]
 
 
+def test_a_failed_replacement_leaves_the_earlier_files(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        audio.replace_file(tmp_path / name, lambda draft: draft.write_text("earlier"))
+
+    def write(drafts):
+        (drafts / "a.txt").write_text("later")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"could not write .* \(No space left on device\); an earlier version"):
+        audio.replace_files(tmp_path, write)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("a.txt", "b.txt"), "earlier"
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
-def test_others_may_read_what_was_written(tmp_path):
+def test_other_users_may_read_a_written_file(tmp_path):
     assert audio.write(tmp_path / "a.wav", tune(0.1), RATE).stat().st_mode & 0o777 == 0o644
 
 
@@ -218,14 +233,14 @@ def test_others_may_read_what_was_written(tmp_path):
     ],
 )
 @pytest.mark.parametrize("samples", [1, 2, 3, 441, 4410, 12345])
-def test_a_resampled_wave_has_exactly_the_samples_it_should(rate, to, samples):
+def test_a_resampled_wave_has_exactly_the_expected_length(rate, to, samples):
     for channels in (1, 2):
         back = audio.resample(noise(channels, samples), rate, to)
         assert back.shape == (channels, -(-samples * to // rate)) and back.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("rate", "to"), [(44100, 32000), (22050, 32000), (48000, 32000)])
-def test_resampling_keeps_pitch_level_and_channels(rate, to):
+def test_resampling_preserves_pitch_level_and_channels(rate, to):
     def tone(rate):
         time = torch.arange(rate, dtype=torch.float64) / rate
         return torch.stack([(2 * torch.pi * hertz * time).sin() for hertz in (440, 3000)]).float()
@@ -239,7 +254,7 @@ def test_resampling_to_the_same_rate_changes_nothing():
     assert torch.equal(audio.resample(wave, 44100, 44100), wave)
 
 
-def test_channels_are_averaged_or_copied():
+def test_channels_are_averaged_or_duplicated():
     wave = noise(2, 100)
     torch.testing.assert_close(audio.to_channels(wave, 1), (wave[:1] + wave[1:]) / 2)
     assert torch.equal(audio.to_channels(wave[:1], 2), torch.cat([wave[:1], wave[:1]]))
@@ -253,10 +268,10 @@ def test_channels_are_averaged_or_copied():
 @pytest.mark.parametrize("gain", [0.02, 0.3, 3.0])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("rate", [16000, 32000, 44100])
-def test_loudness_brings_every_wave_to_minus_14_lufs(rate, channels, gain):
+def test_loudness_normalization_reaches_minus_14_lufs(rate, channels, gain):
     level = audio.normalize(gain * tune(3.0, channels=channels), rate, "loudness")
     loudness = pyloudnorm.Meter(rate).integrated_loudness(level.numpy().T)
-    assert level.abs().max() < 1, "clipped, so this wave says nothing about the level"
+    assert level.abs().max() < 1, "clipped, so this wave cannot test the level"
     assert loudness == pytest.approx(-14, abs=0.05)
 
 
@@ -272,7 +287,7 @@ def test_peak_rms_and_clip_reach_their_levels(gain):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("samples", [1, 5, 400, 12799, 12800, 12801, 40000])
-def test_no_level_passes_full_scale_and_nothing_becomes_nan(strategy, samples):
+def test_normalized_waves_are_finite_and_within_full_scale(strategy, samples):
     for wave in (noise(1, samples), 50 * noise(2, samples), torch.ones(1, samples), 1e-6 * noise(2, samples)):
         level = audio.normalize(wave, RATE, strategy)
         assert level.shape == wave.shape and level.dtype == torch.float32
@@ -286,12 +301,12 @@ def test_silence_stays_silence(strategy, seconds):
     assert torch.equal(audio.normalize(wave, RATE, strategy), wave)
 
 
-def test_near_silence_is_not_blown_up_by_loudness():
+def test_loudness_normalization_does_not_amplify_near_silence():
     wave = 1e-3 * noise(1, RATE)
     assert torch.equal(audio.normalize(wave, RATE, "loudness"), wave)
 
 
-def test_clips_too_short_for_a_loudness_take_the_peak_level():
+def test_clips_too_short_for_a_loudness_are_normalized_by_peak():
     wave = tune(0.399)
     torch.testing.assert_close(audio.normalize(wave, RATE, "loudness"), audio.normalize(wave, RATE, "peak"))
 
@@ -303,20 +318,20 @@ def test_both_channels_get_the_same_gain():
         torch.testing.assert_close(level[1] / level[0].std(), wave[1] / wave[0].std())
 
 
-def test_a_file_is_at_minus_14_lufs_unless_asked_otherwise(tmp_path):
+def test_files_are_at_minus_14_lufs_by_default(tmp_path):
     data, _ = soundfile.read(audio.write(tmp_path / "a.wav", 0.05 * tune(2.0), RATE))
     assert pyloudnorm.Meter(RATE).integrated_loudness(data) == pytest.approx(-14, abs=0.05)
 
 
-def test_check_gives_floats_with_a_channel_axis_and_the_same_numbers():
+def test_as_wave_returns_the_same_samples_as_float32_with_a_channel_axis():
     wave = noise(1, 50)
     for same in (wave, wave[0], wave.numpy(), wave.double()):
-        checked = audio.check(same)
-        assert checked.dtype == torch.float32 and torch.equal(checked, wave)
+        converted = audio.as_wave(same)
+        assert converted.dtype == torch.float32 and torch.equal(converted, wave)
 
 
-def test_a_manifest_is_plain_json(tmp_path):
+def test_the_manifest_is_plain_json(tmp_path):
     path = audio.write(tmp_path / "a.flac", tune(0.5), RATE, "clip", MANIFEST)
     with soundfile.SoundFile(path) as file:
-        said = json.loads(file.comment)
-    assert {name: said[name] for name in MANIFEST} == MANIFEST
+        stored = json.loads(file.comment)
+    assert {name: stored[name] for name in MANIFEST} == MANIFEST

@@ -1,8 +1,8 @@
 """The studio's input controls: how each is built, shown, set by code, and read into a `TakeRequest`.
 
-    model, prompt, negative, seed, duration, and the other fields of `generate.Settings`
-    melody, separate                         with "text + melody"
-    audio_prompt, audio_prompt_seconds       with "text + audio"
+model, prompt, negative, seed, duration, and the other fields of `generate.Settings`
+melody, separate                         with "text + melody"
+audio_prompt, audio_prompt_seconds       with "text + audio"
 """
 
 import html
