@@ -1,4 +1,4 @@
-"""Fine-tuning: a folder of sounds is read with care, and any model learns from it and stays what it was otherwise."""
+"""Fine-tuning: folders are validated, every kind of model trains, and frozen parts stay as they were."""
 
 import doctest
 import json
@@ -17,7 +17,7 @@ from mgkit.__main__ import main
 from mgkit.train import finetune as tuning
 from mgkit.train import folder as folders
 from mgkit.train.finetune import TuneLearner, TuneRun, tune
-from mgkit.train.folder import Heard
+from mgkit.train.folder import Example
 
 KINDS = [(False, 1), (True, 1), (False, 2), (True, 2)]
 each_kind = pytest.mark.parametrize(
@@ -27,7 +27,7 @@ NOTES = ((60, 64, 67), (72, 71, 69, 67), (48, 55))
 
 
 def sounds(folder: Path, seconds: float = 3.0, rate: int = 32000) -> Path:
-    """A folder of three sounds with captions beside them."""
+    """A folder of three recordings with captions beside them."""
     folder.mkdir()
     for i, notes in enumerate(NOTES):
         soundfile.write(folder / f"{i}.wav", melody_of(seconds, notes)[0, :: 32000 // rate].numpy(), rate)
@@ -58,11 +58,11 @@ def test_captions_stand_beside_their_files_or_in_a_table(tmp_path):
     assert [s.caption for s in folders.find(folder)] == [f"{s.caption}, alone" for s in beside]
 
 
-def test_what_is_no_folder_of_sounds_with_captions_is_refused_in_a_sentence(tmp_path):
+def test_a_folder_without_captioned_recordings_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         folders.find(tmp_path / "nowhere")
     (tmp_path / "notes.md").write_text("no sound")
-    with pytest.raises(ValueError, match=r"holds no sounds: put \.wav"):
+    with pytest.raises(ValueError, match=r"has no audio files: put \.wav"):
         folders.find(tmp_path)
     folder = sounds(tmp_path / "own")
     (folder / "1.txt").unlink()
@@ -70,7 +70,7 @@ def test_what_is_no_folder_of_sounds_with_captions_is_refused_in_a_sentence(tmp_
     with pytest.raises(ValueError, match=r"2 of 3 files .* have no caption: 1\.wav, 2\.wav; .* 1\.txt"):
         folders.find(folder)
     (folder / "captions.csv").write_text("file,caption\n1.wav,a flute\n2.wav,a bass\n9.wav,nothing\n")
-    with pytest.raises(ValueError, match=r"name files that are not there: 9\.wav"):
+    with pytest.raises(ValueError, match=r"name files that do not exist: 9\.wav"):
         folders.find(folder)
     for wrong in ("name,words\n1.wav,a flute\n", "file\n1.wav\n"):
         (folder / "captions.csv").write_text(wrong)
@@ -87,88 +87,87 @@ def test_what_is_no_folder_of_sounds_with_captions_is_refused_in_a_sentence(tmp_
         folders.find(folder)
 
 
-@pytest.mark.parametrize("wrong, said", [
+@pytest.mark.parametrize("wrong, message", [
     (np.full(64000, np.nan, np.float32), "holds NaN or infinity"),
     (np.zeros(8000, np.float32), "lasts 0.25 s; give at least 1 s"),
     (np.zeros((64000, 6), np.float32), "1 or 2 channels"),
     (None, "is not audio that can be read"),
 ], ids=["nan", "short", "six channels", "no audio"])  # fmt: skip
-def test_a_bad_file_is_named_before_anything_is_learned(tmp_path, wrong, said):
+def test_a_bad_file_is_named_before_training_starts(tmp_path, wrong, message):
     folder, model = sounds(tmp_path / "own"), tiny()
     if wrong is None:
         (folder / "1.wav").write_text("words")
     else:
         soundfile.write(folder / "1.wav", wrong, 32000, subtype="FLOAT")
-    with pytest.raises(ValueError, match=said) as error:
-        folders.listen(model, folders.find(folder), tmp_path / "tokens.pt")
+    with pytest.raises(ValueError, match=message) as error:
+        folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
     assert str(folder / "1.wav") in str(error.value)
     assert not (tmp_path / "tokens.pt").exists()
 
 
-def test_other_rates_and_short_files_are_taken_and_said_once(tmp_path, capsys):
+def test_other_rates_and_short_files_are_accepted_with_one_note_each(tmp_path, capsys):
     folder, model = sounds(tmp_path / "own"), tiny()
     soundfile.write(folder / "1.wav", melody_of(3.0)[0, ::2].numpy(), 16000)
     soundfile.write(folder / "2.wav", melody_of(12.0)[0, ::4].numpy(), 8000)
-    heard = folders.listen(model, folders.find(folder), tmp_path / "tokens.pt")
-    said = capsys.readouterr().err
-    assert said.count("resampled to the model's 32000 Hz: what is at 8000, 16000 Hz") == 1
-    assert said.count("2 of 3 files are shorter than the model's window of 10 s") == 1
-    assert [one.codes.shape[-1] for one in heard] == [150, 150, 600]
+    examples = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
+    notes = capsys.readouterr().err
+    assert notes.count("resampled files at 8000, 16000 Hz to the model's 32000 Hz") == 1
+    assert notes.count("2 of 3 files are shorter than the model's window of 10 s") == 1
+    assert [example.codes.shape[-1] for example in examples] == [150, 150, 600]
 
 
 @each_kind
-def test_sounds_are_heard_as_the_model_hears_them_and_once(tmp_path, melody, channels, monkeypatch):
+def test_recordings_become_tokens_of_the_models_codec_and_are_cached(tmp_path, melody, channels, monkeypatch):
     folder, model = sounds(tmp_path / "own"), tiny(melody, channels)
     found = folders.find(folder)
-    heard = folders.listen(model, found, tmp_path / "tokens.pt")
+    examples = folders.tokenize(model, found, tmp_path / "tokens.pt")
     wave = folders.read(found[1], 32000, channels)[0]
-    assert torch.equal(heard[1].codes.long(), model.codec.encode(wave[None])[0])
-    assert heard[1].melody.max() < 12 and len(heard[1].melody) == 1 + wave.shape[-1] // 4096
+    assert torch.equal(examples[1].codes.long(), model.codec.encode(wave[None])[0])
+    assert examples[1].melody.max() < 12 and len(examples[1].melody) == 1 + wave.shape[-1] // 4096
 
     def never(*_):
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(folders, "encode", never)
-    again = folders.listen(model, found, tmp_path / "tokens.pt")
-    assert all(torch.equal(a.codes, b.codes) for a, b in zip(heard, again, strict=True))
+    again = folders.tokenize(model, found, tmp_path / "tokens.pt")
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(examples, again, strict=True))
     (folder / "1.txt").write_text("loud drums")
     with pytest.raises(AssertionError, match="encoded again"):
-        folders.listen(model, folders.find(folder), tmp_path / "tokens.pt")
+        folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
 
 
 # -- the loss --------------------------------------------------------------------------------------------------------
 
 
 @each_kind
-def test_what_has_ended_is_neither_learned_nor_in_the_way(melody, channels):
+def test_padding_after_a_recording_changes_no_loss(melody, channels):
     model = tiny(melody, channels)
-    learner = TuneLearner(TuneRun("", seconds=1.0, bf16=False), model, heard(model, (20, 90)), [])
+    learner = TuneLearner(TuneRun("", seconds=1.0, bf16=False), model, examples_of(model, (20, 90)), [])
     codes, pitch = learner.crops(learner.data, np.random.default_rng(0))
     assert codes.shape == (2, 4 * channels, 50) and (codes[0, :, 20:] == model.lm.config.special).all()
     yes = torch.tensor([True, True])
     both = learner.loss(learner.data, codes, pitch, yes, yes)
+    # The first recording has 20 frames, and 3 more for the delay to run out.
     alone = [
         learner.loss([one], codes[i : i + 1, :, :length], pitch[i : i + 1], yes[:1], yes[:1])
-        for i, (one, length) in enumerate(
-            zip(learner.data, (23, 50), strict=True)
-        )  # 20, and 3 for the delay to run out
+        for i, (one, length) in enumerate(zip(learner.data, (23, 50), strict=True))
     ]
     assert torch.allclose(both, torch.stack(alone).mean(dim=0), atol=1e-5)
 
 
-def heard(model: MusicGen, frames: tuple[int, ...]) -> list[Heard]:
+def examples_of(model: MusicGen, frames: tuple[int, ...]) -> list[Example]:
     rng = torch.Generator().manual_seed(0)
     books, size = model.lm.config.codebooks, model.lm.config.codebook_size
     return [
-        Heard("calm piano", torch.randint(size, (books, n), generator=rng).short(),
-              torch.randint(12, (1 + n * 5 // 32,), generator=rng).to(torch.int8))
+        Example("calm piano", torch.randint(size, (books, n), generator=rng).short(),
+                torch.randint(12, (1 + n * 5 // 32,), generator=rng).to(torch.int8))
         for n in frames
     ]  # fmt: skip
 
 
 def test_crops_carry_the_melody_that_sounds_in_them():
     model = tiny(melody=True)
-    learner = TuneLearner(TuneRun("", seconds=1.0, bf16=False), model, heard(model, (400,)), [])
+    learner = TuneLearner(TuneRun("", seconds=1.0, bf16=False), model, examples_of(model, (400,)), [])
     [one], rng = learner.data, np.random.default_rng(0)
     starts = set()
     for _ in range(20):
@@ -199,14 +198,15 @@ def test_any_model_learns_its_folder_and_keeps_codec_and_text_encoder(tmp_path, 
     assert torch.equal(theirs.decoder.lm_heads[0].weight, tuned.lm.heads[0].weight)
     for ours, former in ((tuned.codec, start.codec), (tuned.conditioner.text.t5, start.conditioner.text.t5)):
         for new, old in zip(ours.parameters(), former.parameters(), strict=True):
-            assert torch.allclose(new, old, rtol=2e-3, atol=1e-6)  # float16, and the codec's gains apart
+            # The result is stored in float16, and the codec's weight norm is folded.
+            assert torch.allclose(new, old, rtol=2e-3, atol=1e-6)
     assert not torch.equal(tuned.lm.embeddings[0].weight, start.lm.embeddings[0].weight.half().float())
     assert not torch.equal(
         tuned.conditioner.text_proj.weight, start.conditioner.text_proj.weight.half().float()
     )
 
 
-def test_only_the_layers_asked_for_are_taught(tmp_path):
+def test_only_the_chosen_layers_are_trained(tmp_path):
     start = tiny(layers=3)
     start.save_pretrained(str(tmp_path / "start"))
     tuned, _, _ = tune(plan(sounds(tmp_path / "own"), str(tmp_path / "start"), layers=1), tmp_path / "out")
@@ -217,14 +217,14 @@ def test_only_the_layers_asked_for_are_taught(tmp_path):
     assert changed == [False, False, True]
     for wrong in (0, 4):
         with pytest.raises(ValueError, match=f"layers is {wrong}; this model has 3"):
-            tuning.learned(start, wrong)
+            tuning.trainable_parameters(start, wrong)
 
 
 def test_stopped_and_resumed_fine_tuning_ends_as_an_unbroken_one(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
     folder = sounds(tmp_path / "own")
     model, data = MusicGen.get_pretrained(str(tmp_path / "start")), None
-    data = folders.listen(model, folders.find(folder), tmp_path / "tokens.pt")
+    data = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
     settings = plan(folder, str(tmp_path / "start"))
 
     def learner() -> TuneLearner:
@@ -239,7 +239,7 @@ def test_stopped_and_resumed_fine_tuning_ends_as_an_unbroken_one(tmp_path):
     second.load_state_dict(first.state_dict())
     for step in range(2, 4):
         second.step(step, 1e-3)
-    assert all(torch.equal(a, b) for a, b in zip(whole.learned, second.learned, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, second.parameters, strict=True))
     assert whole.measure() == second.measure()
 
 
@@ -249,13 +249,13 @@ def test_a_folder_that_has_changed_is_another_run(tmp_path):
     settings = plan(folder, str(tmp_path / "start"), steps=1)
     tune(settings, tmp_path / "out")
     (folder / "0.txt").write_text("loud drums")
-    with pytest.raises(ValueError, match="holds another run: sounds"):
+    with pytest.raises(ValueError, match="holds another run: recordings"):
         tune(settings, tmp_path / "out")
 
 
-def test_what_is_held_out_is_not_learned_from():
+def test_held_out_examples_are_not_trained_on():
     model = tiny()
-    few, many = heard(model, (100, 200)), heard(model, (60,) * 25)
+    few, many = examples_of(model, (100, 200)), examples_of(model, (60,) * 25)
     data, valid = tuning.split(few, 0)
     for whole, kept, held in zip(few, data, valid, strict=True):
         assert torch.equal(torch.cat([kept.codes, held.codes], dim=-1), whole.codes)
@@ -266,11 +266,11 @@ def test_what_is_held_out_is_not_learned_from():
 
 
 def tune_command(folder: Path, *options: str) -> list[str]:
-    """Arguments that teach the model in `folder`/start the sounds in `folder`/own."""
+    """Arguments that fine-tune the model in `folder`/start on the recordings in `folder`/own."""
     return ["train", "tune", str(folder / "own"), "--model", str(folder / "start"), *options]
 
 
-def test_command_line_tunes_and_says_what_is_wrong_in_one_line(tmp_path, capsys):
+def test_command_line_tunes_and_reports_errors_in_one_line(tmp_path, capsys):
     tiny().save_pretrained(str(tmp_path / "start"))
     sounds(tmp_path / "own")
     out = str(tmp_path / "out")

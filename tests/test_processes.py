@@ -14,7 +14,7 @@ from tiny import tiny
 
 from mgkit.__main__ import main
 from mgkit.band.compose import compose
-from mgkit.train import loop
+from mgkit.train import history, parallel
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +46,7 @@ def token_folder(folder: Path, clips: int = 6) -> Path:
 
 
 def losses_of(out: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "minutes"} for row in loop.read_log(out / "log.csv")]
+    return [{k: v for k, v in row.items() if k != "minutes"} for row in history.read(out / "log.csv")]
 
 
 def assert_same(one: Path, other: Path) -> None:
@@ -99,16 +99,16 @@ def test_what_two_processes_cannot_do_is_said_in_a_sentence(tmp_path):
 
 
 def test_parts_of_a_batch_are_all_of_it_and_of_one_size():
-    team = loop.Team()
-    assert (team.size, team.rank) == (1, 0)
+    processes = parallel.Processes()
+    assert (processes.size, processes.rank) == (1, 0)
     for size in (1, 2, 3):
-        team.size = size
+        processes.size = size
         for batch in (6, 12):
-            places = [list(range(batch))[part] for part in team.parts(batch)]
+            places = [list(range(batch))[part] for part in processes.shards(batch)]
             assert len(places) % size == 0 and len({len(part) for part in places}) == 1
             assert sum(places, []) == list(range(batch))
-    team.size = 1
-    assert team.parts(3) == (slice(0, 3),)
+    processes.size = 1
+    assert processes.shards(3) == (slice(0, 3),)
 
 
 def test_bfloat16_is_used_only_where_asked_for_and_where_it_is_no_imitation(monkeypatch):
@@ -116,6 +116,6 @@ def test_bfloat16_is_used_only_where_asked_for_and_where_it_is_no_imitation(monk
     for able in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
         for asked in (True, False):
-            with loop.precision(cpu, asked):
+            with parallel.autocast(cpu, asked):
                 product = torch.ones(2, 2) @ torch.ones(2, 2)
             assert (product.dtype == torch.bfloat16) == (able and asked)

@@ -116,7 +116,7 @@ def test_a_model_without_a_reader_gets_one_that_learns_from_true_music(
     fresh, data = Critic(bare, torch.device("cpu")), Music(frames=120)
     assert Critic(taught, torch.device("cpu")).knows and not fresh.knows
     learner = Rehearser(rehearsal(bare), data, data, tokenizer)
-    codes, _ = data.music(np.arange(len(data)), 120)
+    codes, _ = data.batch(np.arange(len(data)), 120)
     truth = torch.from_numpy(learner.scores)
     before, after = (
         float(critic.reader(critic._states(codes), truth).sum().detach())

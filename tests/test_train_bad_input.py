@@ -1,4 +1,4 @@
-"""What goes wrong while training is said in one sentence, and the last good checkpoint stays."""
+"""Training errors are one sentence, and the last good checkpoint survives them."""
 
 import resource
 from dataclasses import asdict, replace
@@ -12,7 +12,7 @@ from tiny import CODEC, tiny
 from tiny import codec as tiny_codec
 
 from mgkit.codec import CodecConfig
-from mgkit.train import export, loop, tokens
+from mgkit.train import export, history, tokens
 from mgkit.train import finetune as tuning
 from mgkit.train.finetune import TuneLearner, tune
 
@@ -41,7 +41,8 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_last_one(tmp
     step = TuneLearner.step
 
     def fills(self: TuneLearner, number: int, lr: float) -> dict:
-        if number == 2:  # the checkpoint of step 2 is there
+        # The checkpoint of step 2 has been written.
+        if number == 2:
             disk.fill()
         return step(self, number, lr)
 
@@ -56,30 +57,31 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_last_one(tmp
     assert (out / "checkpoint.pt").stat().st_size > FULL
     assert torch.load(out / "checkpoint.pt", weights_only=False)["step"] == 2
     assert not list(out.glob(".draft*"))
+    # With space again, the run resumes from there.
     monkeypatch.setattr(TuneLearner, "step", step)
-    tune(settings, out)  # and goes on from there
+    tune(settings, out)
     assert torch.load(out / "checkpoint.pt", weights_only=False)["step"] == 4
-    assert [row["step"] for row in loop.read_log(out / "log.csv")] == [0, 2, 4, 4]
+    assert [row["step"] for row in history.read(out / "log.csv")] == [0, 2, 4, 4]
 
 
-def test_a_codec_of_other_frames_than_the_language_models_is_refused(tmp_path):
+def test_a_codec_with_another_frame_length_is_refused(tmp_path):
     data = SimpleNamespace(
         mix=np.zeros((1, 3200), np.int16), melody=np.zeros((1, 3200), np.int16), samples=3200
     )
     other = tiny_codec(
         CodecConfig(filters=4, dim=16, codebook_size=32, sample_rate=16000, ratios=(8, 5, 4, 2))
     )
-    with pytest.raises(ValueError, match="a frame of this codec is 320 samples; .* frames of 640"):
+    with pytest.raises(ValueError, match="a frame of this codec is 320 samples, .* frames of 640"):
         tokens.write(other, data, tmp_path / "tokens", 1)
     assert not (tmp_path / "tokens").exists()
 
 
-@pytest.mark.parametrize("changed, said", [
-    ({"sample_rate": 16000}, r"hears 79 frames of a melody, and 10 s at the 16000 Hz of .* are 40"),
-    ({"codebooks": 2}, r"writes 4 codebooks of 32, and .* has 2 of 32"),
-    ({"codebook_size": 64}, r"writes 4 codebooks of 32, and .* has 4 of 64"),
+@pytest.mark.parametrize("changed, message", [
+    ({"sample_rate": 16000}, r"takes 79 melody frames, but 10 s at the 16000 Hz of .* are 40"),
+    ({"codebooks": 2}, r"predicts 4 codebooks of 32, but .* has 2 of 32"),
+    ({"codebook_size": 64}, r"predicts 4 codebooks of 32, but .* has 4 of 64"),
 ], ids=["rate", "codebooks", "codebook size"])  # fmt: skip
-def test_a_codec_and_a_language_model_that_do_not_fit_are_not_made_into_one(tmp_path, changed, said):
+def test_a_codec_and_a_language_model_that_do_not_match_are_not_exported(tmp_path, changed, message):
     tiny(melody=True).save_pretrained(str(tmp_path / "lm"))
     config = replace(CODEC, **changed)
     (tmp_path / "codec").mkdir()
@@ -87,17 +89,17 @@ def test_a_codec_and_a_language_model_that_do_not_fit_are_not_made_into_one(tmp_
         {"config": asdict(config), "weights": tiny_codec(config).state_dict()},
         tmp_path / "codec" / "codec.pt",
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         export.export(tmp_path / "codec", tmp_path / "lm", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_curves_are_drawn_of_logs_alone(tmp_path):
+def test_only_logs_are_plotted(tmp_path):
     (tmp_path / "log.csv").write_text("step,minutes,loss,valid_text\n0,0,,4.5\n20,0.1,4.2,\n20,0.1,,4.1\n")
-    picture = loop.curves(tmp_path / "log.csv")
+    picture = history.plot(tmp_path / "log.csv")
     assert [line.get_label() for line in picture.axes[0].lines] == ["valid, text", "loss"]
     assert picture.axes[0].lines[0].get_xydata().tolist() == [[0, 4.5], [20, 4.1]]
     for wrong in ("", "name,caption\na,b\n"):
         (tmp_path / "log.csv").write_text(wrong)
-        with pytest.raises(ValueError, match="is no log of a run"):
-            loop.curves(tmp_path / "log.csv")
+        with pytest.raises(ValueError, match="is not the log of a run"):
+            history.plot(tmp_path / "log.csv")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tiny_runs import CAPTIONS, CODEC, RATE, clips, codec_run, sound
 
 from mgkit.codec import Quantizer
-from mgkit.train import loop, tokens
+from mgkit.train import tokens
+from mgkit.train.clips import to_float
 from mgkit.train.codec import Books, CodecLearner, mel_distances, si_sdr
 from mgkit.train.discriminator import Adversary, Balance
 
@@ -69,7 +70,7 @@ def test_a_decoder_that_learns_alone_leaves_all_tokens_as_they_are(tmp_path):
     data, first = clips(), CodecLearner(codec_run(), clips(), clips())
     first.save(tmp_path)
     again = CodecLearner(codec_run(start=str(tmp_path), decoder_only=True, adversary_from=1), data, data)
-    wave = loop.waves(data.mix)[:, None]
+    wave = to_float(data.mix)[:, None]
     with torch.no_grad():
         before = first.codec.encode(wave)
         heard_before = again.codec.decode(before)
@@ -83,7 +84,7 @@ def test_a_decoder_that_learns_alone_leaves_all_tokens_as_they_are(tmp_path):
 
 def test_adversary_learns_to_tell_and_is_least_deceived_by_the_worst():
     torch.manual_seed(0)
-    real = loop.waves(np.stack([sound(seed) for seed in range(4)]))[:, None]
+    real = to_float(np.stack([sound(seed) for seed in range(4)]))[:, None]
     decoded = real + 0.05 * torch.randn_like(real)
     adversary = Adversary(width=4)
     optimizer = torch.optim.Adam(adversary.parameters(), 2e-3)
@@ -124,9 +125,9 @@ def test_tokens_are_what_the_codec_says(tmp_path):
     codec = CodecLearner(codec_run(), clips(), clips()).codec.eval()
     tokens.write(codec, data, tmp_path, 3)
     (tmp_path / "pieces.jsonl").write_text("".join(json.dumps({"captions": c}) + "\n" for c in CAPTIONS))
-    codes, heard = tokens.Tokens(tmp_path, tmp_path).music(np.array([2, 0]), 50)
+    codes, heard = tokens.Tokens(tmp_path, tmp_path).batch(np.array([2, 0]), 50)
     with torch.no_grad():
-        assert torch.equal(codes, codec.encode(loop.waves(mix[[2, 0]])[:, None]))
+        assert torch.equal(codes, codec.encode(to_float(mix[[2, 0]])[:, None]))
     assert heard.shape == (2, 8)
     other = CodecLearner(codec_run(seed=1), clips(), clips()).codec
     with pytest.raises(ValueError, match="tokens of another codec"):

@@ -14,8 +14,8 @@ from mgkit.delay import delay, delays
 from mgkit.lm import LM
 from mgkit.train import lm as lm_training
 from mgkit.train.align import align
+from mgkit.train.attributes import pretrain_text_encoder
 from mgkit.train.lm import LMLearner
-from mgkit.train.text import learn_attributes
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +157,13 @@ def test_text_encoder_learns_what_captions_say(tokenizer):
     }
     pieces = [alike | {"captions": ["slow piano"], "tempo": 64, "drums": False},
               alike | {"captions": ["fast piano, drums"], "tempo": 152, "drums": True}]  # fmt: skip
-    history = learn_attributes(text, pieces, 100, batch=8, lr=3e-3)
+    history = pretrain_text_encoder(text, pieces, 100, batch=8, lr=3e-3)
     assert history[-1]["style"] == 0  # one style: nothing to guess
     assert history[-1]["tempo"] < 0.3 and history[-1]["drums"] < 0.3
 
 
 def test_tokens_of_other_codebooks_are_refused_in_a_sentence():
-    plan = {"codebooks": 4, "codebook_size": 16}
+    metadata = {"codebooks": 4, "codebook_size": 16}
     with pytest.raises(ValueError, match="toks has 4 codebooks of 16; the language model is for 2 of 16"):
-        lm_training.must_fit(lm_run(tokens="toks"), SimpleNamespace(plan=plan))
-    lm_training.must_fit(lm_run(), SimpleNamespace(plan=plan | {"codebooks": 2}))
+        lm_training.must_fit(lm_run(tokens="toks"), SimpleNamespace(metadata=metadata))
+    lm_training.must_fit(lm_run(), SimpleNamespace(metadata=metadata | {"codebooks": 2}))

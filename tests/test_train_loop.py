@@ -12,10 +12,11 @@ from torch import nn
 from mgkit import audio
 from mgkit.train import codec as codec_training
 from mgkit.train import lm as lm_training
-from mgkit.train import loop, tokens
+from mgkit.train import loop, parallel, tokens
+from mgkit.train.clips import Clips
 from mgkit.train.codec import CodecLearner
 from mgkit.train.lm import LMLearner
-from mgkit.train.muon import Muon, rotation
+from mgkit.train.muon import Muon, orthogonalize
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,11 @@ def test_halves_side_by_side_give_the_gradients_of_the_whole():
     model, x = torch.nn.Linear(4, 3), torch.randn(6, 4)
     model(x).pow(2).mean(dim=0).mean().backward()
     expected = model.weight.grad.clone()
-    found = loop.side_by_side(
+    found = parallel.backward(
         lambda part: model(x[part]).pow(2).mean(dim=0),
-        loop.Team().parts(6),
+        parallel.Processes().shards(6),
         list(model.parameters()),
-        loop.Team(),
+        parallel.Processes(),
     )
     assert torch.allclose(model.weight.grad, expected, atol=1e-6)
     assert torch.allclose(found, model(x).pow(2).mean(dim=0), atol=1e-6)
@@ -59,7 +60,7 @@ def test_muon_moves_a_matrix_alike_in_all_its_directions(shape):
     steep = torch.linalg.qr(torch.randn(shape[0], rank))[0] * torch.linspace(0.05, 1, rank)
     gradient = steep @ torch.linalg.qr(torch.randn(shape[1], rank))[0].T
     assert float(torch.linalg.cond(gradient)) > 19
-    sizes = torch.linalg.svdvals(rotation(gradient, torch.float32))
+    sizes = torch.linalg.svdvals(orthogonalize(gradient, torch.float32))
     assert float(sizes.min()) > 0.6 and float(sizes.max()) < 1.3
     matrix = nn.Parameter(torch.zeros(shape))
     matrix.grad = gradient
@@ -131,17 +132,17 @@ def test_another_run_is_not_continued(tmp_path):
 
 def test_unusable_folders_are_named_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset.json"):
-        loop.Clips(tmp_path, RATE)
+        Clips(tmp_path, RATE)
     (tmp_path / "dataset.json").write_text(json.dumps({"rate": 32000, "clips": 1, "samples": 8}))
     (tmp_path / "pieces.jsonl").write_text(json.dumps({"captions": ["a"]}) + "\n")
     for name in ("mix.i16", "melody.i16"):
         (tmp_path / name).write_bytes(bytes(16))
-    assert loop.Clips(tmp_path, RATE).mix.shape == (1, 8)
-    with pytest.raises(ValueError, match="32000 Hz, and the codec is for 16000"):
-        loop.Clips(tmp_path, 16000)
+    assert Clips(tmp_path, RATE).mix.shape == (1, 8)
+    with pytest.raises(ValueError, match="32000 Hz, but the codec works at 16000"):
+        Clips(tmp_path, 16000)
     os.truncate(tmp_path / "melody.i16", 10)
-    with pytest.raises(ValueError, match="10 bytes where 16 are promised"):
-        loop.Clips(tmp_path, RATE)
+    with pytest.raises(ValueError, match="10 bytes instead of 16"):
+        Clips(tmp_path, RATE)
     with pytest.raises(FileNotFoundError, match="train tokens"):
         tokens.Tokens(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="train codec"):

@@ -55,7 +55,7 @@ class Music:
     def caption(self, row: int, rng: np.random.Generator) -> str:
         return str(rng.choice(self.captions[row]))
 
-    music = tokens.Tokens.music
+    batch = tokens.Tokens.batch
 
 
 LM_SHAPE = LMConfig(32, 2, 2, 64, 2, 16, cross_attention=False)

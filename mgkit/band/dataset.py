@@ -7,16 +7,44 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypedDict, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from mgkit.band.captions import captions
 from mgkit.band.compose import compose
-from mgkit.band.piece import Attribute
 from mgkit.band.synth import RATE, render, require_synthesizer
 
 CAPTIONS_PER_CLIP = 6
+
+
+class Metadata(TypedDict):
+    """Content of dataset.json."""
+
+    clips: int
+    samples: int  # per clip
+    rate: int
+    seconds: float
+    first_seed: int
+    soundfont: str
+
+
+class ClipRow(TypedDict):
+    """A line of pieces.jsonl: the attributes of a piece, and captions of it."""
+
+    seed: int
+    style: str
+    lead: str
+    key: int
+    mode: str
+    tempo: int
+    meter: int
+    mood: str
+    density: str
+    drums: bool
+    tune: str | None
+    captions: list[str]
 
 
 def write_dataset(
@@ -40,10 +68,10 @@ def write_dataset(
     from mgkit import audio
 
     folder = Path(folder)
-    settings = {"clips": clips, "samples": round(seconds * RATE), "rate": RATE, "seconds": seconds,
-                "first_seed": first_seed, "soundfont": soundfont}  # fmt: skip
+    metadata: Metadata = {"clips": clips, "samples": round(seconds * RATE), "rate": RATE, "seconds": seconds,
+                          "first_seed": first_seed, "soundfont": soundfont}  # fmt: skip
     finished = folder / "dataset.json"
-    if finished.is_file() and json.loads(finished.read_text()) == settings:
+    if finished.is_file() and json.loads(finished.read_text()) == metadata:
         return
     # A missing soundfont or synthesizer is reported here rather than by a worker.
     require_synthesizer(soundfont)
@@ -62,17 +90,15 @@ def write_dataset(
             mixes.write(mix.tobytes())
             melodies.write(melody.tobytes())
             pieces.write(json.dumps(row) + "\n")
-    audio.replace_file(finished, lambda draft: draft.write_text(json.dumps(settings, indent=1) + "\n"))
+    audio.replace_file(finished, lambda draft: draft.write_text(json.dumps(metadata, indent=1) + "\n"))
 
 
-def _make_clip(
-    seed: int, seconds: float, soundfont: str
-) -> tuple[np.ndarray, np.ndarray, dict[str, Attribute | list[str]]]:
+def _make_clip(seed: int, seconds: float, soundfont: str) -> tuple[np.ndarray, np.ndarray, ClipRow]:
     """(mix, melody, row of pieces.jsonl) of one clip, audio as int16."""
     piece = compose(seed, seconds=seconds)
     mix, melody = (np.round(32767 * wave) for wave in render(piece, seconds=seconds, soundfont=soundfont))
     row = {**piece.attributes(), "captions": captions(piece, seed, CAPTIONS_PER_CLIP)}
-    return mix.astype(np.int16), melody.astype(np.int16), row
+    return mix.astype(np.int16), melody.astype(np.int16), cast(ClipRow, row)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,8 @@
 """A piece of music as notes: its attributes and one track per instrument."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 # (start in seconds, duration in seconds, MIDI pitch, velocity 1..127)
 Note = tuple[float, float, int, int]
@@ -40,3 +42,9 @@ class Piece:
     def attributes(self) -> dict[str, Attribute]:
         """All fields except the tracks, ready for JSON."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tracks"}
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Self:
+        """The piece without its tracks, from `attributes()` or a line of pieces.jsonl: enough to caption it."""
+        names = cls.__dataclass_fields__.keys() - {"tracks"}
+        return cls(**{name: attributes[name] for name in names}, tracks=())

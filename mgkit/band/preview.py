@@ -53,7 +53,7 @@ def piano_roll(piece: Piece, seconds: float = 10.0) -> figures.Picture:
     return figure
 
 
-def listen(piece: Piece, title: str = "", seconds: float = 10.0) -> figures.Player | str:
+def play(piece: Piece, title: str = "", seconds: float = 10.0) -> figures.Player | str:
     """The piece and its melody alone, to play; in place of them one sentence where no synthesizer is installed."""
     try:
         mix, melody = render(piece, seconds=seconds)
@@ -79,7 +79,7 @@ def page(path: str | Path, pieces: int = 10, first_seed: int = 0) -> Path:
             f"{piece.density}, {drums}{tune}."
         )
         items += [f"“{text}”" for text in captions(piece, seed, SAID)]
-        items += [piano_roll(piece), listen(piece)]
+        items += [piano_roll(piece), play(piece)]
     return figures.page(items, path, "What the band plays")
 
 

@@ -21,7 +21,7 @@ from mgkit.codec import Codec
 from mgkit.evals import shards
 from mgkit.evals.shards import SHARD_SIZE, Shard
 from mgkit.lab import figures
-from mgkit.train.loop import Clips, waves
+from mgkit.train.clips import Clips, to_float
 from mgkit.train.tokens import Tokens
 
 Items = list[str | figures.Player | figures.Picture]
@@ -105,7 +105,7 @@ def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -
     model = shards.load_model(name)
     rate, size = model.sample_rate, model.codec.config.codebook_size
     clips, training = Clips(data, rate), Tokens(tokens, data)
-    if (_encode(model.codec, waves(clips.mix[0])[None].numpy()) == training.codes[:1]).mean() < 0.9:
+    if (_encode(model.codec, to_float(clips.mix[0])[None].numpy()) == training.codes[:1]).mean() < 0.9:
         raise ValueError(
             f"{tokens} holds tokens of another codec than {name}'s; encode the clips again with "
             f"`python -m mgkit train tokens --codec {name}`"
@@ -131,7 +131,7 @@ def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -
     prompts = [prompt for shard in some for prompt in shard.prompts]
     for i, clip in enumerate(nearest_clips(generated, training.codes, size)):
         wave = model.generate_audio(torch.from_numpy(generated[i : i + 1].astype(np.int64)))[0]
-        nearest = waves(clips.mix[clip])[None]
+        nearest = to_float(clips.mix[clip])[None]
         items.append(
             f"{i + 1}. “{prompts[i]}”: longest match {_describe(first[i])}; in all codebooks {_describe(full[i])}. "
             f"Nearest training clip: {clip}, “{training.captions[clip][0]}”."

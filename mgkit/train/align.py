@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mgkit.delay import delay, delays
 from mgkit.melody import one_hot
-from mgkit.train.tokens import STRIDE, STRIDE_CHROMA
+from mgkit.train.tokens import CHROMA_STRIDE, CODE_STRIDE
 
 LAYERS = (0, 1)  # in each of these the last head is given over to it
 SHARPNESS = 40.0  # logit of the frame that sounds now, others being near 0
@@ -52,7 +52,7 @@ def align(model: nn.ModuleDict, codes: Tensor, texts: list[str], melody: Tensor)
     lead = condition.prefix_length
     length, frames = lead + steps.shape[-1], melody.shape[1]
     now = (
-        (torch.arange(length) - lead) * STRIDE_CHROMA / STRIDE
+        (torch.arange(length) - lead) * CHROMA_STRIDE / CODE_STRIDE
     )  # chroma frames since the music began; below 0 in the prefix
     pads = (~condition.prefix_mask).sum(dim=1)
     shares = []

@@ -23,8 +23,13 @@ from torch import Tensor, nn
 
 from mgkit import audio, checkpoint, hub
 from mgkit.codec import Codec, CodecConfig, Conv, Quantizer, Residual, UpConv
+from mgkit.musicgen import best_device
+from mgkit.train.clips import Clips, to_float
 from mgkit.train.discriminator import Adversary, Balance
-from mgkit.train.loop import Average, Clips, Row, Team, best_device, precision, train, waves
+from mgkit.train.ema import EMA
+from mgkit.train.history import Metrics
+from mgkit.train.loop import train
+from mgkit.train.parallel import Processes, autocast
 
 WINDOWS = (256, 512, 1024, 2048, 4096)  # samples, of the spectra that are compared
 FLOOR_DB = -80.0  # below this a band counts as silent; a full-scale sine is 0 dB
@@ -216,7 +221,7 @@ class CodecLearner:
         self.adversary = Adversary().to(self.device)
         self.balance = Balance({"distance": 0.02, "deceived": 0.01, "unlike": 0.02})
         self.against = torch.optim.AdamW(self.adversary.parameters(), 3e-4, betas=(0.5, 0.9))
-        self.average = Average(self.codec, 0.99)
+        self.ema = EMA(self.codec, 0.99)
         self.valid = self.crops(np.random.default_rng(1), valid, 32)
 
     def crops(self, rng: np.random.Generator, clips: Any, count: int) -> Tensor:
@@ -232,11 +237,11 @@ class CodecLearner:
             if kind > 0.95 and clips is self.data and self.recordings:
                 source = self.recordings[rng.integers(len(self.recordings))]
             clip, start = rng.integers(len(source)), rng.integers(source.shape[1] - samples + 1)
-            rows.append((waves(source[clip, start : start + samples]) * float(gain)).clamp(-1, 1))
+            rows.append((to_float(source[clip, start : start + samples]) * float(gain)).clamp(-1, 1))
         return torch.stack(rows)[:, None].to(self.device)
 
-    def step(self, step: int, lr: float) -> Row:
-        """One batch; see `run.Learner`."""
+    def step(self, step: int, lr: float) -> Metrics:
+        """One batch; see `loop.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, step))
         wave = self.crops(rng, self.data, run.batch)
         words, commit = self._words(wave, step, rng)
@@ -265,7 +270,7 @@ class CodecLearner:
             group["lr"] = lr
         losses["norm"] = torch.nn.utils.clip_grad_norm_(self.learned, 3.0)
         self.optimizer.step()
-        self.average.update(self.codec, step)
+        self.ema.update(self.codec, step)
         row = {name: float(value.detach()) for name, value in losses.items()}
         return row | {f"book{k}": p for k, p in enumerate(self.books.perplexity())}
 
@@ -307,27 +312,27 @@ class CodecLearner:
         return gradient, {"adversary": found, "deceived": deceived, "unlike": unlike}
 
     @torch.no_grad()
-    def measure(self) -> Row:
+    def measure(self) -> Metrics:
         """Mel distance and SI-SDR of fixed crops of the valid clips, through all the codec and the averaged weights."""
-        with self.average.used(self.codec):
+        with self.ema.swapped_into(self.codec):
             heard = self.codec.decode(self.codec.encode(self.valid))
         decibel, _ = mel_distances(self.valid, heard, self.run.codec.sample_rate)
         return {"valid_mel_db": float(decibel), "valid_si_sdr": float(si_sdr(self.valid, heard).mean())}
 
     def _precision(self) -> torch.autocast:
-        return precision(self.device, self.run.bf16)
+        return autocast(self.device, self.run.bf16)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `run.Learner`."""
-        return {"codec": self.codec.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average.weights,
+        """See `loop.Learner`."""
+        return {"codec": self.codec.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.ema.weights,
                 "counts": self.books.counts, "sums": self.books.sums, "adversary": self.adversary.state_dict(),
                 "against": self.against.state_dict(), "sizes": self.balance.sizes}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `run.Learner`."""
+        """See `loop.Learner`."""
         self.codec.load_state_dict(state["codec"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average.weights = state["average"]
+        self.ema.weights = state["average"]
         self.books.counts, self.books.sums = state["counts"], state["sums"]
         self.adversary.load_state_dict(state["adversary"])
         self.against.load_state_dict(state["against"])
@@ -335,7 +340,7 @@ class CodecLearner:
 
     def save(self, out: Path) -> None:
         """`out`/codec.pt: the configuration and the averaged weights."""
-        result = {"config": asdict(self.run.codec), "weights": {name: weight.cpu() for name, weight in self.average.weights.items()}}  # fmt: skip
+        result = {"config": asdict(self.run.codec), "weights": {name: weight.cpu() for name, weight in self.ema.weights.items()}}  # fmt: skip
         audio.replace_file(out / "codec.pt", lambda path: torch.save(result, path))
 
 
@@ -381,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if Team().size > 1:
+    if Processes().size > 1:
         raise ValueError(
             "the codec is taught by one process, which moves its codewords by all that it hears: start it without accelerate"
         )

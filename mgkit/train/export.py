@@ -1,4 +1,4 @@
-"""From the folders of two runs to a model that `MusicGen.get_pretrained` and transformers load, in float16."""
+"""Packages a trained codec and language model as a float16 model for `MusicGen.get_pretrained` and transformers."""
 
 import argparse
 from pathlib import Path
@@ -13,24 +13,26 @@ from mgkit.train import lm as lm_training
 
 
 def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 10.0) -> MusicGen:
-    """Writes `out` and returns the model; `seconds` is the length of the clips that it learned from.
+    """Writes `out` from two run folders and returns the model; `seconds` is the length of the training clips.
 
-    Errors: ValueError for a codec and a language model that do not fit each other.
+    Raises: ValueError if codec and language model do not match.
     """
-    parts, coder = lm_training.load(lm), codec_training.load(codec)
-    config, shape = coder.config, parts["lm"].config
+    trained, codec_model = lm_training.load(lm), codec_training.load(codec)
+    config, shape = codec_model.config, trained["lm"].config
     if (shape.codebooks, shape.codebook_size) != (config.codebooks * shape.channels, config.codebook_size):
         raise ValueError(
-            f"{lm} writes {shape.codebooks} codebooks of {shape.codebook_size}, and {codec} has {config.codebooks} of "
-            f"{config.codebook_size}: take the codec that made the tokens it learned from"
+            f"{lm} predicts {shape.codebooks} codebooks of {shape.codebook_size}, but {codec} has {config.codebooks} of "
+            f"{config.codebook_size}: give the codec that encoded its training tokens"
         )
-    heard, frames = parts["conditioner"].melody_frames, 1 + int(seconds * config.sample_rate) // HOP
-    if heard not in (None, frames):
+    expected, frames = trained["conditioner"].melody_frames, 1 + int(seconds * config.sample_rate) // HOP
+    if expected not in (None, frames):
         raise ValueError(
-            f"{lm} hears {heard} frames of a melody, and {seconds:g} s at the {config.sample_rate} Hz of {codec} are {frames}: "
-            "take a codec of the rate that it learned at"
+            f"{lm} takes {expected} melody frames, but {seconds:g} s at the {config.sample_rate} Hz of {codec} are {frames}: "
+            "give a codec with the sample rate of its training data"
         )
-    model = MusicGen(checkpoint.Model(coder, parts["lm"], parts["conditioner"], "nano", seconds, hub.MIT))
+    model = MusicGen(
+        checkpoint.Model(codec_model, trained["lm"], trained["conditioner"], "nano", seconds, hub.MIT)
+    )
     model.save_pretrained(str(out), torch.float16)
     return model
 
@@ -38,7 +40,8 @@ def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train export`."""
     parser = argparse.ArgumentParser(
-        prog="python -m mgkit train export", description="Writes a model to use."
+        prog="python -m mgkit train export",
+        description="Package a trained codec and language model as one model.",
     )
     parser.add_argument("--codec", default="runs/codec", help="folder of the codec's run")
     parser.add_argument("--lm", default="runs/lm", help="folder of the language model's run")

@@ -1,22 +1,22 @@
-"""Teaching a model that is there already one's own sounds: fine-tuning on a folder of audio with captions.
+"""Fine-tuning a trained model on a folder of captioned recordings.
 
-Letters: B batch, K codebooks, T frames, S delayed steps, F chroma frames.
+Letters: B batch, C channels, K codebooks, T frames, F chroma frames, N samples.
 
-    folder -> the model's own codec -> codes, pitch classes -> crops -> the same loss that the model learned by
+    folder -> the model's codec -> codes, pitch classes -> random crops -> the language model's training loss
 
-Text models and melody models, mono and stereo, are taught alike. The codec and T5 stay as they are: a few sounds
-would cost them more than they give. `layers` teaches only the last so many layers of the transformer, which saves
-memory (gradients, optimizer) and time (no way back through the layers below) in one line; low-rank adapters would
-save the same memory and none of the time.
+Works for text and melody models, mono and stereo. Codec and T5 stay frozen: a few recordings would harm them more
+than help. `layers` trains only the last layers of the transformer, which saves memory (gradients, optimizer state)
+and time (no backward pass through the layers below).
 
-    model/        the result, for MusicGen.get_pretrained and transformers, with the licence of what it came from
-    index.html    before and after, to listen to
-    tokens.pt     the sounds as tokens, made once
-    run.json, checkpoint.pt, log.csv, log.png    see `run`
+    model/        the result, for MusicGen.get_pretrained and transformers, with the licence of the original weights
+    index.html    samples before and after
+    tokens.pt     the recordings as tokens
+    run.json, checkpoint.pt, log.csv, log.png    see `loop`
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,149 +29,174 @@ from torch import Tensor, nn
 from mgkit import hub
 from mgkit.lab import figures
 from mgkit.musicgen import MusicGen
-from mgkit.train.folder import Heard, Sound, find, fingerprint, listen, strides
+from mgkit.train import history
+from mgkit.train.ema import EMA
+from mgkit.train.folder import Example, Recording, find, fingerprint, strides, tokenize
+from mgkit.train.history import Metrics
 from mgkit.train.lm import losses
-from mgkit.train.loop import Average, Row, Team, claim, precision, read_log, side_by_side, train
+from mgkit.train.loop import claim, train
+from mgkit.train.parallel import Processes, autocast, backward
 from mgkit.train.tokens import digest
 
-EXAMPLES = 3  # captions that the page plays before and after
-FEW = 10  # files, from which on whole files are held out
-MEASURE_EVERY = 50  # steps; a checkpoint is written as often
+PAGE_CAPTIONS = 3  # captions on the page of samples
+FILES_TO_HOLD_OUT = 10  # from this number of files on, one in as many is held out whole
+MEASURE_EVERY = 50  # steps between validations, and between checkpoints
 
 
 @dataclass(frozen=True)
 class TuneRun:
-    """Everything that decides a run; `steps` or `minutes` is its budget."""
+    """Settings of a run; its budget is `steps` or `minutes`."""
 
     folder: str
     model: str = "nano"  # any name or folder that MusicGen.get_pretrained takes
     steps: int | None = None
     minutes: float | None = 10.0
     batch: int = 4
-    seconds: float | None = None  # of a crop; the model's window where it is None
-    layers: int | None = None  # only the last so many of the transformer; all of them where it is None
+    seconds: float | None = None  # length of a crop; None for the model's window
+    layers: int | None = None  # number of trained layers, counted from the last; None for all
     lr: float = 1e-4
-    drop_all: float = 0.2  # how often neither caption nor melody is told
-    drop_melody: float = 0.5
-    average: float = 0.98
+    drop_all: float = 0.2  # probability of dropping both text and melody
+    drop_melody: float = 0.5  # probability of dropping the melody
+    average: float = 0.98  # decay of the averaged weights
     bf16: bool = True
     seed: int = 0
-    # fingerprints of the folder's sounds and of the weights to start from; `tune` fills them in
-    sounds: str = ""
+    # Fingerprints of the recordings and of the original weights; `tune` fills them in.
+    recordings: str = ""
     weights: str = ""
 
 
-def split(heard: list[Heard], seed: int) -> tuple[list[Heard], list[Heard]]:
-    """What to learn from and what to measure on: one file in FEW; of fewer files than that, the last fifth of each."""
-    if len(heard) < FEW:
-        return [_part(one, 0, 4) for one in heard], [_part(one, 4, 5) for one in heard]
-    order = np.random.default_rng(seed).permutation(len(heard))
-    held = set(order[: len(heard) // FEW].tolist())
-    return [one for i, one in enumerate(heard) if i not in held], [heard[i] for i in sorted(held)]
+def split(examples: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """(training, validation) examples: one file in ten is held out, or the last fifth of each if there are fewer."""
+    if len(examples) < FILES_TO_HOLD_OUT:
+        return [_fifths(e, 0, 4) for e in examples], [_fifths(e, 4, 5) for e in examples]
+    order = np.random.default_rng(seed).permutation(len(examples))
+    held_out = set(order[: len(examples) // FILES_TO_HOLD_OUT].tolist())
+    training = [example for i, example in enumerate(examples) if i not in held_out]
+    return training, [examples[i] for i in sorted(held_out)]
 
 
-def _part(one: Heard, first: int, last: int) -> Heard:
-    """From so many fifths of the sound to so many."""
-    codes, pitch = (slice(n * first // 5, n * last // 5) for n in (one.codes.shape[-1], len(one.melody)))
-    return Heard(one.caption, one.codes[:, codes], one.melody[pitch])
+def _fifths(example: Example, first: int, last: int) -> Example:
+    """Part of an example, in fifths of its length."""
+    codes, pitch_classes = (
+        slice(n * first // 5, n * last // 5) for n in (example.codes.shape[-1], len(example.melody))
+    )
+    return Example(example.caption, example.codes[:, codes], example.melody[pitch_classes])
 
 
 class TuneLearner:
-    """The language model with the projections of its conditioner, and their optimizer."""
+    """Language model, conditioner projections and optimizer."""
 
-    def __init__(self, run: TuneRun, model: MusicGen, data: list[Heard], valid: list[Heard]):
-        self.run, self.model, self.data, self.valid, self.team = run, model, data, valid, Team()
+    def __init__(self, run: TuneRun, model: MusicGen, data: list[Example], valid: list[Example]):
+        self.run, self.model, self.data, self.valid = run, model, data, valid
+        self.processes = Processes()
         seconds = min(run.seconds or model.max_duration, model.max_duration)
         self.frames = round(seconds * model.frame_rate)
-        self.learned = learned(model, run.layers)
-        self.parameters = nn.ParameterList(self.learned)
-        self.optimizer = torch.optim.AdamW(self.learned, run.lr, betas=(0.9, 0.95), weight_decay=0.01)
-        self.average = Average(self.parameters, run.average)
-        lengths = np.array([one.codes.shape[-1] for one in data], float)
-        self.shares = lengths / lengths.sum()  # a second is as likely as any other, of whatever file it is
+        self.parameters = nn.ParameterList(trainable_parameters(model, run.layers))
+        self.optimizer = torch.optim.AdamW(self.parameters, run.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        self.ema = EMA(self.parameters, run.average)
+        # Files are drawn in proportion to their length, so that every second is equally likely.
+        lengths = np.array([example.codes.shape[-1] for example in data], float)
+        self.probabilities = lengths / lengths.sum()
 
-    def step(self, step: int, lr: float) -> Row:
-        """One batch; see `run.Learner`."""
+    def step(self, step: int, lr: float) -> Metrics:
+        """One batch; see `loop.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, step))
-        chosen = [self.data[i] for i in rng.choice(len(self.data), run.batch, p=self.shares)]
-        codes, melody = self.crops(chosen, rng)
-        keep = torch.from_numpy(rng.random(run.batch) >= run.drop_all)
-        hear = torch.from_numpy(rng.random(run.batch) >= run.drop_melody) & keep
+        examples = [self.data[i] for i in rng.choice(len(self.data), run.batch, p=self.probabilities)]
+        codes, pitch_classes = self.crops(examples, rng)
+        keep_text = torch.from_numpy(rng.random(run.batch) >= run.drop_all)
+        keep_melody = torch.from_numpy(rng.random(run.batch) >= run.drop_melody) & keep_text
 
-        def loss(part: slice) -> Tensor:
-            return self.loss(chosen[part], codes[part], melody[part], keep[part], hear[part])
+        def loss(shard: slice) -> Tensor:
+            return self.loss(
+                examples[shard], codes[shard], pitch_classes[shard], keep_text[shard], keep_melody[shard]
+            )
 
-        each = side_by_side(loss, self.team.parts(run.batch), self.learned, self.team)
-        norm = nn.utils.clip_grad_norm_(self.learned, 1.0)
+        parameters = list(self.parameters)
+        by_codebook = backward(loss, self.processes.shards(run.batch), parameters, self.processes)
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        self.average.update(self.parameters, step)
-        return {"loss": float(each.mean()), "norm": float(norm)}
+        self.ema.update(self.parameters, step)
+        return {"loss": float(by_codebook.mean()), "norm": float(norm)}
 
-    def crops(self, chosen: list[Heard], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Codes [B, K, T], the special token behind what has ended, and pitch classes [B, F] in a loop from there."""
-        stride, chroma = strides(self.model.codec)
-        codes, melody = [], []
-        for one in chosen:
-            start = int(rng.integers(1 + max(0, one.codes.shape[-1] - self.frames) // stride))
-            row = one.codes[:, start * stride :][:, : self.frames].long()
-            codes.append(F.pad(row, (0, self.frames - row.shape[-1]), value=self.model.lm.config.special))
-            wanted = self.model.conditioner.melody_frames or 0
-            looped = one.melody.long().roll(-start * chroma)
-            melody.append(looped.repeat(-(-wanted // len(looped)))[:wanted])
-        return torch.stack(codes), torch.stack(melody)
+    def crops(self, examples: Sequence[Example], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Random crops: codes [B, K, T], padded with the special token, and pitch classes [B, F] from the same moment.
 
-    def loss(self, told: list[Heard], codes: Tensor, melody: Tensor, keep: Tensor, hear: Tensor) -> Tensor:
-        """`losses` [K], the caption told where `keep` [B], the melody where `hear` [B]."""
+        The pitch classes wrap around at the end of the recording.
+        """
+        code_stride, chroma_stride = strides(self.model.codec)
+        chroma_frames = self.model.conditioner.melody_frames or 0
+        codes, pitch_classes = [], []
+        for example in examples:
+            start = int(rng.integers(1 + max(0, example.codes.shape[-1] - self.frames) // code_stride))
+            crop = example.codes[:, start * code_stride :][:, : self.frames].long()
+            padding = self.frames - crop.shape[-1]
+            codes.append(F.pad(crop, (0, padding), value=self.model.lm.config.special))
+            rolled = example.melody.long().roll(-start * chroma_stride)
+            pitch_classes.append(rolled.repeat(-(-chroma_frames // len(rolled)))[:chroma_frames])
+        return torch.stack(codes), torch.stack(pitch_classes)
+
+    def loss(
+        self,
+        examples: Sequence[Example],
+        codes: Tensor,
+        pitch_classes: Tensor,
+        keep_text: Tensor,
+        keep_melody: Tensor,
+    ) -> Tensor:
+        """Cross-entropy [K] of each codebook; captions and melodies are dropped where `keep_…` [B] is false."""
         conditioner = self.model.conditioner
-        with precision(self.model.lm.device, self.run.bf16):
-            texts = conditioner.describe([one.caption for one in told])
-            texts = [text * bool(kept) for text, kept in zip(texts, keep, strict=True)]
+        with autocast(self.model.lm.device, self.run.bf16):
+            texts = conditioner.describe([example.caption for example in examples])
+            texts = [text * bool(keep) for text, keep in zip(texts, keep_text, strict=True)]
             takes_melody = conditioner.melody_frames is not None
-            condition = conditioner(texts, melody * hear[:, None] if takes_melody else None)
+            condition = conditioner(texts, pitch_classes * keep_melody[:, None] if takes_melody else None)
             return losses(self.model.lm, codes, condition)
 
     @torch.no_grad()
-    def measure(self) -> Row:
-        """Loss on what is held out, told its caption and told nothing."""
-        rng, found = np.random.default_rng(1), []
-        with self.average.used(self.parameters):
-            for at in range(0, min(32, len(self.valid)), self.run.batch):
-                part = self.valid[at : at + self.run.batch]
-                codes, melody = self.crops(part, rng)
-                silent = torch.zeros(len(part), dtype=torch.bool)
-                found.append(
-                    [float(self.loss(part, codes, melody, keep, silent).mean()) for keep in (~silent, silent)]
+    def measure(self) -> Metrics:
+        """Validation loss with captions (`valid_text`) and unconditional (`valid_none`)."""
+        rng, batches = np.random.default_rng(1), []
+        with self.ema.swapped_into(self.parameters):
+            for first in range(0, min(32, len(self.valid)), self.run.batch):
+                examples = self.valid[first : first + self.run.batch]
+                codes, pitch_classes = self.crops(examples, rng)
+                none = torch.zeros(len(examples), dtype=torch.bool)
+                batches.append(
+                    [
+                        float(self.loss(examples, codes, pitch_classes, keep_text, none).mean())
+                        for keep_text in (~none, none)
+                    ]
                 )
-        text, nothing = np.mean(found, axis=0)
-        return {"valid_text": float(text), "valid_none": float(nothing)}
+        with_text, unconditional = np.mean(batches, axis=0)
+        return {"valid_text": float(with_text), "valid_none": float(unconditional)}
 
     def state_dict(self) -> dict[str, Any]:
-        """See `run.Learner`."""
+        """See `loop.Learner`."""
         return {
-            "learned": self.parameters.state_dict(),
+            "parameters": self.parameters.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average.weights,
+            "average": self.ema.weights,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `run.Learner`."""
-        self.parameters.load_state_dict(state["learned"])
+        """See `loop.Learner`."""
+        self.parameters.load_state_dict(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average.weights = state["average"]
+        self.ema.weights = state["average"]
 
     def save(self, out: Path) -> None:
-        """`out`/model, with the averaged weights in float16 and a card that says where they come from."""
-        with self.average.used(self.parameters):
+        """Writes `out`/model: the averaged weights in float16, and a model card with their origin."""
+        with self.ema.swapped_into(self.parameters):
             self.model.save_pretrained(str(out / "model"), torch.float16)
-        (out / "model" / "README.md").write_text(card(self.model))
+        (out / "model" / "README.md").write_text(model_card(self.model), encoding="utf-8")
 
 
-def learned(model: MusicGen, layers: int | None) -> list[nn.Parameter]:
-    """The parameters to teach, made to take gradients: all but codec and T5, or the last `layers` and the heads.
+def trainable_parameters(model: MusicGen, layers: int | None) -> list[nn.Parameter]:
+    """Parameters to train, with gradients switched on: all but codec and T5, or the last `layers` and the heads.
 
-    Errors: ValueError for more layers than there are, or none.
+    Raises: ValueError if `layers` is not between 1 and the model's number of layers.
     """
     lm, conditioner = model.lm, model.conditioner
     if layers is not None and not 1 <= layers <= lm.config.layers:
@@ -189,95 +214,112 @@ def learned(model: MusicGen, layers: int | None) -> list[nn.Parameter]:
     return parameters
 
 
-def card(model: MusicGen) -> str:
-    """The README.md of the result."""
-    named = {hub.MIT: "mit", hub.CC_BY_NC: "cc-by-nc-4.0"}.get(model.licence, "other")
+def model_card(model: MusicGen) -> str:
+    """README.md of the fine-tuned model."""
+    tag = {hub.MIT: "mit", hub.CC_BY_NC: "cc-by-nc-4.0"}.get(model.licence, "other")
     return (
-        f"---\nlicense: {named}\npipeline_tag: text-to-audio\ntags: [music, MusicGen]\n---\n\n"
-        f"{model.name}, taught the sounds of a folder by `python -m mgkit train tune`.\n\n"
-        f"Licence of the weights it came from, which holds for these too: {model.licence}. The sounds have licences of "
-        "their own: ask whoever taught it.\n"
+        f"---\nlicense: {tag}\npipeline_tag: text-to-audio\ntags: [music, MusicGen]\n---\n\n"
+        f"{model.name}, fine-tuned on a folder of recordings with `python -m mgkit train tune`.\n\n"
+        f"The licence of the original weights applies to these, too: {model.licence}. The recordings have licences of "
+        "their own; ask the person who trained the model.\n"
     )
 
 
-def examples(model: MusicGen, sounds: list[Sound]) -> list[tuple[str, Tensor]]:
-    """(caption, wave [C, N]) for the first EXAMPLES captions, each in what the model makes of it now."""
-    captions = list(dict.fromkeys(sound.caption for sound in sounds))[:EXAMPLES]
+def sample(model: MusicGen, recordings: list[Recording]) -> list[tuple[str, Tensor]]:
+    """(caption, generated wave [C, N]) for the first PAGE_CAPTIONS captions."""
+    captions = list(dict.fromkeys(recording.caption for recording in recordings))[:PAGE_CAPTIONS]
     model.set_generation_params(duration=min(6.0, model.max_duration))
     return list(zip(captions, model.generate(captions, seed=0), strict=True))
 
 
-def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Row, Row]:
-    """The model that `run` asks for, taught the sounds of its folder; and its held-out losses before and after.
+def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Metrics, Metrics]:
+    """(fine-tuned model, metrics before, metrics after). Writes everything into `out`, resuming a stopped run there.
 
-    Writes all into `out` and goes on from there where it was stopped. Errors: ValueError or FileNotFoundError, in one
-    sentence, for a folder that cannot be learned from, and for an `out` of another run.
+    Raises: ValueError or FileNotFoundError for an unusable folder, and if `out` holds a run with other settings.
     """
-    out, sounds, team = Path(out), find(run.folder), Team()
-    model = MusicGen.get_pretrained(run.model, team.device, torch.float32)
-    model.conditioner.text.tokens([sound.caption for sound in sounds])  # too long a caption is refused here
-    run = replace(run, sounds=fingerprint(sounds), weights=digest(model.lm.heads))
-    if team.rank == 0:
+    out, recordings, processes = Path(out), find(run.folder), Processes()
+    model = MusicGen.get_pretrained(run.model, processes.device, torch.float32)
+    # Captions that are too long for T5 are reported before the recordings are encoded.
+    model.conditioner.text.tokens([recording.caption for recording in recordings])
+    run = replace(run, recordings=fingerprint(recordings), weights=digest(model.lm.heads))
+    if processes.rank == 0:
         claim(out, run)
-        listen(model, sounds, out / "tokens.pt")
-    team.wait()
-    learner = TuneLearner(run, model, *split(listen(model, sounds, out / "tokens.pt"), run.seed))
-    played = examples(model, sounds) if team.rank == 0 else []
+        tokenize(model, recordings, out / "tokens.pt")
+    # The other processes wait for the cache and read it.
+    processes.barrier()
+    examples = tokenize(model, recordings, out / "tokens.pt")
+    learner = TuneLearner(run, model, *split(examples, run.seed))
+    before = sample(model, recordings) if processes.rank == 0 else []
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // len(team.parts(run.batch))))  # of each part of a batch
+    # Shards of a batch run side by side and share the cores.
+    torch.set_num_threads(max(1, threads // len(processes.shards(run.batch))))
     try:
         end = train(run, out, learner, lr=run.lr, measure_every=MEASURE_EVERY)
     finally:
         torch.set_num_threads(threads)
-    start = read_log(out / "log.csv")[0]
-    tuned = MusicGen.get_pretrained(str(out / "model"), team.device)
-    if team.rank == 0:
-        write_page(out, tuned, sounds, played, start, end)
+    start = history.read(out / "log.csv")[0]
+    tuned = MusicGen.get_pretrained(str(out / "model"), processes.device)
+    if processes.rank == 0:
+        write_page(out, tuned, before, sample(tuned, recordings), start, end)
     return tuned, start, end
 
 
 def write_page(
-    out: Path, tuned: MusicGen, sounds: list[Sound], played: list[tuple[str, Tensor]], start: Row, end: Row
+    out: Path,
+    tuned: MusicGen,
+    before: list[tuple[str, Tensor]],
+    after: list[tuple[str, Tensor]],
+    start: Metrics,
+    end: Metrics,
 ) -> None:
-    """`out`/index.html: what the first captions sounded like before, and now."""
-    items: list[Any] = [
-        f"Loss on what was held out, in nats a token: {start['valid_text']:.3f} before, {end['valid_text']:.3f} after. "
+    """Writes `out`/index.html with samples of the first captions before and after."""
+    items: list[str | figures.Player] = [
+        f"Validation loss in nats per token: {start['valid_text']:.3f} before, {end['valid_text']:.3f} after. "
         f"Licence of the weights: {tuned.licence}."
     ]
-    for (caption, before), (_, after) in zip(played, examples(tuned, sounds), strict=True):
-        items += [caption, figures.players([("before", before), ("after", after)], tuned.sample_rate)]
+    for (caption, old), (_, new) in zip(before, after, strict=True):
+        items += [caption, figures.players([("before", old), ("after", new)], tuned.sample_rate)]
     figures.page(items, out / "index.html", "Before and after")
 
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train tune`."""
-    form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m mgkit train tune", formatter_class=form,
-        description="Teaches a model the sounds of a folder: audio files, each with its caption in a .txt beside it, or all "
-        "captions in captions.csv or metadata.jsonl (file, caption).",
-    )  # fmt: skip
-    parser.add_argument("folder", help="sounds with captions")
-    parser.add_argument(
-        "--model", default=TuneRun.model, help="what to start from: a name, a hub id or a folder"
+        prog="python -m mgkit train tune",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Fine-tune a model on a folder of audio files, each with its caption in a .txt beside it, or "
+        "all captions in captions.csv or metadata.jsonl (file, caption).",
     )
-    parser.add_argument("--out", default="runs/mine", help="folder of the run; goes on where it stopped")
+    parser.add_argument("folder", help="captioned recordings")
     parser.add_argument(
-        "--minutes", type=float, default=TuneRun.minutes, help="budget in minutes of the clock"
+        "--model", default=TuneRun.model, help="name, hub id or folder of the model to start from"
     )
-    parser.add_argument("--steps", type=int, help="budget in steps instead")
-    parser.add_argument("--batch", type=int, default=TuneRun.batch, help="clips in a batch")
-    parser.add_argument("--seconds", type=float, help="length of a clip; left out, the model's window")
     parser.add_argument(
-        "--layers", type=int, help="teach only the last so many layers, to save memory and time"
+        "--out", default="runs/mine", help="folder of the run; a stopped run in it is resumed"
     )
-    parser.add_argument("--lr", type=float, default=TuneRun.lr, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=TuneRun.seed, help="draws the clips and what is held out")
+    parser.add_argument("--minutes", type=float, default=TuneRun.minutes, help="budget in minutes")
+    parser.add_argument("--steps", type=int, help="budget in steps, instead of --minutes")
+    parser.add_argument("--batch", type=int, default=TuneRun.batch, help="crops per batch")
+    parser.add_argument("--seconds", type=float, help="length of a crop; default: the model's window")
+    parser.add_argument(
+        "--layers", type=int, help="train only this many last layers, to save memory and time"
+    )
+    parser.add_argument("--lr", type=float, default=TuneRun.lr, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=TuneRun.seed, help="seed of crops and validation split")
     args = parser.parse_args(argv)
-    run = TuneRun(args.folder, args.model, args.steps, None if args.steps else args.minutes, args.batch, args.seconds,
-                  args.layers, args.lr, seed=args.seed)  # fmt: skip
+    run = TuneRun(
+        args.folder,
+        args.model,
+        steps=args.steps,
+        minutes=None if args.steps else args.minutes,
+        batch=args.batch,
+        seconds=args.seconds,
+        layers=args.layers,
+        lr=args.lr,
+        seed=args.seed,
+    )
     _, start, end = tune(run, args.out)
-    if Team().rank > 0:
+    if Processes().rank > 0:
         return
     print(json.dumps({"before": {name: start[name] for name in end}, "after": end}))
     print(f"listen: {args.out}/index.html")

@@ -1,8 +1,8 @@
-"""A folder of anyone's own sounds with captions, as waves and then as a model's tokens.
+"""A folder of captioned recordings, read as waves and encoded as a model's tokens.
 
     rain.wav  rain.txt    a caption beside each file, or
-    captions.csv          all captions in one table with the columns file and caption, or
-    metadata.jsonl        one object a line: {"file": "rain.wav", "caption": "rain on a tin roof"}
+    captions.csv          one table of captions with the columns file and caption, or
+    metadata.jsonl        one object per line: {"file": "rain.wav", "caption": "rain on a tin roof"}
 
 Letters: C channels, K codebooks, T frames, N samples, F chroma frames.
 """
@@ -26,59 +26,60 @@ from mgkit.musicgen import MusicGen
 from mgkit.train.tokens import digest
 
 TABLES = ("captions.csv", "metadata.jsonl")
-SHORTEST = 1.0  # seconds; from less there is nothing to learn that lasts
-STRETCH = 60  # seconds that the codec hears at once: a whole hour would not fit the memory
+MIN_SECONDS = 1.0
+# The codec encodes pieces of this length, in seconds: an hour at once would not fit into memory.
+PIECE = 60
 
 
 @dataclass(frozen=True)
-class Sound:
-    """A file and what it is called."""
+class Recording:
+    """An audio file and its caption."""
 
     file: Path
     caption: str
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A sound as the model hears it: `codes` [K, T] int16, `melody` [F] int8 the loudest pitch class of each chroma frame."""
+class Example:
+    """A recording as training data: `codes` [K, T] int16, `melody` [F] int8, the loudest pitch class per chroma frame."""
 
     caption: str
     codes: Tensor
     melody: Tensor
 
 
-def find(folder: str | Path) -> list[Sound]:
-    """The sounds of `folder` and of the folders in it, by name.
+def find(folder: str | Path) -> list[Recording]:
+    """Recordings in `folder` and its subfolders, sorted by path.
 
-    Errors: FileNotFoundError for no folder; ValueError where it holds no sounds, where captions are missing (which, and
-    where to write them), or where a table of captions cannot be read or names a file that is not there.
+    Raises: FileNotFoundError if there is no folder; ValueError if it has no audio files, if captions are missing
+    (listing the files), or if a table of captions is malformed or names a missing file.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in audio.FORMATS)
     if not files:
-        raise ValueError(f"{folder} holds no sounds: put {', '.join(audio.FORMATS)} files into it")
-    said = _table(folder)
-    sounds = []
+        raise ValueError(f"{folder} has no audio files: put {', '.join(audio.FORMATS)} files into it")
+    table = _read_table(folder)
+    recordings = []
     for file in files:
         beside, name = file.with_suffix(".txt"), file.relative_to(folder).as_posix()
-        caption = (_read_text(beside).strip() if beside.is_file() else "") or said.get(name, "")
-        sounds.append(Sound(file, " ".join(caption.split())))
-    silent = [sound.file.relative_to(folder).as_posix() for sound in sounds if not sound.caption]
-    if silent:
+        caption = (_read_text(beside).strip() if beside.is_file() else "") or table.get(name, "")
+        recordings.append(Recording(file, " ".join(caption.split())))
+    uncaptioned = [rec.file.relative_to(folder).as_posix() for rec in recordings if not rec.caption]
+    if uncaptioned:
         raise ValueError(
-            f"{len(silent)} of {len(sounds)} files in {folder} have no caption: {_some(silent)}; write what is heard "
-            f"into {Path(silent[0]).with_suffix('.txt')}, or a line for each into captions.csv (file,caption)"
+            f"{len(uncaptioned)} of {len(recordings)} files in {folder} have no caption: {_abbreviate(uncaptioned)}; "
+            f"describe the sound in {Path(uncaptioned[0]).with_suffix('.txt')}, or list all in captions.csv (file,caption)"
         )
-    lost = [name for name in said if not (folder / name).is_file()]
-    if lost:
-        raise ValueError(f"the captions of {folder} name files that are not there: {_some(lost)}")
-    return sounds
+    missing = [name for name in table if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"the captions in {folder} name files that do not exist: {_abbreviate(missing)}")
+    return recordings
 
 
-def _table(folder: Path) -> dict[str, str]:
-    """Captions by file name, of the first of TABLES that is there."""
+def _read_table(folder: Path) -> dict[str, str]:
+    """Captions by file name from the first of TABLES in the folder."""
     path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     if path is None:
         return {}
@@ -88,7 +89,7 @@ def _table(folder: Path) -> dict[str, str]:
             rows = list(csv.DictReader(text.splitlines()))
         else:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        # `file_name` and `text` are what data sets on the Hugging Face hub call them
+        # `file_name` and `text` are the column names of datasets on the Hugging Face hub.
         return {
             str(row.get("file") or row["file_name"]): str(row.get("caption") or row["text"]) for row in rows
         }
@@ -102,85 +103,92 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text; save it as such") from None
+        raise ValueError(f"{path} is not UTF-8 text: save it in that encoding") from None
 
 
-def _some(names: Sequence[str]) -> str:
+def _abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def fingerprint(sounds: Sequence[Sound]) -> str:
-    """Tells sets of sounds apart: by their captions and every byte of their files."""
-    seen = hashlib.sha256()
-    for sound in sounds:
-        seen.update(hashlib.sha256(sound.file.read_bytes()).digest())
-        seen.update(sound.caption.encode())
-    return seen.hexdigest()[:16]
+def fingerprint(recordings: Sequence[Recording]) -> str:
+    """Hash of all captions and files."""
+    total = hashlib.sha256()
+    for recording in recordings:
+        total.update(hashlib.sha256(recording.file.read_bytes()).digest())
+        total.update(recording.caption.encode())
+    return total.hexdigest()[:16]
 
 
-def read(sound: Sound, rate: int, channels: int) -> tuple[Tensor, int]:
-    """Wave [C, N] of the sound at `rate` and with so many `channels`, and the rate of its file.
+def read(recording: Recording, rate: int, channels: int) -> tuple[Tensor, int]:
+    """Wave [C, N] with this rate and number of channels, and the rate of the file.
 
-    Errors: ValueError, with the file's name, for what is not audio, holds NaN, or lasts less than SHORTEST.
+    Raises: ValueError, naming the file, if it is not audio, contains NaN, or is shorter than MIN_SECONDS.
     """
-    wave, own = audio.read(sound.file)
-    wave = audio.check(wave, str(sound.file))
-    if wave.shape[-1] < SHORTEST * own:
+    wave, file_rate = audio.read(recording.file)
+    wave = audio.check(wave, str(recording.file))
+    if wave.shape[-1] < MIN_SECONDS * file_rate:
         raise ValueError(
-            f"{sound.file} lasts {wave.shape[-1] / own:.2f} s; give at least {SHORTEST:g} s, or take it out of the folder"
+            f"{recording.file} lasts {wave.shape[-1] / file_rate:.2f} s; give at least {MIN_SECONDS:g} s, "
+            "or remove it from the folder"
         )
-    return audio.to_channels(audio.resample(wave, own, rate), channels), own
+    return audio.to_channels(audio.resample(wave, file_rate, rate), channels), file_rate
 
 
-def listen(model: MusicGen, sounds: Sequence[Sound], cache: str | Path) -> list[Heard]:
-    """The sounds in the tokens of the model's own codec; read from the file `cache` where it holds just these.
+def tokenize(model: MusicGen, recordings: Sequence[Recording], cache: str | Path) -> list[Example]:
+    """Encodes the recordings with the model's codec, or loads them from the file `cache` if it holds the same ones.
 
-    Says once what is resampled and what is shorter than the model's window: of that, what there is is learned from.
-    Errors: those of `read`.
+    Prints one note each for resampled files and for files shorter than the model's window.
+
+    Raises: as `read`.
     """
     cache = Path(cache)
-    plan = {"sounds": fingerprint(sounds), "codec": digest(model.codec), "channels": model.audio_channels}
+    key = {
+        "recordings": fingerprint(recordings),
+        "codec": digest(model.codec),
+        "channels": model.audio_channels,
+    }
     if cache.is_file():
         saved = torch.load(cache, weights_only=True)
-        if saved["plan"] == plan:
-            return [Heard(*row) for row in saved["heard"]]
-    rates, short, heard = set(), 0, []
-    for sound in tqdm(sounds, desc="tokens", unit="file"):
-        wave, rate = read(sound, model.sample_rate, model.audio_channels)
-        rates |= {rate} - {model.sample_rate}
+        if saved["key"] == key:
+            return [Example(*row) for row in saved["examples"]]
+    other_rates, short, examples = set(), 0, []
+    for recording in tqdm(recordings, desc="tokens", unit="file"):
+        wave, file_rate = read(recording, model.sample_rate, model.audio_channels)
+        if file_rate != model.sample_rate:
+            other_rates.add(file_rate)
         short += wave.shape[-1] < model.max_duration * model.sample_rate
-        pitch = melody.chroma(wave, model.sample_rate).argmax(dim=0).to(torch.int8)
-        heard.append(Heard(sound.caption, encode(model.codec, wave.to(model.lm.device)), pitch))
-    if rates:
-        hertz = ", ".join(f"{rate}" for rate in sorted(rates))
-        print(f"resampled to the model's {model.sample_rate} Hz: what is at {hertz} Hz", file=sys.stderr)
+        codes = encode(model.codec, wave.to(model.lm.device))
+        pitch_classes = melody.chroma(wave, model.sample_rate).argmax(dim=0).to(torch.int8)
+        examples.append(Example(recording.caption, codes, pitch_classes))
+    if other_rates:
+        rates = ", ".join(map(str, sorted(other_rates)))
+        print(f"resampled files at {rates} Hz to the model's {model.sample_rate} Hz", file=sys.stderr)
     if short:
         print(
-            f"{short} of {len(sounds)} files are shorter than the model's window of {model.max_duration:g} s: it learns "
-            "from what there is, and nothing of what follows",
+            f"{short} of {len(recordings)} files are shorter than the model's window of {model.max_duration:g} s: "
+            "the rest of the window is masked out of the loss",
             file=sys.stderr,
         )
-    rows = [(one.caption, one.codes, one.melody) for one in heard]
+    rows = [(example.caption, example.codes, example.melody) for example in examples]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    audio.replace_file(cache, lambda path: torch.save({"plan": plan, "heard": rows}, path))
-    return heard
+    audio.replace_file(cache, lambda path: torch.save({"key": key, "examples": rows}, path))
+    return examples
 
 
 @torch.no_grad()
 def encode(codec: Codec, wave: Tensor) -> Tensor:
-    """Codes [K * C, T] int16 of `wave` [C, N], STRETCH seconds at a time."""
-    whole = STRETCH * codec.config.frame_rate * codec.config.hop
-    return torch.cat(
-        [codec.encode(part[None])[0].short().cpu() for part in wave.split(whole, dim=-1)], dim=-1
-    )
+    """Codes [K * C, T] int16 of `wave` [C, N], encoded PIECE seconds at a time."""
+    samples = PIECE * codec.config.frame_rate * codec.config.hop
+    codes = [codec.encode(piece[None])[0].short().cpu() for piece in wave.split(samples, dim=-1)]
+    return torch.cat(codes, dim=-1)
 
 
 def strides(codec: Codec) -> tuple[int, int]:
-    """Frames of codes and of chroma that take equally long: 32 and 5 at 32 kHz.
+    """Numbers of code frames and chroma frames with equal duration: 32 and 5 at 32 kHz.
 
     >>> from mgkit.codec import CodecConfig
     >>> strides(Codec(CodecConfig(filters=1)))
     (32, 5)
     """
-    both = math.lcm(codec.config.hop, melody.HOP)
-    return both // codec.config.hop, both // melody.HOP
+    samples = math.lcm(codec.config.hop, melody.HOP)
+    return samples // codec.config.hop, samples // melody.HOP

@@ -30,11 +30,14 @@ from mgkit.lm import LM, LMConfig
 from mgkit.lm import attend as attend_by_torch
 from mgkit.text import TextEncoder
 from mgkit.train.align import align
+from mgkit.train.attributes import pretrain_text_encoder
 from mgkit.train.auxiliary import Reader, scores
-from mgkit.train.loop import Average, Row, Team, has_bf16, precision, side_by_side, train
+from mgkit.train.ema import EMA
+from mgkit.train.history import Metrics
+from mgkit.train.loop import train
 from mgkit.train.muon import Muon
-from mgkit.train.text import learn_attributes
-from mgkit.train.tokens import STRIDE, Tokens, add_options, open_both
+from mgkit.train.parallel import Processes, autocast, backward, supports_bf16
+from mgkit.train.tokens import CODE_STRIDE, Tokens, add_options, open_splits
 
 # Views take turns: share of the clip, how many times the batch, and whether from its beginning or from anywhere. What a
 # caption says can be heard from what has sounded so far, once a second has sounded: beginnings teach to listen to it.
@@ -265,22 +268,22 @@ class LMLearner:
 
     def __init__(self, run: LMRun, data: Any, valid: Any, tokenizer: Any, resumed: bool = False):
         torch.manual_seed(run.seed)
-        self.team = Team()
+        self.processes = Processes()
         self.run, self.data, self.valid, self.tokenizer = run, data, valid, tokenizer
         self.model = load(run.start) if run.start else new_model(run, tokenizer, data.melody.shape[1])
         self.model.train().requires_grad_(True)
         if run.text_steps and not resumed:
-            learn_attributes(self.model["conditioner"].text, data.pieces, run.text_steps, seed=run.seed)
+            pretrain_text_encoder(self.model["conditioner"].text, data.pieces, run.text_steps, seed=run.seed)
         if run.align and not resumed:
             rows = np.arange(min(48, len(data)))
-            codes, melody = data.music(rows, data.codes.shape[-1])
+            codes, melody = data.batch(rows, data.codes.shape[-1])
             texts = [data.caption(row, np.random.default_rng(row)) for row in rows]
             align(self.model, codes, texts, melody)
         self.reader = None
         if run.score:
             self.scores = scores(data.pieces, data.seconds, data.codes.shape[-1])
-            self.reader = Reader(self.model["lm"]).to(self.team.device)
-        self.model.to(self.team.device)
+            self.reader = Reader(self.model["lm"]).to(self.processes.device)
+        self.model.to(self.processes.device)
         matrices = [p for p in self.model["lm"].layers.parameters() if p.dim() == 2]
         taken = {id(p) for p in matrices}
         t5 = list(self.model["conditioner"].text.t5.parameters())
@@ -288,7 +291,12 @@ class LMLearner:
         others = [p for p in self.model.parameters() if id(p) not in taken]
         # Muon turns the update of a matrix into a rotation: fewer steps, which is what a small computer lacks
         self.optimizers = [
-            Muon(matrices, run.lr, 0.05, torch.bfloat16 if has_bf16(self.team.device) else torch.float32),
+            Muon(
+                matrices,
+                run.lr,
+                0.05,
+                torch.bfloat16 if supports_bf16(self.processes.device) else torch.float32,
+            ),
             torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
             torch.optim.AdamW(t5, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
         ]
@@ -297,13 +305,13 @@ class LMLearner:
         self.learned = [
             p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
         ]
-        self.team.agree(self.learned)
-        self.average = Average(self.model, run.average)
+        self.processes.broadcast(self.learned)
+        self.ema = EMA(self.model, run.average)
 
-    def step(self, step: int, lr: float) -> Row:
-        """One batch; see `run.Learner`."""
+    def step(self, step: int, lr: float) -> Metrics:
+        """One batch; see `loop.Learner`."""
         clips, loss = self.lesson(step)
-        each = side_by_side(loss, self.team.parts(clips), self.learned, self.team)
+        each = backward(loss, self.processes.shards(clips), self.learned, self.processes)
         norm = self.descend(step, lr)
         weight = self._weights()
         each, missed = each[: len(weight)] / weight, each[len(weight) :]
@@ -318,8 +326,8 @@ class LMLearner:
         part, times, anywhere = VIEWS[step % len(VIEWS)]
         rows = self._rows(step, times)
         frames = round(part * self.data.codes.shape[-1])
-        start = rng.integers(1 + (self.data.codes.shape[-1] - frames) // STRIDE) if anywhere else 0
-        codes, melody = self.data.music(rows, frames, int(start))
+        start = rng.integers(1 + (self.data.codes.shape[-1] - frames) // CODE_STRIDE) if anywhere else 0
+        codes, melody = self.data.batch(rows, frames, int(start))
         texts = [disturb(self.data.caption(i, rng), run, rng) for i in rows]
         keep = torch.from_numpy(rng.random(len(rows)) >= run.drop_all)
         hear = torch.from_numpy(rng.random(len(rows)) >= run.drop_melody) & keep
@@ -329,7 +337,9 @@ class LMLearner:
         informed = keep.numpy() & [bool(NAMED.search(text)) for text in texts]
         past = led_astray(codes, informed, run.astray, rng)
         if self.reader:
-            played = torch.from_numpy(self.scores[rows, :, start * STRIDE : start * STRIDE + frames])
+            played = torch.from_numpy(
+                self.scores[rows, :, start * CODE_STRIDE : start * CODE_STRIDE + frames]
+            )
 
         def loss(part: slice) -> Tensor:
             with self._precision():
@@ -349,12 +359,12 @@ class LMLearner:
             for group in optimizer.param_groups:
                 group["lr"] = lr * share
             optimizer.step()
-        self.average.update(self.model, step)
+        self.ema.update(self.model, step)
         return float(norm)
 
     def _weights(self) -> Tensor:
         """How much each codebook counts [K]: 1 on average."""
-        weight = torch.tensor(BOOKS[: self.run.lm.codebooks], device=self.team.device)
+        weight = torch.tensor(BOOKS[: self.run.lm.codebooks], device=self.processes.device)
         return weight / weight.mean()
 
     def _rows(self, step: int, times: int) -> np.ndarray:
@@ -370,17 +380,17 @@ class LMLearner:
         return np.array([orders[p // len(self.data)][p % len(self.data)] for p in places])
 
     @torch.no_grad()
-    def measure(self) -> Row:
+    def measure(self) -> Metrics:
         """Loss on valid clips with what is true of them, with the captions or melodies of others, and with nothing."""
         count = min(24, len(self.valid))
-        codes, melody = self.valid.music(np.arange(count), self.valid.codes.shape[-1])
+        codes, melody = self.valid.batch(np.arange(count), self.valid.codes.shape[-1])
         texts = [captions[0] for captions in self.valid.captions[:count]]
         other_texts, other_melody, silent = texts[1:] + texts[:1], melody.roll(1, 0), torch.zeros_like(melody)
         cases = {"all": (texts, melody, True), "text": (texts, silent, True), "text_other": (other_texts, silent, True),
                  "melody": (texts, melody, False), "melody_other": (texts, other_melody, False),
                  "none": (texts, silent, False)}  # fmt: skip
         result = {}
-        with self.average.used(self.model), self._precision():
+        with self.ema.swapped_into(self.model), self._precision():
             for name, (words, tune, keep) in cases.items():
                 found = []
                 for at in range(0, count, 8):
@@ -392,23 +402,23 @@ class LMLearner:
         return result
 
     def _precision(self) -> torch.autocast:
-        return precision(self.team.device, self.run.bf16)
+        return autocast(self.processes.device, self.run.bf16)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `run.Learner`."""
+        """See `loop.Learner`."""
         return {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
-            "average": self.average.weights,
+            "average": self.ema.weights,
             "reader": self.reader.state_dict() if self.reader else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `run.Learner`."""
+        """See `loop.Learner`."""
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.average.weights = state["average"]
+        self.ema.weights = state["average"]
         if self.reader:
             self.reader.load_state_dict(state["reader"])
 
@@ -416,7 +426,7 @@ class LMLearner:
         """`out`/lm.pt, the configurations and the averaged weights, beside `out`/tokenizer."""
         run = self.run
         result = {"lm": asdict(run.lm), "text": asdict(run.text), "melody_frames": self.data.melody.shape[1],
-                  "weights": {name: weight.cpu() for name, weight in self.average.weights.items()}}  # fmt: skip
+                  "weights": {name: weight.cpu() for name, weight in self.ema.weights.items()}}  # fmt: skip
         audio.replace_file(out / "lm.pt", lambda path: torch.save(result, path))
         self.tokenizer.save_pretrained(out / "tokenizer")
 
@@ -443,7 +453,7 @@ def load(folder: str | Path) -> nn.ModuleDict:
 def must_fit(run: LMRun, data: Tokens) -> None:
     """Errors: ValueError for tokens of other codebooks than the run's model predicts."""
     found, expected = (
-        (data.plan["codebooks"], data.plan["codebook_size"]),
+        (data.metadata["codebooks"], data.metadata["codebook_size"]),
         (run.lm.codebooks, run.lm.codebook_size),
     )
     if found != expected:
@@ -491,12 +501,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=LMRun.lr, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    data, valid = open_both(args)
+    data, valid = open_splits(args)
     run = LMRun(args.data, args.valid, args.tokens, args.valid_tokens, steps=args.steps,
                 minutes=None if args.steps else args.minutes, batch=args.batch, start=args.start, lr=args.lr,
                 align=args.align, score=args.score, astray=args.astray, text_steps=args.text_steps, seed=args.seed)  # fmt: skip
     must_fit(run, data)
-    if Team().size == 1:
+    if Processes().size == 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
     resumed = (Path(args.out) / "checkpoint.pt").is_file()
     if run.start:
@@ -505,7 +515,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = make_tokenizer(data.captions, run.text.pieces)
     learner = LMLearner(run, data, valid, tokenizer, resumed)
     end = train(run, args.out, learner, lr=run.lr, measure_every=200)
-    if learner.team.rank == 0:
+    if learner.processes.rank == 0:
         print(json.dumps(end))
 
 

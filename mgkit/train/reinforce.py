@@ -36,9 +36,11 @@ from mgkit.delay import delays
 from mgkit.generate import Settings, Told, frames, windows
 from mgkit.sampling import guide
 from mgkit.train.auxiliary import CHOICES, FRAME_RATE, Reader
-from mgkit.train.lm import LMLearner, LMRun, delayed, hidden, load, must_fit, precision, told
-from mgkit.train.loop import Row, learning_rate, side_by_side, train
-from mgkit.train.tokens import Tokens, add_options, open_both
+from mgkit.train.history import Metrics
+from mgkit.train.lm import LMLearner, LMRun, delayed, hidden, load, must_fit, told
+from mgkit.train.loop import learning_rate, train
+from mgkit.train.parallel import autocast, backward
+from mgkit.train.tokens import Tokens, add_options, open_splits
 
 ATTRIBUTES = ("pace", "key", "lead", "drums")
 LAG = FRAME_RATE  # frames between the two moments that the pace is read from
@@ -167,16 +169,16 @@ class Rehearser(LMLearner):
 
     def __init__(self, run: Rehearsal, data: Tokens, valid: Tokens, tokenizer: Any, resumed: bool = False):
         super().__init__(run, data, valid, tokenizer, resumed)
-        self.critic = Critic(run.start or "", self.team.device)
+        self.critic = Critic(run.start or "", self.processes.device)
         if not (self.critic.knows or resumed):
             rows = np.arange(min(LESSONS, len(data)))
-            codes, _ = data.music(rows, data.codes.shape[-1])
+            codes, _ = data.batch(rows, data.codes.shape[-1])
             self.critic.learn(codes, torch.from_numpy(self.scores[rows]))
         assert self.reader is not None
         self.reader.load_state_dict(self.critic.reader.state_dict())
 
-    def step(self, step: int, lr: float) -> Row:
-        """A round: takes, what is heard in them, and a few batches; see `run.Learner`."""
+    def step(self, step: int, lr: float) -> Metrics:
+        """A round: takes, what is heard in them, and a few batches; see `loop.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, 5, step))
         requests = self._requests(rng, goes_on=step % 3 == 2)
         texts, codes = self._play(requests, step)
@@ -195,9 +197,9 @@ class Rehearser(LMLearner):
                 urge = self._urge(codes[mine], [texts[i] for i in mine], better[mine])
                 return torch.stack([true(clips).mean(), urge * run.gain])
 
-            parts = self.team.parts(clips)
+            parts = self.processes.shards(clips)
             halves = list(zip(parts, np.array_split(chosen, len(parts)), strict=True))
-            rows.append(side_by_side(loss, halves, self.learned, self.team))
+            rows.append(backward(loss, halves, self.learned, self.processes))
             norm = self.descend(step * run.turns + turn, lr)
         true, urge = torch.stack(rows).mean(dim=0).tolist()
         after = heard[..., requests[0].given :]
@@ -207,11 +209,11 @@ class Rehearser(LMLearner):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """See `run.Learner`."""
+        """See `loop.Learner`."""
         return super().state_dict() | {"critic": self.critic.reader.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `run.Learner`."""
+        """See `loop.Learner`."""
         super().load_state_dict(state)
         self.critic.reader.load_state_dict(state["critic"])
 
@@ -231,7 +233,7 @@ class Rehearser(LMLearner):
         with torch.no_grad():
             texts = conditioner.describe([request.text for request in requests])
         settings = Settings(cfg_coef=run.guidance)
-        begin, _ = self.data.music(np.array([request.row for request in requests]), given)
+        begin, _ = self.data.batch(np.array([request.row for request in requests]), given)
         begin = begin.to(lm.device)
 
         @torch.no_grad()
@@ -242,7 +244,7 @@ class Rehearser(LMLearner):
             new = list(frames(lm, lambda _: streams, begin[part], plan, settings, generators))
             return torch.cat([begin[part], torch.stack(new, dim=-1)], dim=-1)
 
-        parts = self.team.parts(len(requests))
+        parts = self.processes.shards(len(requests))
         with ThreadPoolExecutor(len(parts)) as pool:
             made = list(pool.map(work, parts))
         return texts, torch.cat(made).cpu()
@@ -253,7 +255,7 @@ class Rehearser(LMLearner):
         lm, conditioner = self.model["lm"], self.model["conditioner"]
         steps = delayed(lm, codes)
         logits = []
-        with precision(self.team.device, self.run.bf16):
+        with autocast(self.processes.device, self.run.bf16):
             for condition, learns in ((conditioner(texts), True), (conditioner.null(texts), False)):
                 with torch.set_grad_enabled(learns):
                     state = hidden(lm, steps[..., :-1], condition)
@@ -286,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    data, valid = open_both(args)
+    data, valid = open_splits(args)
     run = Rehearsal(args.data, args.valid, args.tokens, args.valid_tokens, start=args.start, text_steps=0, steps=args.steps,
                     minutes=None if args.steps else args.minutes, gain=args.gain, lr=args.lr, seed=args.seed)  # fmt: skip
     must_fit(run, data)
