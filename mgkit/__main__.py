@@ -1,4 +1,4 @@
-"""`python -m mgkit`: generate, replay, fetch, app, bench, gallery and train from the command line."""
+"""`python -m mgkit`: the command line. `generate`, `replay` and `fetch` are here, other commands in their modules."""
 
 import argparse
 import sys
@@ -9,32 +9,36 @@ from pathlib import Path
 
 from mgkit import __version__
 
-TRAIN = {  # python -m mgkit train WHAT: the module that does it
-    "data": "mgkit.band.dataset",
-    "codec": "mgkit.train.codec",
-    "tokens": "mgkit.train.tokens",
-    "lm": "mgkit.train.lm",
-    "rehearse": "mgkit.train.reinforce",
-    "export": "mgkit.train.export",
-    "tune": "mgkit.train.finetune",
-    "preview": "mgkit.band.preview",
-    "measure": "mgkit.evals.report",
-    "look": "mgkit.evals.memorization",
+# Name, module with a `main(argv)` and a --help of its own, line in the list of commands.
+COMMANDS = {
+    "app": ("mgkit.lab.app", "open the studio as a web page"),
+    "bench": ("mgkit.bench", "time generation on this machine, side by side with transformers"),
+    "gallery": ("mgkit.lab.gallery", "run the notebooks and render them as a web site"),
+    "measure": ("mgkit.evals.report", "compute the metrics of a model's music"),
+    "memorization": ("mgkit.evals.memorization", "compare a model's music with the nearest training clips"),
+}
+TRAIN = {
+    "data": ("mgkit.band.dataset", "compose, render and caption training clips"),
+    "preview": ("mgkit.band.preview", "write a page with a few training clips"),
+    "codec": ("mgkit.train.codec", "train the codec"),
+    "tokens": ("mgkit.train.tokens", "encode the training clips"),
+    "lm": ("mgkit.train.lm", "train the language model on the tokens"),
+    "reinforce": ("mgkit.train.reinforce", "improve the language model by reinforcement learning"),
+    "export": ("mgkit.train.export", "join codec and language model into a model folder"),
+    "tune": ("mgkit.train.finetune", "fine-tune any model on a folder of audio and captions"),
 }
 
-
-OWN_PARSER = {"app": "mgkit.lab.app", "bench": "mgkit.bench", "gallery": "mgkit.lab.gallery"}
-
-STRATEGIES = ("loudness", "peak", "rms", "clip")  # of `audio.normalize`, which would be slow to import here
+# The strategies of `audio.normalize`, repeated because importing mgkit.audio takes a second.
+STRATEGIES = ("loudness", "peak", "rms", "clip")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; a mistake of the user's is one line on stderr and a status of 2."""
+    """Run a command and return its exit status; a user's mistake is one line on stderr and status 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] and argv[0] in OWN_PARSER:
-        command = partial(import_module(OWN_PARSER[argv[0]]).main, argv[1:])
+    if argv[:1] and argv[0] in COMMANDS:
+        command = partial(import_module(COMMANDS[argv[0]][0]).main, argv[1:])
     elif argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:
-        command = partial(import_module(TRAIN[argv[1]]).main, argv[2:])
+        command = partial(import_module(TRAIN[argv[1]][0]).main, argv[2:])
     else:
         arguments = _parser().parse_args(argv)
         command = partial(arguments.command, arguments)
@@ -52,15 +56,15 @@ def _generate(arguments: argparse.Namespace) -> None:
     from mgkit import MusicGen, audio
     from mgkit.generate import Settings
 
-    # What can be known to be wrong is said before the minutes of work, not after.
+    # Mistakes that are visible now are reported now, before minutes of work.
     if arguments.out.suffix.lower() not in audio.FORMATS:
-        raise ValueError(f"{arguments.out.name!r} must end in {', '.join(audio.FORMATS)}")
+        raise ValueError(f"the output {arguments.out.name!r} must end in {', '.join(audio.FORMATS)}")
     if arguments.out.is_dir():
-        raise ValueError(f"{str(arguments.out)!r} is a folder; give the name of a file")
+        raise ValueError(f"the output {str(arguments.out)!r} is a folder; give the name of a file")
     if not arguments.out.parent.is_dir():
-        raise ValueError(f"there is no folder {str(arguments.out.parent)!r} to write to")
+        raise ValueError(f"the output's folder {str(arguments.out.parent)!r} does not exist; create it first")
     if arguments.melody and arguments.prompt_audio:
-        raise ValueError("--melody and --prompt-audio are two ways to start; give one of them")
+        raise ValueError("--melody and --prompt-audio exclude each other; give one of them")
     chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     Settings(**chosen)
@@ -75,8 +79,9 @@ def _generate(arguments: argparse.Namespace) -> None:
         wave = model.generate_continuation(*audio.read(arguments.prompt_audio), texts, **common)
     else:
         wave = model.generate(texts, **common)
+    assert not isinstance(wave, tuple)
     if wave.shape[-1] == 0:
-        raise ValueError("stopped before anything was made")
+        raise ValueError("stopped before the first frame; no file was written")
     path = audio.write(arguments.out, wave[0], model.sample_rate, arguments.strategy, model.manifests[0])
     print(f"{path}: {wave.shape[-1] / model.sample_rate:g} s, seed {model.manifests[0]['seed']}")
 
@@ -87,7 +92,7 @@ def _replay(arguments: argparse.Namespace) -> None:
     manifest = audio.read_manifest(arguments.file)
     model = MusicGen.get_pretrained(arguments.model or manifest.get("model", "nano"), arguments.device)
     wave, tokens = model.replay(manifest, progress=True)
-    print(f"the same {tokens.shape[-1]} frames of tokens came out")
+    print(f"the tokens are identical: {tokens.shape[-1]} frames")
     if arguments.out:
         strategy = manifest.get("strategy", "loudness")
         print(audio.write(arguments.out, wave[0], model.sample_rate, strategy, model.manifests[0]))
@@ -98,10 +103,9 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
     if arguments.name == "nano":
         raise ValueError("nano ships with mgkit; there is nothing to fetch")
-    hub_id = hub.hub_id(arguments.name)
-    folder = hub.download(hub_id, arguments.dest)
-    licence = hub.CC_BY_NC if hub_id.startswith("facebook/") else "see its README.md"
-    print(f"{folder}: licence of the weights: {licence}")
+    repository = hub.hub_id(arguments.name)
+    folder = hub.download(repository, arguments.dest)
+    print(f"{folder}: licence of the weights: {hub.licence(repository) or 'see its README.md'}")
     print(f"load it with  MusicGen.get_pretrained({str(folder)!r})")
 
 
@@ -110,55 +114,56 @@ def _parser() -> argparse.ArgumentParser:
     from mgkit.hub import NAMES
 
     parser = argparse.ArgumentParser(
-        "python -m mgkit", description="MusicGen to learn from, teach with and study."
+        "python -m mgkit",
+        description="MusicGen to learn from, teach with and study.",
+        epilog="Every command has a --help of its own.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     form = argparse.ArgumentDefaultsHelpFormatter
-    make = commands.add_parser("generate", help="music from a sentence", formatter_class=form)
-    make.set_defaults(command=_generate)
-    make.add_argument("prompt", help="what to play, such as 'calm piano'; empty for no description")
-    make.add_argument(
-        "-o", "--out", type=Path, default=Path("out.wav"), help="file to write: .wav, .flac, .ogg or .mp3"
-    )
-    make.add_argument("--model", default="nano", help=f"{', '.join(NAMES)}, a hub id or a folder")
-    make.add_argument("--device", help="cuda, mps or cpu; left out, the best there is")
-    make.add_argument("--melody", type=Path, help="audio file whose melody to follow")
-    make.add_argument(
-        "--separate", action="store_true", help="take drums and bass out of the melody first (HDemucs)"
-    )
-    make.add_argument("--prompt-audio", type=Path, help="audio file to go on from")
-    make.add_argument("--negative", help="what to keep away from")
-    make.add_argument("--seed", type=int, help="the same seed makes the same music; left out, a random one")
-    make.add_argument("--strategy", default="loudness", choices=STRATEGIES, help="level of the file")
+    generate = commands.add_parser("generate", help="generate music from a text prompt", formatter_class=form)
+    generate.set_defaults(command=_generate)
+    option = generate.add_argument
+    option("prompt", help="description of the music, such as 'calm piano'; '' for none")
+    option("-o", "--out", type=Path, default=Path("out.wav"), help="output: .wav, .flac, .ogg or .mp3")
+    option("--model", default="nano", help=f"{', '.join(NAMES)}, a hub id or a folder")
+    option("--device", help="cuda, mps or cpu; by default the fastest available")
+    option("--melody", type=Path, help="audio file with a melody to follow")
+    option("--separate", action="store_true", help="remove drums and bass from the melody first (HDemucs)")
+    option("--prompt-audio", type=Path, help="audio file to continue")
+    option("--negative", help="description of music to avoid")
+    option("--seed", type=int, help="random seed; the same seed gives the same music; by default a new one")
+    option("--strategy", default="loudness", choices=STRATEGIES, help="normalization of the output's level")
     for field in fields(Settings):
-        option, help = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+        name, help = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         if field.metadata["kind"] is bool:
-            make.add_argument(option, action=argparse.BooleanOptionalAction, default=field.default, help=help)
+            option(name, action=argparse.BooleanOptionalAction, default=field.default, help=help)
         else:
-            default = None if field.name == "duration" else field.default  # the model's own: at most a window
-            make.add_argument(option, type=field.metadata["kind"], default=default, help=help)
+            # The default duration is the model's, which is at most its window.
+            default = None if field.name == "duration" else field.default
+            option(name, type=field.metadata["kind"], default=default, help=help)
 
-    again = commands.add_parser("replay", help="make a file's tokens again from what it says of itself")
-    again.set_defaults(command=_replay)
-    again.add_argument("file", type=Path)
-    again.add_argument("-o", "--out", type=Path, help="file to write")
-    again.add_argument("--model", help="where the weights are now, if not under the name that the file says")
-    again.add_argument("--device")
+    replay = commands.add_parser("replay", help="generate a file's music again, from the manifest inside it")
+    replay.set_defaults(command=_replay)
+    replay.add_argument("file", type=Path, help="audio file generated by mgkit")
+    replay.add_argument("-o", "--out", type=Path, help="output; by default only the tokens are compared")
+    replay.add_argument("--model", help="name or folder of the weights, if it has changed since")
+    replay.add_argument("--device", help="cuda, mps or cpu; by default the fastest available")
 
-    fetch = commands.add_parser("fetch", help="download a model into a folder, to share or to carry")
+    fetch = commands.add_parser("fetch", help="download a model, for use without a network")
     fetch.set_defaults(command=_fetch)
     fetch.add_argument("name", help="a name such as small or melody, or a hub id")
-    fetch.add_argument("--dest", type=Path, help="folder; left out, the hub's cache")
+    fetch.add_argument("--dest", type=Path, help="output folder; by default the hub's cache")
 
-    commands.add_parser("app", help="the panel of the notebooks as a page of its own; has its own --help")
-    commands.add_parser("bench", help="how fast it is here, beside transformers; has its own --help")
-    commands.add_parser("gallery", help="run the notebooks and make a site of them; has its own --help")
-    train = commands.add_parser(
-        "train", help=f"make the model that ships: {', '.join(TRAIN)}; each has --help"
-    )
-    train.add_argument("what", choices=TRAIN)
+    train = commands.add_parser("train", help="train or fine-tune a model, step by step")
+    steps = train.add_subparsers(required=True, metavar="STEP")
+    train.epilog = "Every step has a --help of its own."
+    # Only listed here: `main` hands these to their modules, which have parsers of their own.
+    for name, (_, help) in COMMANDS.items():
+        commands.add_parser(name, help=help)
+    for name, (_, help) in TRAIN.items():
+        steps.add_parser(name, help=help)
     return parser
 
 

@@ -1,8 +1,7 @@
-"""`python -m mgkit bench`: how long music takes, beside transformers on the same weights in the same run.
+"""`python -m mgkit bench`: time to generate music, side by side with transformers on the same weights.
 
-What one step must cost is known beforehand: every weight of the language model is read once, so its bytes over the
-memory's bandwidth is the floor. Runs of the two alternate, so that a drifting machine slows both; ratios are medians
-over pairs of runs.
+The lower bound of a step is the time to read every weight of the language model once: bytes over memory bandwidth.
+Runs of the two alternate, so that a machine slowing down slows both; the ratio is the median over pairs of runs.
 """
 
 import argparse
@@ -25,7 +24,7 @@ TEXT = "calm piano with soft strings"
 
 
 def random_small(folder: str) -> str:
-    """Writes a model of the shape of `facebook/musicgen-small` with random weights to `folder`; nano's tokenizer."""
+    """Write a model of the size of `facebook/musicgen-small`, with random weights and nano's tokenizer, to `folder`."""
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
     tokenizer = AutoTokenizer.from_pretrained(hub.embedded())
@@ -36,21 +35,22 @@ def random_small(folder: str) -> str:
     return folder
 
 
-def ours(folder: str, seconds: float) -> tuple[Callable[[], object], MusicGen]:
-    """What generates `seconds` of guided music with mgkit."""
+def mgkit_run(folder: str, seconds: float) -> tuple[Callable[[], object], MusicGen]:
+    """A function that generates `seconds` of music with guidance in mgkit, and its model."""
     model = MusicGen.get_pretrained(folder, device="cpu")
     model.set_generation_params(duration=seconds, use_sampling=False)
     return lambda: model.generate([TEXT]), model
 
 
-def theirs(folder: str, seconds: float, frame_rate: int) -> Callable[[], object]:
-    """What generates as much with transformers."""
+def transformers_run(folder: str, seconds: float, frame_rate: int) -> Callable[[], object]:
+    """A function that generates the same length of music in transformers."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32).eval()
     text = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
-    steps = round(seconds * frame_rate) + 3  # of which the delay keeps three
+    # The delay of the last codebook takes three steps more than there are frames.
+    steps = round(seconds * frame_rate) + 3
     return lambda: model.generate(
         input_ids=text.input_ids,
         attention_mask=text.attention_mask,
@@ -61,7 +61,7 @@ def theirs(folder: str, seconds: float, frame_rate: int) -> Callable[[], object]
 
 
 def bandwidth() -> float:
-    """Bytes a second at which this machine reads memory: a matrix of 256 MB times a vector, the best of five."""
+    """Memory bandwidth in bytes per second: a matrix of 256 MB times a vector, the best of five runs."""
     matrix, vector = torch.ones(8192, 8192), torch.ones(8192)
     return 4 * matrix.numel() / min(_seconds(lambda: matrix @ vector) for _ in range(5))
 
@@ -73,35 +73,38 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def bench(model: str, seconds: float, pairs: int) -> None:
-    """Prints the floor, both times and their ratio for `seconds` of music."""
+    """Print the lower bound, both times and their ratio for `seconds` of music."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = random_small(scratch) if model == "random-small" else str(hub.find(model))
-        mine, loaded = ours(folder, seconds)
+        run_mgkit, loaded = mgkit_run(folder, seconds)
+        # The first run of each is not timed.
+        run_mgkit()
+        # The peak before transformers loads a second copy; kilobytes on Linux.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        mine()
-        peak = max(peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-        other = theirs(folder, seconds, loaded.frame_rate)
-        other()  # once, not counted, as for ours
-        times = [(_seconds(mine), _seconds(other)) for _ in range(pairs)]
+        run_transformers = transformers_run(folder, seconds, loaded.frame_rate)
+        run_transformers()
+        times = [(_seconds(run_mgkit), _seconds(run_transformers)) for _ in range(pairs)]
 
     size = sum(p.numel() * p.element_size() for p in loaded.lm.parameters())
-    floor = size / bandwidth() * seconds * loaded.frame_rate
-    own, their = (statistics.median(column) for column in zip(*times, strict=True))
+    bound = size / bandwidth() * seconds * loaded.frame_rate
+    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(b / a for a, b in times)
     print(
         f"{model}: {seconds:g} s of music, guidance 3, float32, {torch.get_num_threads()} threads, {pairs} pairs"
     )
-    print(f"  floor         {floor:7.2f} s   {size / 1e6:.0f} MB of weights read at each step")
-    print(f"  mgkit         {own:7.2f} s   {seconds / own:.2f} x real time, peak memory {peak:.1f} GB")
-    print(f"  transformers  {their:7.2f} s   mgkit is {ratio:.2f} times as fast")
+    print(f"  lower bound   {bound:7.2f} s   {size / 1e6:.0f} MB of weights are read at each step")
+    print(f"  mgkit         {ours:7.2f} s   {seconds / ours:.2f} x real time, peak memory {peak:.1f} GB")
+    print(f"  transformers  {theirs:7.2f} s   mgkit is {ratio:.2f} times as fast")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of `bench`."""
+    """Run `python -m mgkit bench`."""
     parser = argparse.ArgumentParser(prog="python -m mgkit bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="nano", help="a name, a folder, or random-small for small's shape")
+    parser.add_argument(
+        "--model", default="nano", help="name, folder, or random-small: random weights, small's size"
+    )
     parser.add_argument("--duration", type=float, default=5.0, help="seconds of music")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each")
+    parser.add_argument("--pairs", type=int, default=3, help="timed runs of each library")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     bench(arguments.model, arguments.duration, arguments.pairs)

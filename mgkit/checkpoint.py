@@ -90,8 +90,8 @@ def load(name: str | os.PathLike, device: torch.device, dtype: torch.dtype) -> M
         else:
             model = _from_hugging_face(folder, device, dtype)
     model.name = name
-    if hub.PRESETS.get(name, name).startswith("facebook/"):
-        model.licence = hub.CC_BY_NC
+    if licence := hub.licence(name):
+        model.licence = licence
     elif model.licence == Model.licence:
         model.licence = _licence_of_card(folder)
     return model

@@ -1,4 +1,10 @@
-"""A name to a folder: models are found by name, downloaded from the hub, or read from a folder."""
+"""A name to a folder, and the facts about a model known before it is loaded: its licence, its memory.
+
+"nano"                        the folder in this repository or in the installed package
+"small", "stereo-melody", …   facebook/musicgen-…, a repository on the Hugging Face hub or in its cache
+"owner/name"                  any other repository
+"path/to/folder"              the folder, which comes before a preset or repository of the same name
+"""
 
 import json
 import math
@@ -30,15 +36,16 @@ T5_AND_CODEC = 169e6
 
 
 def embedded() -> Path:
-    """Folder of the model that ships with mgkit: beside the package in a checkout, inside it once installed."""
+    """Folder of the model that ships with mgkit: in the installed package, or beside the package in a checkout."""
     inside = Path(__file__).parent / "data" / "nano"
     return inside if inside.exists() else Path(__file__).parent.parent / "data" / "nano"
 
 
 def find(name: str) -> Path:
-    """The folder of the model `name`; a hub id is downloaded, or taken from the cache without a network.
+    """Folder of the model `name`, downloaded unless it is in the cache.
 
-    Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where it is neither here nor to be had.
+    Raises: ValueError for an unknown name, with the nearest known one; FileNotFoundError if the model is neither in
+    the cache nor reachable.
     """
     if name == "nano":
         return embedded()
@@ -47,18 +54,63 @@ def find(name: str) -> Path:
     return download(hub_id(name))
 
 
+def hub_id(name: str) -> str:
+    """Repository on the hub, "owner/name", of the model `name`.
+
+    Raises: ValueError for anything else, with the nearest known name.
+    """
+    if Path(name).is_file():
+        raise ValueError(f"{name!r} is a file; give the folder that holds it")
+    repository = PRESETS.get(name, name)
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
+        return repository
+    if "/" in name or os.sep in name:
+        raise ValueError(
+            f"there is no folder {name!r}; give an existing folder, or a hub id such as facebook/musicgen-small"
+        )
+    near = get_close_matches(name.lower().removeprefix("musicgen-"), NAMES, n=1, cutoff=0.5)
+    suggestion = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(
+        f"there is no model {name!r}; {suggestion}expected one of {', '.join(NAMES)}, a hub id such as "
+        "facebook/musicgen-small, or a folder"
+    )
+
+
+def download(hub_id: str, dest: Path | None = None) -> Path:
+    """Download the files of `hub_id` used by mgkit, and return their folder: `dest`, or one in the hub's cache.
+
+    Raises: FileNotFoundError without a network, with the command to run on a machine that has one.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files = ["*.json", "*.safetensors", "*.model", "README.md"]
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=files, local_dir=dest))
+        if not any(folder.glob("*.safetensors")):
+            # A repository in audiocraft's layout alone.
+            folder = Path(snapshot_download(hub_id, allow_patterns=["*state_dict.bin"], local_dir=dest))
+    # OSError: no network, and nothing in the cache.
+    except (HfHubHTTPError, OSError) as error:
+        raise FileNotFoundError(
+            f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); on a machine with "
+            f"a network, run: python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}  and load that folder"
+        ) from None
+    return folder
+
+
 def licence(name: str) -> str | None:
     """Licence of the weights of the model `name`, or None if only its files tell."""
     if name == "nano":
         return MIT
-    return CC_BY_NC if name in PRESETS or name in PRESETS.values() else None
+    return CC_BY_NC if PRESETS.get(name, name).startswith("facebook/") else None
 
 
 def memory(name: str, seconds: float = 0.0) -> float | None:
     """Approximate bytes of the weights of `name` in float32 and of the KV cache for `seconds` of music.
 
-    Known without loading for the published sizes and for folders; None for anything else. Folders are counted without
-    a cache. Python and its libraries take about half a gigabyte more.
+    Estimated without loading, for published models and for folders (without the cache); None for any other name.
+    Python and its libraries take about half a gigabyte more.
     """
     if name == "nano" or (name and Path(name).is_dir()):
         return _stored(find(name)) or None
@@ -83,46 +135,8 @@ def _stored(folder: Path) -> float:
     """Bytes of the tensors in a model's files once in float32; audiocraft's files store float16."""
     total = 2.0 * sum(file.stat().st_size for file in folder.glob("*.bin"))
     for file in folder.glob("*.safetensors"):
+        # A safetensors file starts with the length of its JSON header.
         with file.open("rb") as opened:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         total += 4 * sum(math.prod(tensor.get("shape", [0])) for tensor in header.values())
     return total
-
-
-def hub_id(name: str) -> str:
-    """The hub's id of the model `name`. Errors: ValueError for a name that can be none, with the nearest that is."""
-    if Path(name).is_file():
-        raise ValueError(f"{name!r} is a file; give the folder that holds it")
-    found = PRESETS.get(name, name)
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", found):
-        return found
-    if "/" in name or os.sep in name:
-        raise ValueError(
-            f"there is no folder {name!r}, and a hub id is an owner and a name, as facebook/musicgen-small"
-        )
-    near = get_close_matches(name.lower().removeprefix("musicgen-"), NAMES, n=1, cutoff=0.5)
-    raise ValueError(
-        f"there is no model {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known are {', '.join(NAMES)}, any "
-        "hub id such as facebook/musicgen-small, and any folder"
-    )
-
-
-def download(hub_id: str, dest: Path | None = None) -> Path:
-    """Folder with the files of `hub_id` that mgkit reads, in the hub's cache or in `dest`.
-
-    Errors: FileNotFoundError with the command to run where there is a network.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    files = ["*.json", "*.safetensors", "*.model", "README.md"]
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=files, local_dir=dest))
-        if not any(folder.glob("*.safetensors")):  # audiocraft's layout only
-            folder = Path(snapshot_download(hub_id, allow_patterns=["*state_dict.bin"], local_dir=dest))
-    except (HfHubHTTPError, OSError) as error:  # no network and not in the cache is an OSError, too
-        raise FileNotFoundError(
-            f"{hub_id} is no folder here, not in the cache, and could not be downloaded ({type(error).__name__}); where there is a network, "
-            f"run: python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}  and load that folder"
-        ) from None
-    return folder

@@ -1,4 +1,4 @@
-"""The command line: what it makes, what it says, and that a mistake is one line."""
+"""The command line: its files, its output, and its one-line error messages."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tiny import RATE, tiny, tune
 
 import mgkit
 from mgkit import audio
-from mgkit.__main__ import main
+from mgkit.__main__ import COMMANDS, TRAIN, main
 from mgkit.generate import Settings
 
 DATA = Path(__file__).parent.parent / "data"
@@ -39,8 +39,8 @@ def textual(tmp_path_factory):
 
 
 @pytest.fixture
-def made(folder, tmp_path):
-    """A file that `generate` made."""
+def recording(folder, tmp_path):
+    """A file written by `generate`."""
     run(
         "generate",
         "calm piano",
@@ -51,41 +51,41 @@ def made(folder, tmp_path):
         "--seed",
         "7",
         "-o",
-        tmp_path / "made.wav",
+        tmp_path / "recording.wav",
     )
-    return tmp_path / "made.wav"
+    return tmp_path / "recording.wav"
 
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """Fails the test where a model is loaded."""
+    """Fail the test if a model is loaded."""
 
     def refuse(*args, **kwargs):
-        raise AssertionError("a model was loaded before the mistake was named")
+        raise AssertionError("a model was loaded before the error was reported")
 
     monkeypatch.setattr(mgkit.MusicGen, "get_pretrained", staticmethod(refuse))
 
 
 @pytest.fixture
 def no_steps(monkeypatch):
-    """Fails the test where generation begins."""
+    """Fail the test if generation begins."""
 
     def refuse(*args, **kwargs):
-        raise AssertionError("generation began before the mistake was named")
+        raise AssertionError("generation began before the error was reported")
 
     monkeypatch.setattr("mgkit.musicgen.frames", refuse)
 
 
-def run(*words):
-    assert main([str(word) for word in words]) == 0
+def run(*argv):
+    assert main([str(word) for word in argv]) == 0
 
 
-def mistake(capsys, *words):
-    """The one line that the command ends with, and its status of 2."""
+def error_of(capsys, *argv):
+    """The error message of a command: one line, with exit status 2."""
     capsys.readouterr()
     try:
-        status = main([str(word) for word in words])
-    except SystemExit as end:  # argparse's, after the usage
+        status = main([str(word) for word in argv])
+    except SystemExit as end:  # argparse exits after printing the usage
         lines = capsys.readouterr().err.splitlines()
         assert end.code == 2 and lines[0].startswith("usage:")
         return lines[-1]
@@ -97,7 +97,7 @@ def mistake(capsys, *words):
 
 
 def environment(**changes):
-    """The environment of a subprocess that finds mgkit where this process did."""
+    """Environment of a subprocess that imports the same mgkit as this process."""
     here = os.pathsep.join([str(Path(mgkit.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": here, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | changes
 
@@ -106,20 +106,18 @@ def environment(**changes):
 
 
 @pytest.mark.parametrize("ending", list(audio.FORMATS))
-def test_generate_writes_a_file_of_the_length_asked_for_that_says_how_it_was_made(
-    folder, tmp_path, capsys, ending
-):
+def test_generate_writes_a_file_of_the_requested_length_with_its_manifest(folder, tmp_path, capsys, ending):
     out = tmp_path / f"a{ending}"
     run("generate", "calm piano", "--model", folder, "--duration", "0.3", "--seed", "7", "-o", out)
     wave, rate = audio.read(out)
     assert rate == RATE and wave.shape == (1, round(0.3 * RATE))
-    said = audio.read_manifest(out)
-    assert (said["text"], said["seed"], said["frames"]) == ("calm piano", 7, 15)
+    manifest = audio.read_manifest(out)
+    assert (manifest["text"], manifest["seed"], manifest["frames"]) == ("calm piano", 7, 15)
     shown = capsys.readouterr().out
     assert str(out) in shown and "0.3 s" in shown and "seed 7" in shown
 
 
-def test_the_same_seed_makes_the_same_tokens_and_another_others(folder, tmp_path):
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_does_not(folder, tmp_path):
     tokens = []
     for i, seed in enumerate((7, 7, 8)):
         out = tmp_path / f"{i}.wav"
@@ -128,13 +126,13 @@ def test_the_same_seed_makes_the_same_tokens_and_another_others(folder, tmp_path
     assert tokens[0] == tokens[1] != tokens[2]
 
 
-def test_without_a_seed_one_is_drawn_and_said(folder, tmp_path, capsys):
+def test_without_a_seed_a_random_one_is_printed(folder, tmp_path, capsys):
     run("generate", "calm", "--model", folder, "--duration", "0.1", "-o", tmp_path / "a.wav")
     seed = audio.read_manifest(tmp_path / "a.wav")["seed"]
     assert f"seed {seed}" in capsys.readouterr().out
 
 
-def test_every_setting_is_an_option_with_its_words_and_default_in_the_help(capsys, monkeypatch):
+def test_every_setting_is_an_option_with_help_and_default(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as end:
         main(["generate", "--help"])
@@ -147,7 +145,7 @@ def test_every_setting_is_an_option_with_its_words_and_default_in_the_help(capsy
             assert f"{setting.metadata['help']} (default: {setting.default})" in shown
 
 
-def test_every_setting_arrives(folder, tmp_path):
+def test_every_option_reaches_the_settings(folder, tmp_path):
     chosen = {
         "use_sampling": False,
         "top_k": 5,
@@ -160,20 +158,18 @@ def test_every_setting_arrives(folder, tmp_path):
         "extend_stride": 5.0,
     }
     assert chosen.keys() == {setting.name for setting in fields(Settings)}
-    words = []
+    argv = []
     for name, value in chosen.items():
         option = name.replace("_", "-")
-        words += [
+        argv += [
             f"--no-{option}" if value is False else f"--{option}",
             *([] if isinstance(value, bool) else [value]),
         ]
-    run("generate", "calm", "--model", folder, "--melody", TUNE, "-o", tmp_path / "a.wav", *words)
+    run("generate", "calm", "--model", folder, "--melody", TUNE, "-o", tmp_path / "a.wav", *argv)
     assert audio.read_manifest(tmp_path / "a.wav")["settings"] == chosen
 
 
-def test_left_out_settings_take_their_defaults_and_a_piece_is_no_longer_than_a_window(
-    folder, tmp_path, monkeypatch
-):
+def test_omitted_options_take_the_defaults_with_at_most_a_window_of_music(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
         mgkit.MusicGen, "generate", lambda model, texts, **rest: pytest.fail(str(model.settings))
     )
@@ -191,7 +187,7 @@ def test_a_melody_is_followed(folder, tmp_path):
     assert tuned["tokens"] != bare["tokens"]
 
 
-def test_a_prompt_is_gone_on_from(folder, tmp_path):
+def test_an_audio_prompt_is_continued(folder, tmp_path):
     prompt = audio.write(tmp_path / "prompt.flac", audio.read(RECORDING)[0][:, :8820], 44100)  # 0.2 s
     run(
         "generate",
@@ -205,12 +201,12 @@ def test_a_prompt_is_gone_on_from(folder, tmp_path):
         "-o",
         tmp_path / "a.wav",
     )
-    said = audio.read_manifest(tmp_path / "a.wav")
-    assert said["frames"] == 25 and said["prompt"]
+    manifest = audio.read_manifest(tmp_path / "a.wav")
+    assert manifest["frames"] == 25 and manifest["prompt"]
     assert audio.read(tmp_path / "a.wav")[0].shape[-1] == RATE // 2
 
 
-def test_the_level_is_the_one_asked_for(folder, tmp_path):
+def test_the_strategy_sets_the_level(folder, tmp_path):
     for strategy, level in (("peak", 10 ** (-1 / 20)), ("rms", None)):
         run(
             "generate",
@@ -231,7 +227,7 @@ def test_the_level_is_the_one_asked_for(folder, tmp_path):
             assert wave.pow(2).mean().sqrt() == pytest.approx(10 ** (-18 / 20), rel=0.1)
 
 
-def test_the_version_is_said(capsys):
+def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.strip() == mgkit.__version__
@@ -240,67 +236,67 @@ def test_the_version_is_said(capsys):
 # --- replay -------------------------------------------------------------------------------------------------
 
 
-def test_replay_makes_the_same_file_again(made, tmp_path, capsys):
-    run("replay", made, "-o", tmp_path / "again.wav")
+def test_replay_writes_an_identical_file(recording, tmp_path, capsys):
+    run("replay", recording, "-o", tmp_path / "again.wav")
     assert "15 frames" in capsys.readouterr().out
-    assert torch.equal(audio.read(tmp_path / "again.wav")[0], audio.read(made)[0])
-    assert audio.read_manifest(tmp_path / "again.wav") == audio.read_manifest(made)
+    assert torch.equal(audio.read(tmp_path / "again.wav")[0], audio.read(recording)[0])
+    assert audio.read_manifest(tmp_path / "again.wav") == audio.read_manifest(recording)
 
 
-@pytest.mark.parametrize("way", ["--melody", "--prompt-audio"])
-def test_replay_needs_neither_the_melody_nor_the_prompt(folder, tmp_path, capsys, way):
+@pytest.mark.parametrize("option", ["--melody", "--prompt-audio"])
+def test_replay_needs_neither_melody_nor_audio_prompt(folder, tmp_path, capsys, option):
     source = audio.write(tmp_path / "source.wav", tune(0.2), RATE)
-    words = ("--duration", "0.4", "--negative", "sad drums", "--top-k", "9", way, source)
-    run("generate", "calm", "--model", folder, "-o", tmp_path / "a.flac", *words)
+    argv = ("--duration", "0.4", "--negative", "sad drums", "--top-k", "9", option, source)
+    run("generate", "calm", "--model", folder, "-o", tmp_path / "a.flac", *argv)
     source.unlink()
     run("replay", tmp_path / "a.flac")
     assert "20 frames" in capsys.readouterr().out
 
 
-def test_replay_takes_weights_that_moved(made, folder, tmp_path, capsys):
+def test_replay_finds_weights_in_a_new_folder(recording, folder, tmp_path, capsys):
     moved = tmp_path / "moved"
     moved.symlink_to(folder)
-    run("replay", made, "--model", moved)
+    run("replay", recording, "--model", moved)
     assert "15 frames" in capsys.readouterr().out
 
 
-def test_replay_of_a_file_that_does_not_say_how_it_was_made_is_one_line(capsys):
+def test_replay_of_a_file_without_a_manifest_is_one_line(capsys):
     for foreign in (RECORDING, TUNE):
-        line = mistake(capsys, "replay", foreign)
+        line = error_of(capsys, "replay", foreign)
         assert foreign.name in line and "how it was made" in line
 
 
-def test_replay_with_other_weights_is_one_line(made, textual, capsys):
-    assert "weights" in mistake(capsys, "replay", made, "--model", textual)
+def test_replay_with_other_weights_is_one_line(recording, textual, capsys):
+    assert "weights" in error_of(capsys, "replay", recording, "--model", textual)
 
 
 @pytest.mark.parametrize("content", ["missing", "empty", "broken manifest"])
-def test_replay_of_what_cannot_be_read_is_one_line(tmp_path, capsys, content):
+def test_replay_of_an_unreadable_file_is_one_line(tmp_path, capsys, content):
     file = tmp_path / "a.wav"
     if content == "empty":
         file.write_bytes(b"")
     elif content == "broken manifest":
         audio.write(file, tune(0.1), RATE, manifest={"mgkit": "9.9", "licence": "?", "model": 5})
-    assert len(mistake(capsys, "replay", file)) > 20
+    assert len(error_of(capsys, "replay", file)) > 20
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["a.aac", "a", "no/such/folder/a.wav", "folder.wav", "."])
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
     no_work, tmp_path, monkeypatch, capsys, out
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.wav").mkdir()
-    assert (out.removesuffix("/a.wav") if "/" in out else out) in mistake(
+    assert (out.removesuffix("/a.wav") if "/" in out else out) in error_of(
         capsys, "generate", "calm", "-o", out
     )
     assert os.listdir(tmp_path) == ["folder.wav"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "expected"),
     [
         (["--strategy", "loud"], "loud"),
         (["--duration", "-1"], "duration"),
@@ -313,16 +309,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
         (["--melody", TUNE, "--prompt-audio", RECORDING], "--melody"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_before_any_work(
-    no_work, tmp_path, monkeypatch, capsys, words, said
-):
+def test_an_invalid_option_is_refused_before_any_work(no_work, tmp_path, monkeypatch, capsys, argv, expected):
     monkeypatch.chdir(tmp_path)
-    assert said in mistake(capsys, "generate", "calm", *words)
+    assert expected in error_of(capsys, "generate", "calm", *argv)
     assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "expected"),
     [
         (["--melody", "no.wav"], "no.wav"),
         (["--prompt-audio", "no.wav"], "no.wav"),
@@ -336,20 +330,20 @@ def test_an_option_that_makes_no_sense_is_refused_before_any_work(
         (["--device", "gpu"], "gpu"),
     ],
 )
-def test_what_cannot_be_generated_from_is_one_line_before_any_step(
-    folder, no_steps, tmp_path, monkeypatch, capsys, words, said
+def test_an_invalid_request_is_one_line_before_any_step(
+    folder, no_steps, tmp_path, monkeypatch, capsys, argv, expected
 ):
     monkeypatch.chdir(tmp_path)
-    assert said in mistake(capsys, "generate", "calm", "--model", folder, *words)
+    assert expected in error_of(capsys, "generate", "calm", "--model", folder, *argv)
     assert not os.listdir(tmp_path)
 
 
-def test_a_melody_for_a_model_without_is_one_line(textual, no_steps, capsys):
-    assert "melody" in mistake(capsys, "generate", "calm", "--model", textual, "--melody", TUNE)
+def test_a_melody_for_a_text_model_is_one_line(textual, no_steps, capsys):
+    assert "melody" in error_of(capsys, "generate", "calm", "--model", textual, "--melody", TUNE)
 
 
 def test_an_unknown_model_suggests_the_nearest(capsys):
-    assert "'melody'" in mistake(capsys, "generate", "calm", "--model", "meldy")
+    assert "'melody'" in error_of(capsys, "generate", "calm", "--model", "meldy")
 
 
 @pytest.mark.parametrize("command", [["generate", "calm", "--model"], ["fetch"]])
@@ -357,47 +351,62 @@ def test_an_unknown_model_suggests_the_nearest(capsys):
 def test_without_a_network_the_command_to_run_is_named(command, name, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    line = mistake(capsys, *command, name)
+    line = error_of(capsys, *command, name)
     assert "python -m mgkit fetch facebook/musicgen-small --dest" in line
 
 
-def test_fetch_of_what_is_no_model_is_one_line(monkeypatch, tmp_path, capsys):
+def test_fetch_of_an_unknown_name_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "'melody'" in mistake(capsys, "fetch", "meldy")
-    assert "nano" in mistake(capsys, "fetch", "nano")
+    assert "'melody'" in error_of(capsys, "fetch", "meldy")
+    assert "nano" in error_of(capsys, "fetch", "nano")
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("argv", [*([name] for name in COMMANDS), *(["train", name] for name in TRAIN)])
+def test_every_command_has_help_under_its_own_name(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*argv, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m mgkit {' '.join(argv)} ")
+
+
+def test_the_list_of_commands_names_each_with_a_line(capsys):
+    for argv, names in ([], ["generate", "replay", "fetch", "train", *COMMANDS]), (["train"], [*TRAIN]):
+        with pytest.raises(SystemExit):
+            main([*argv, "--help"])
+        shown = capsys.readouterr().out
+        for name in names:
+            assert re.search(rf"^    {name}\s+\w", shown, re.MULTILINE), name
+
+
 @pytest.mark.parametrize(
-    "words", [[], ["generate"], ["sing"], ["generate", "calm", "--loud"], ["train", "drums"]]
+    "argv", [[], ["generate"], ["sing"], ["generate", "calm", "--loud"], ["train", "drums"]]
 )
-def test_what_is_no_command_shows_the_usage(capsys, words):
-    assert "error:" in mistake(capsys, *words)
+def test_an_unknown_command_shows_the_usage(capsys, argv):
+    assert "error:" in error_of(capsys, *argv)
 
 
-def test_a_full_disk_is_one_line_and_the_earlier_file_stays(made, folder, monkeypatch, capsys):
-    before = made.read_bytes()
+def test_a_full_disk_is_one_line_and_the_earlier_file_is_unchanged(recording, folder, monkeypatch, capsys):
+    before = recording.read_bytes()
 
     def replace(source, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", replace)
-    words = ("generate", "sad", "--model", folder, "--duration", "0.1", "-o", made)
-    assert main([str(word) for word in words]) == 2
+    argv = ("generate", "sad", "--model", folder, "--duration", "0.1", "-o", recording)
+    assert main([str(word) for word in argv]) == 2
     shown = capsys.readouterr().err
     assert "Traceback" not in shown and re.fullmatch(
-        r"mgkit: .*made\.wav.*No space.*", shown.splitlines()[-1]
+        r"mgkit: .*recording\.wav.*No space.*", shown.splitlines()[-1]
     )
-    assert made.read_bytes() == before and os.listdir(made.parent) == [made.name]
+    assert recording.read_bytes() == before and os.listdir(recording.parent) == [recording.name]
 
 
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["mgkit.MusicGen.get_pretrained", "mgkit.audio.write"])
-def test_ctrl_c_outside_generation_is_one_line_and_a_status_of_130(
-    folder, tmp_path, monkeypatch, capsys, where
-):
+def test_ctrl_c_outside_generation_is_one_line_with_status_130(folder, tmp_path, monkeypatch, capsys, where):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -408,7 +417,7 @@ def test_ctrl_c_outside_generation_is_one_line_and_a_status_of_130(
     assert not out.exists()
 
 
-def test_ctrl_c_before_the_first_frame_writes_nothing_and_says_so(folder, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_before_the_first_frame_writes_nothing_and_reports_it(folder, tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -419,31 +428,31 @@ def test_ctrl_c_before_the_first_frame_writes_nothing_and_says_so(folder, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to a child alone")
-def test_ctrl_c_while_generating_writes_what_was_made(folder, tmp_path):
-    """The real thing: a process of its own, interrupted after its first steps, whose file then replays."""
+def test_ctrl_c_during_generation_writes_the_music_so_far(folder, tmp_path):
+    """A subprocess, interrupted after its first steps."""
     out = tmp_path / "a.wav"
-    words = ["generate", "calm", "--model", folder, "--duration", "3000", "--seed", "7", "-o", str(out)]
+    argv = ["generate", "calm", "--model", folder, "--duration", "3000", "--seed", "7", "-o", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mgkit", *words],
+        [sys.executable, "-m", "mgkit", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=tmp_path,
         env=environment(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore SIGINT
     )
     try:
         shown, deadline = b"", time.monotonic() + 120
-        while not re.search(rb" [1-9]\d+/\d+ ", shown):  # ten steps and more, on the bar
+        while not re.search(rb" [1-9]\d+/\d+ ", shown):  # at least ten steps on the progress bar
             assert time.monotonic() < deadline and process.poll() is None, shown.decode()
             if select.select([process.stderr], [], [], 1)[0]:
                 shown += os.read(process.stderr.fileno(), 4096)
         process.send_signal(signal.SIGINT)
-        said, rest = process.communicate(timeout=120)
+        output, rest = process.communicate(timeout=120)
     finally:
         process.kill()
     error = (shown + rest).decode()
     assert "Traceback" not in error and "stopped" in error
-    assert process.returncode in (0, 130) and str(out) in said.decode()
+    assert process.returncode in (0, 130) and str(out) in output.decode()
     frames = audio.read_manifest(out)["frames"]
     assert 0 < frames < 150000
     assert audio.read(out)[0].shape == (1, frames * 640)

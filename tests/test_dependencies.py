@@ -126,6 +126,20 @@ def test_importing_mgkit_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_types_and_lazy_names_are_visible_to_tools():
+    import mgkit
+
+    assert (PACKAGE / "py.typed").exists()
+    assert {"MusicGen", "audio"} <= set(dir(mgkit))
+    typed = {
+        alias.name
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(mgkit.__all__) <= typed
+
+
 def test_the_map_in_the_readme_names_every_file_of_the_model():
     readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     for path in PACKAGE.glob("*.py"):

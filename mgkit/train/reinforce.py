@@ -271,9 +271,9 @@ class Rehearser(LMLearner):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`python -m mgkit train rehearse`."""
+    """`python -m mgkit train reinforce`."""
     parser = argparse.ArgumentParser(
-        prog="python -m mgkit train rehearse", description="Teaches the language model on its own takes."
+        prog="python -m mgkit train reinforce", description="Teaches the language model on its own takes."
     )
     add_options(parser)
     parser.add_argument(
