@@ -184,7 +184,7 @@ def test_without_onnxruntime_transcription_names_the_package_and_other_metrics_w
     actions = {
         "tempo": "import numpy as np; from mgkit.evals import metrics; metrics.tempo(np.ones(32000, 'f4'), 32000)",
         "notes": "import numpy as np; from mgkit.evals import metrics; metrics.transcribe(np.ones(32000, 'f4'), 32000)",
-        "command": command("train", "measure", "model", "--count", "2", "--out", "scores"),
+        "command": command("measure", "model", "--count", "2", "--out", "scores"),
     }
     results, stderr = run(folder, actions, hidden=["onnxruntime"])
     assert results["tempo"] == results["command"] == "works"
