@@ -1,4 +1,4 @@
-"""The blind listening test: blind, fair, level, and no answer is ever lost."""
+"""Blind tests: nothing reveals the clips, order and loudness are fair, no answer is lost."""
 
 import re
 
@@ -8,8 +8,9 @@ import torch
 from tiny import RATE, noise, tune
 
 from mgkit import audio
-from mgkit.lab import blind_test
-from mgkit.lab.blind_test import BlindTest, Pair, Score, matched, read, scores, sign_test
+from mgkit.lab import blind_test, preferences
+from mgkit.lab.blind_test import BlindTest, Pair, match_loudness
+from mgkit.lab.preferences import Preference, count, read, sign_test
 
 NAMES = {"guidance 3", "guidance 1"}
 
@@ -31,13 +32,13 @@ def path(tmp_path):
 
 
 def order(test):
-    """What is asked in which order and what is A, as the file says after a whole test."""
+    """Items and names of A in the order of the file, after a complete test."""
     while not test.finished:
         test.answer("A")
     return [(row["item"], row["a"]) for row in read(test.path) if row["listener"] == test.listener]
 
 
-# --- fair -------------------------------------------------------------------------------------------------------
+# --- fair ---------------------------------------------------------------------------------------------------
 
 
 def test_the_order_depends_on_seed_and_listener_alone(tmp_path):
@@ -52,48 +53,50 @@ def test_the_order_depends_on_seed_and_listener_alone(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_half_of_the_pairs_are_turned_round(path, seed):
+def test_half_of_the_pairs_are_swapped(path, seed):
     asked = order(BlindTest(pairs(8), RATE, path, "Ada", seed))
     assert [a for _, a in asked].count("guidance 3") == 4
 
 
-def test_what_the_file_says_is_a_is_what_was_played_as_a(path):
+def test_the_file_names_the_clip_that_was_played_as_a(path):
     test = BlindTest(pairs(6), RATE, path, "Ada")
     while not test.finished:
-        heard, pair = test.clips[0], test.pair
+        clip, pair = test.clips[0], test.pair
         test.answer("A")
         row = read(path)[-1]
-        played = matched(*(pair.clips[row[letter]] for letter in "ab"), RATE)[0]
-        assert torch.equal(heard, played)
+        expected = match_loudness(*(pair.clips[row[letter]] for letter in "ab"), RATE)[0]
+        assert torch.equal(clip, expected)
         assert row["preferred"] == row["a"] and {row["a"], row["b"]} == NAMES
 
 
-def test_nothing_that_the_listener_sees_names_what_made_the_clips(path):
+def test_nothing_shown_to_the_listener_names_the_clips(path):
     test = BlindTest(pairs(), RATE, path, "Ada")
     shown = [test.players().html, *(child.value for child in test.widget().children[:3])]
-    assert sum("<audio" in text for text in shown) == 2  # the same players both ways
+    # in code and in the panel
+    assert sum("<audio" in text for text in shown) == 2
     for text in shown:
         assert not any(name in text for name in NAMES)
 
 
 def test_both_clips_are_equally_loud_and_long_and_do_not_clip():
     loud, quiet = tune(2, channels=1), 0.03 * noise(1, 3 * RATE)
-    quiet[0, 5] = 1.0  # one peak, which would clip at -14 LUFS
-    a, b = matched(loud, quiet, RATE)
+    # this peak would clip at -14 LUFS
+    quiet[0, 5] = 1.0
+    a, b = match_loudness(loud, quiet, RATE)
     assert a.shape == b.shape == (1, 2 * RATE)
     assert audio.loudness(a, RATE) == pytest.approx(audio.loudness(b, RATE), abs=0.1)
     assert audio.loudness(loud, RATE) - audio.loudness(quiet, RATE) > 6
-    assert max(a.abs().max(), b.abs().max()) == pytest.approx(blind_test.CEILING)
+    assert max(a.abs().max(), b.abs().max()) == pytest.approx(blind_test.PEAK)
     assert torch.allclose(a / a.max(), loud / loud.max(), atol=1e-5)
 
 
-def test_clips_without_a_loudness_keep_their_level():
+def test_clips_of_undefined_loudness_keep_their_level():
     silent, short = torch.zeros(1, RATE), tune(0.2)
-    assert torch.equal(matched(silent, tune(1), RATE)[1], tune(1))
-    assert torch.equal(matched(short, 0.5 * short, RATE)[1], 0.5 * short)
+    assert torch.equal(match_loudness(silent, tune(1), RATE)[1], tune(1))
+    assert torch.equal(match_loudness(short, 0.5 * short, RATE)[1], 0.5 * short)
 
 
-# --- nothing is lost --------------------------------------------------------------------------------------------
+# --- nothing is lost ----------------------------------------------------------------------------------------
 
 
 def test_every_answer_is_in_the_file_when_the_call_returns_and_none_before_it_changes(path):
@@ -114,7 +117,7 @@ def test_every_answer_is_in_the_file_when_the_call_returns_and_none_before_it_ch
     assert read(path)[2]["preferred"] == ""
 
 
-def test_a_test_that_broke_off_goes_on_with_what_is_left(path):
+def test_an_interrupted_test_resumes_with_the_remaining_pairs(path):
     whole = order(BlindTest(pairs(6), RATE, path.with_name("whole.csv"), "Ada"))
     first = BlindTest(pairs(6), RATE, path, "Ada")
     first.answer("A"), first.answer("A")
@@ -125,13 +128,13 @@ def test_a_test_that_broke_off_goes_on_with_what_is_left(path):
     assert BlindTest(pairs(6), RATE, path, "Bob").progress == "1 of 6"
 
 
-def test_answers_to_other_sounds_do_not_count_as_answers_to_these(path):
+def test_answers_about_other_audio_do_not_count(path):
     order(BlindTest(pairs(4), RATE, path, "Ada"))
     changed = [Pair(p.question, p.item, {name: 0.9 * w for name, w in p.clips.items()}) for p in pairs(4)]
     assert BlindTest(changed, RATE, path, "Ada").progress == "1 of 4"
 
 
-def test_a_line_that_broke_off_harms_no_other(path):
+def test_an_incomplete_line_affects_no_other(path):
     test = BlindTest(pairs(4), RATE, path, "Ada")
     test.answer("A"), test.answer("B", 'a "quoted", comment')
     whole = path.read_text()
@@ -153,7 +156,7 @@ def test_any_comment_and_name_comes_back_on_one_line(path, comment):
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_an_answer_that_cannot_be_written_is_still_to_be_given(path):
+def test_an_answer_that_cannot_be_saved_does_not_advance_the_test(path):
     test = BlindTest(pairs(2), RATE, path, "Ada")
     path.parent.write_text("a file where the folder should be")
     with pytest.raises(OSError):
@@ -161,92 +164,98 @@ def test_an_answer_that_cannot_be_written_is_still_to_be_given(path):
     assert test.progress == "1 of 2"
 
 
-# --- what the answers say ---------------------------------------------------------------------------------------
+# --- counts -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wins, losses", [(0, 0), (5, 0), (6, 0), (10, 2), (7, 7), (3, 9), (40, 60)])
-def test_the_sign_test_is_scipys(wins, losses):
+def test_the_sign_test_agrees_with_scipy(wins, losses):
     from scipy.stats import binomtest
 
     expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     assert sign_test(wins, losses) == pytest.approx(expected)
 
 
-def test_scores_count_by_question_whichever_letter_it_was(path):
+def test_preferences_are_counted_by_question_whatever_the_letter(path):
     both = [*pairs(5, "Which follows?"), *pairs(3, "Which is cleaner?")]
     test = BlindTest(both, RATE, path, "Ada")
     while not test.finished:
         if test.pair.question == "Which is cleaner?":
             test.answer("same")
-        else:  # always the tune, which is smoother than noise, wherever it is
+        else:
+            # always the tune, which is smoother than the noise
             a, b = test.clips
             test.answer("A" if a.diff().abs().mean() < b.diff().abs().mean() else "B")
-    found = {score.question: score for score in scores(read(path))}
-    assert found["Which is cleaner?"] == Score("Which is cleaner?", "guidance 1", "guidance 3", 0, 0, 3, 1.0)
-    assert found["Which follows?"] == Score("Which follows?", "guidance 1", "guidance 3", 0, 5, 0, 2 / 2**5)
+    found = {preference.question: preference for preference in count(read(path))}
+    assert found["Which is cleaner?"] == Preference(
+        "Which is cleaner?", "guidance 1", "guidance 3", 0, 0, 3, 1.0
+    )
+    assert found["Which follows?"] == Preference(
+        "Which follows?", "guidance 1", "guidance 3", 0, 5, 0, 2 / 2**5
+    )
 
 
 def test_only_the_first_answer_of_a_listener_to_a_pair_counts(path):
     BlindTest(pairs(1), RATE, path, "Ada").answer("A")
     rows = read(path)
     other = {**rows[0], "answer": "B", "preferred": rows[0]["b"]}
-    assert scores([*rows, other]) == scores(rows)
-    assert sum((score.wins + score.losses) for score in scores([*rows, {**other, "listener": "Bob"}])) == 2
+    assert count([*rows, other]) == count(rows)
+    two_listeners = count([*rows, {**other, "listener": "Bob"}])
+    assert sum(preference.wins + preference.losses for preference in two_listeners) == 2
 
 
-def test_pictures_say_what_they_show(path):
+def test_plots_describe_their_content(path):
     order(BlindTest(pairs(3), RATE, path, "Ada"))
-    assert "guidance 3" in blind_test.picture(scores(read(path))).alt
-    drawn = blind_test.intervals({"tempo": (0.5, 0.2, 0.8)}, chance=0.25)
+    assert "guidance 3" in preferences.plot(count(read(path))).alt
+    drawn = preferences.plot_intervals({"tempo": (0.5, 0.2, 0.8)}, chance=0.25)
     assert "50% (20% to 80%)" in drawn.alt
-    for figure in (drawn, blind_test.picture(scores(read(path)))):
+    for figure in (drawn, preferences.plot(count(read(path)))):
         assert figure._repr_png_()[0].startswith(b"\x89PNG")
 
 
-# --- mistakes are one sentence ----------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "mistake, message",
     [
         (lambda path: BlindTest([], RATE, path), "at least one pair"),
-        (lambda path: BlindTest([Pair("q", "i", {"one": tune(1)})], RATE, path), "has 1 clips"),
+        (lambda path: BlindTest([Pair("q", "i", {"one": tune(1)})], RATE, path), "has 1 clips; expected two"),
         (lambda path: BlindTest(pairs(1) * 2, RATE, path), "twice"),
-        (lambda path: BlindTest(pairs(1), RATE, path).answer("A"), "nobody listens"),
-        (lambda path: BlindTest(pairs(1), RATE, path).start("  "), "who listens"),
+        (lambda path: BlindTest(pairs(1), RATE, path).answer("A"), "no listener yet"),
+        (lambda path: BlindTest(pairs(1), RATE, path).start("  "), "name is empty"),
         (lambda path: BlindTest(pairs(1), RATE, path, "Ada").answer("a"), "must be one of A, B, same"),
         (lambda path: order(test := BlindTest(pairs(1), RATE, path, "Ada")) and test.answer("A"), "all 1"),
-        (lambda path: blind_test.picture(scores(read(path))), "no answers yet"),
+        (lambda path: preferences.plot(count(read(path))), "no answers yet"),
     ],
 )
-def test_a_mistake_is_one_sentence(path, wrong, said):
-    with pytest.raises(ValueError, match=said) as caught:
-        wrong(path)
+def test_a_mistake_is_reported_in_one_line(path, mistake, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        mistake(path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\x00", b"\n"])
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
+def test_a_file_of_another_kind_is_rejected_and_unchanged(tmp_path, content):
     path = tmp_path / "other.csv"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="not a file of blind-test answers"):
         BlindTest(pairs(1), RATE, path, "Ada")
     assert path.read_bytes() == content
 
 
-# --- the panel --------------------------------------------------------------------------------------------------
+# --- the panel ----------------------------------------------------------------------------------------------
 
 
 def panel(test, monkeypatch):
-    """The controls of the panel: name, head, sound, buttons, comment, said."""
-    monkeypatch.setattr(blind_test, "PAUSE", 0)
-    name, head, sound, row, comment, said = test.widget().children
-    return name, head, sound, row.children, comment, said
+    """The controls of the panel: name, head, sound, buttons, comment, status."""
+    monkeypatch.setattr(blind_test, "DEBOUNCE", 0)
+    name, head, sound, row, comment, status = test.widget().children
+    return name, head, sound, row.children, comment, status
 
 
-def test_the_panel_asks_for_a_name_then_writes_every_click(path, monkeypatch):
+def test_the_panel_asks_for_a_name_and_saves_every_click(path, monkeypatch):
     test = BlindTest(pairs(2), RATE, path)
-    name, head, sound, buttons, comment, said = panel(test, monkeypatch)
+    name, head, sound, buttons, comment, status = panel(test, monkeypatch)
     assert all(button.disabled for button in buttons) and sound.value == ""
     name.value = "Ada"
     assert "1 of 2" in head.value and not buttons[0].disabled
@@ -256,36 +265,37 @@ def test_the_panel_asks_for_a_name_then_writes_every_click(path, monkeypatch):
     assert "2 of 2" in head.value and comment.value == ""
     buttons[2].click()
     assert "Thank you, Ada" in head.value and buttons[0].disabled and sound.value == ""
-    buttons[0].click()  # on its way while the test ended
+    # a click sent before the test ended
+    buttons[0].click()
     assert [row["answer"] for row in read(path)] == ["B", "same"]
 
 
-def test_quick_clicks_answer_one_pair_not_all(path, monkeypatch):
+def test_quick_clicks_do_not_answer_the_next_pair(path, monkeypatch):
     test = BlindTest(pairs(4), RATE, path, "Ada")
     *_, row, _, _ = test.widget().children
-    monkeypatch.setattr(blind_test, "PAUSE", 1000)
+    monkeypatch.setattr(blind_test, "DEBOUNCE", 1000)
     for _ in range(20):
         row.children[0].click()
     assert read(path) == []
 
 
-def test_the_panel_says_what_could_not_be_written_and_keeps_the_pair(path, monkeypatch):
+def test_the_panel_reports_a_failed_save_and_keeps_the_pair(path, monkeypatch):
     test = BlindTest(pairs(2), RATE, path, "Ada")
-    _, head, _, buttons, comment, said = panel(test, monkeypatch)
+    _, head, _, buttons, comment, status = panel(test, monkeypatch)
     path.parent.write_text("in the way")
     comment.value = "kept"
     buttons[0].click()
-    assert "not written" in said.value and "1 of 2" in head.value and comment.value == "kept"
+    assert "not saved" in status.value and "1 of 2" in head.value and comment.value == "kept"
 
 
 def test_texts_are_escaped_in_the_panel(path, monkeypatch):
     evil = "<script>alert(1)</script>"
-    made = [Pair(evil, evil, pair.clips) for pair in pairs(1)]
-    _, head, *_ = panel(BlindTest(made, RATE, path, evil), monkeypatch)
+    evil_pairs = [Pair(evil, evil, pair.clips) for pair in pairs(1)]
+    _, head, *_ = panel(BlindTest(evil_pairs, RATE, path, evil), monkeypatch)
     assert "<script>" not in head.value and head.value.count("&lt;script&gt;") == 2
 
 
-def test_the_panel_is_of_controls_that_ipywidgets_7_knows(path):
+def test_the_panel_uses_only_controls_of_ipywidgets_7(path):
     kinds = {type(child) for child in BlindTest(pairs(1), RATE, path).widget().children}
     assert kinds <= {ipywidgets.Text, ipywidgets.HTML, ipywidgets.HBox}
     assert re.match(r"[78]\.", ipywidgets.__version__)

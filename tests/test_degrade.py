@@ -97,7 +97,7 @@ assert model.generate_with_chroma(['calm piano'], *audio.read('tune.wav'), seed=
 PLAYER = "from mgkit import audio; from mgkit.lab import figures; assert '<audio' in figures.player(*audio.read('tune.wav')).html"
 TEST = """
 from mgkit import audio
-from mgkit.lab import blind_test
+from mgkit.lab import blind_test, preferences
 wave, rate = audio.read('tune.wav')
 test = blind_test.BlindTest([blind_test.Pair('better?', 'tune', {'a': wave, 'b': -wave})], rate, 'answers.csv', 'Ada')
 """
@@ -137,7 +137,7 @@ def test_without_ipywidgets_everything_but_the_widgets_works(folder):
     actions = {
         "generate": GENERATE,
         "player": PLAYER,
-        "blind test": f"{TEST}\ntest.answer('A')\nassert len(blind_test.read('answers.csv')) == 1",
+        "blind test": f"{TEST}\ntest.answer('A')\nassert len(preferences.read('answers.csv')) == 1",
         "its panel": f"{TEST}\ntest.widget()",
         "live player": "from mgkit.lab import player",
         "studio": "from mgkit.lab import studio",

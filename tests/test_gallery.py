@@ -1,4 +1,4 @@
-"""The gallery: every notebook gets its page, no page fetches anything, and a notebook that fails is named."""
+"""The gallery: one self-contained page per notebook, and failures are reported by name."""
 
 import base64
 import re
@@ -18,7 +18,7 @@ BADGE = (
 
 
 def executed():
-    """A notebook as it is after a run: a badge, a link, two pictures, two sounds and controls."""
+    """An executed notebook with a badge, a link, two pictures, two players and a widget."""
     outputs = [
         new_output("display_data", {"image/png": DOT + "\n"}),
         new_output("display_data", {"text/html": "<audio src='data:,'></audio><audio src='data:,'></audio>"}),
@@ -34,14 +34,14 @@ def executed():
 
 
 def fetched(page):
-    """What a browser would fetch for a page without being asked: sources, style sheets, images of styles."""
+    """URLs that a browser would fetch for a page: sources, style sheets, images in styles."""
     found = re.findall(r"""<(?:script|img|audio|iframe|source)\b[^>]*?\bsrc=["']([^"']*)""", page)
     found += re.findall(r"""<link\b[^>]*\bhref=["']([^"']*)""", page)
     found += re.findall(r"""(?:url\(|@import )["']?([^"')]+)""", page)
     return [address for address in found if not address.startswith(("data:", "#", "%23"))]
 
 
-def test_a_page_fetches_nothing():
+def test_pages_fetch_nothing():
     assert fetched('<img src="https://x/y.png"><link href="a.css"><script src=""></script>') == [
         "https://x/y.png", "", "a.css",
     ]  # fmt: skip
@@ -51,7 +51,7 @@ def test_a_page_fetches_nothing():
     assert fetched(gallery.index([gallery.card(executed(), "01_demo", 1.0, "")])) == []
 
 
-def test_a_page_keeps_the_badge_as_a_link_and_leads_to_the_other_pages():
+def test_a_page_keeps_the_badge_as_a_link_and_links_to_the_other_pages():
     page = gallery.page(executed(), "01_demo")
     assert 'href="https://colab.example/x"' in page
     assert 'href="05_codec.html"' in page and "05_codec.ipynb" not in page
@@ -59,7 +59,7 @@ def test_a_page_keeps_the_badge_as_a_link_and_leads_to_the_other_pages():
 
 
 def test_a_solution_stays_folded():
-    """nbconvert, asked to embed the images of files, closes a fold at its first blank line."""
+    """With embedded image files, nbconvert closes a fold at its first blank line."""
     notebook = new_notebook(
         cells=[
             new_markdown_cell("<details><summary>Solution</summary>\n\nIt is `42`.\n\n</details>\n\nGo on.")
@@ -70,7 +70,7 @@ def test_a_solution_stays_folded():
     assert "<code>42</code>" in folded and "Go on" not in folded
 
 
-def test_controls_which_need_a_kernel_become_a_word_on_that():
+def test_widgets_become_a_note():
     page = gallery.page(executed(), "01_demo")
     assert gallery.NOTE in page and "VBox(children" not in page
 
@@ -84,7 +84,7 @@ def test_the_card_has_the_tagged_picture_or_the_first():
     assert gallery.card(new_notebook(), "99_none", 0.0, "").picture == ""
 
 
-def test_the_index_leads_to_every_page_and_escapes_what_it_says():
+def test_the_index_links_to_every_page_and_escapes_texts():
     cards = [gallery.card(executed(), name, 12.3, "") for name in gallery.SERIES]
     bad = gallery.Card("99_x", "<b>", "", "", 0, 1.0, "stopped in cell 3: ValueError: <script>")
     page = gallery.index([*cards, bad])
@@ -94,15 +94,15 @@ def test_the_index_leads_to_every_page_and_escapes_what_it_says():
 
 
 @pytest.mark.parametrize("argv", [["none.ipynb"], []])
-def test_no_notebooks_is_one_sentence(argv, tmp_path, monkeypatch, capsys):
+def test_missing_notebooks_are_reported_in_one_line(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["gallery", *argv]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("mgkit: there is no ") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("mgkit: there is no ") and message.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_one_notebook_that_fails_is_named_and_the_others_come_out(tmp_path, monkeypatch, capsys):
+def test_a_failing_notebook_is_reported_and_the_others_are_written(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     sources = {
@@ -121,10 +121,10 @@ def test_one_notebook_that_fails_is_named_and_the_others_come_out(tmp_path, monk
     monkeypatch.chdir(tmp_path)
 
     assert main(["gallery"]) == 1
-    said = capsys.readouterr()
-    assert said.err.splitlines()[0] == "02_bad.ipynb stopped in cell 2: ZeroDivisionError: division by zero"
-    assert said.err.splitlines()[1].startswith("03_broken.ipynb is no notebook that can be read")
-    assert len(said.err.splitlines()) == 2 and "5 notebooks, 2 failed" in said.out
+    output = capsys.readouterr()
+    assert output.err.splitlines()[0] == "02_bad.ipynb stopped in cell 2: ZeroDivisionError: division by zero"
+    assert output.err.splitlines()[1].startswith("03_broken.ipynb could not be read")
+    assert len(output.err.splitlines()) == 2 and "5 notebooks, 2 failed" in output.out
     site = {path.stem: path.read_text() for path in (tmp_path / "outputs" / "gallery").iterdir()}
     assert set(site) == {"index", "03_broken", *sources}
     assert "came through" in site["01_good"] and "came through" in site["05_last"]

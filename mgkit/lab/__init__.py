@@ -1,11 +1,11 @@
-"""The lab: figures, players, the studio, listening tests, exercises and the gallery, for notebooks and the app."""
+"""Figures, players, the studio, listening tests, exercises and the gallery, for notebooks and the app."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Load a module on first use; a missing ipywidgets is reported together with the command to install it."""
+    """Load a module on first use; if ipywidgets is missing, the error says how to install it."""
     try:
         return import_module(f"mgkit.lab.{name}")
     except ModuleNotFoundError as error:

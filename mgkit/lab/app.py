@@ -1,6 +1,6 @@
-"""`python -m mgkit app`: the panel of `studio.py` as a page of its own, served by Voilà.
+"""`python -m mgkit app`: the studio as a web page, served by Voilà.
 
-a notebook of one cell, studio.Studio() -> Voilà -> a page; each visit has a kernel of its own
+notebook with one cell, studio.Studio() -> Voilà -> page; every visit has its own kernel
 """
 
 import argparse
@@ -8,17 +8,16 @@ import os
 import tempfile
 from pathlib import Path
 
-# The page may load nothing from elsewhere: Voilà's template asks a network that a classroom lacks for icons.
+# Nothing from other hosts: Voilà's template requests icons, and classrooms may be offline.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: ws: wss:"
-UPLOAD = (
-    100 * 2**20
-)  # bytes of the largest file; over the usual 10 MB the connection would end without a word
+# Bytes of the largest upload. Beyond the limit, 10 MB by default, the connection is closed without a message.
+UPLOAD = 100 * 2**20
 
 
 def serve(model: str = "nano", port: int = 8866, browser: bool = True) -> None:
-    """Serves the panel at `port` of this machine until Ctrl-C; `browser` opens it.
+    """Serve the studio on localhost at `port` until Ctrl-C, and open it if `browser`.
 
-    Errors: RuntimeError where Voilà is not installed.
+    Raises: RuntimeError if Voilà is not installed.
     """
     try:
         import nbformat
@@ -39,13 +38,13 @@ def serve(model: str = "nano", port: int = 8866, browser: bool = True) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line of `app`."""
+    """`python -m mgkit app`."""
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m mgkit app", description="The panel as a page of its own.", formatter_class=form
+        prog="python -m mgkit app", description="The studio as a web page.", formatter_class=form
     )
-    parser.add_argument("--model", default="nano", help="what it starts with: a name, a hub id or a folder")
-    parser.add_argument("--port", type=int, default=8866, help="where it is served")
+    parser.add_argument("--model", default="nano", help="initial model: a name, a Hub id or a folder")
+    parser.add_argument("--port", type=int, default=8866, help="port on localhost")
     parser.add_argument(
         "--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser"
     )

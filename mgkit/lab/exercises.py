@@ -1,6 +1,7 @@
-"""What an exercise in a notebook needs: a place for the reader's answer, and a word on whether it is right.
+"""Exercises in notebooks: check the reader's answer and print the result.
 
-An answer left as `...` is not wrong, only missing: a notebook runs to its end before anybody has done the exercises.
+A missing answer, left as `...`, is not wrong, so that a notebook runs to its end before the exercises are
+done.
 """
 
 from collections.abc import Callable
@@ -8,22 +9,22 @@ from typing import Any
 
 
 def check(answer: Any, right: Callable[[Any], bool], hint: str) -> None:
-    """Says in one line whether `right(answer)`; `hint` is where to look when it is not. Never raises.
+    """Print one line on whether `right(answer)`, with `hint` if not. Never raises.
 
     >>> check(..., lambda steps: steps == 503, "how long is the longest delay?")
-    Your turn: put your answer in place of the three dots, and run the cell again.
+    Your turn: replace the three dots with your answer and run the cell again.
     >>> check(503, lambda steps: steps == 503, "how long is the longest delay?")
-    Right.
+    Correct.
     >>> check("many", lambda steps: steps > 100, "count")
     Not yet (got 'many'). Hint: count
     """
     if answer is ...:
-        print("Your turn: put your answer in place of the three dots, and run the cell again.")
+        print("Your turn: replace the three dots with your answer and run the cell again.")
         return
-    # an answer of another kind than asked for is not yet right, and no reason for a traceback
+    # An answer of another type is wrong, but no reason for a traceback.
     try:
         correct = bool(right(answer))
     except Exception:
         correct = False
     shown = repr(answer)
-    print("Right." if correct else f"Not yet (got {shown[:60]}{'…' * (len(shown) > 60)}). Hint: {hint}")
+    print("Correct." if correct else f"Not yet (got {shown[:60]}{'…' * (len(shown) > 60)}). Hint: {hint}")

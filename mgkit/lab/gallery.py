@@ -1,9 +1,9 @@
-"""The notebooks as a site: each is executed and written as a page with its players, beside an index of cards.
+"""The notebooks as a website: one page per executed notebook with figures and audio, and an index.
 
-    notebooks/NN_name.ipynb -> execute -> outputs/gallery/NN_name.html   pictures and sounds inside it
-                                   `----> outputs/gallery/index.html     a card each: question, key picture
+    notebooks/NN_name.ipynb -> execute -> outputs/gallery/NN_name.html   page with embedded pictures and audio
+                                   `----> outputs/gallery/index.html     card with question and key picture
 
-The pages fetch nothing: they open from a folder, from a USB stick, without a network or a kernel.
+Pages are self-contained: they open from any folder, without a network or a kernel.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from mgkit import audio
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-SERIES = {  # notebook: the one question that it answers
+# Notebook → the question it answers.
+SERIES = {
     "01_demo": "What can it do?",
     "02_sampling": "What do temperature, top-k, top-p and guidance do?",
     "03_melody": "What does the model hear of a melody?",
@@ -33,14 +34,15 @@ SERIES = {  # notebook: the one question that it answers
     "09_train": "How is it made, and how do I teach it my sounds?",
     "10_listen": "Is it good?",
 }
-TIMEOUT = 1800  # seconds for one cell, after which a notebook counts as hanging
+# Seconds per cell.
+TIMEOUT = 1800
 WIDGET = "application/vnd.jupyter.widget-view+json"
-NOTE = "<p><em>Controls stand here while the notebook runs.</em></p>"
+NOTE = "<p><em>Interactive controls appear here in the running notebook.</em></p>"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the index says of a notebook: `picture` is a PNG in base64 or empty, `failure` a sentence or empty."""
+    """A notebook in the index; `picture` is a PNG in base64 or empty, `failure` a message or empty."""
 
     name: str
     title: str
@@ -52,7 +54,7 @@ class Card:
 
 
 def execute(notebook: "NotebookNode", folder: Path) -> str:
-    """Runs the notebook in `folder`, its outputs into it; a sentence on what went wrong, empty where nothing did."""
+    """Execute the notebook in `folder`, in place; return a description of the failure, empty on success."""
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -73,10 +75,11 @@ def execute(notebook: "NotebookNode", folder: Path) -> str:
     except CellTimeoutError:
         return f"stopped: a cell took more than {TIMEOUT // 60} minutes"
     except DeadKernelError:
-        return "stopped: its kernel died, perhaps for want of memory"
+        return "stopped: its kernel died, perhaps out of memory"
     except NoSuchKernel:
-        return "did not start: Jupyter knows no Python kernel here (pip install ipykernel)"
-    except Exception as error:  # the client's own: the other notebooks are not to suffer
+        return "did not start: Jupyter found no Python kernel (pip install ipykernel)"
+    # Errors of the client itself must not affect the other notebooks.
+    except Exception as error:
         return f"stopped: {type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -89,10 +92,10 @@ def _failed_cell(notebook: "NotebookNode") -> str:
 
 
 def page(notebook: "NotebookNode", name: str) -> str:
-    """HTML of an executed notebook, as one file that fetches nothing.
+    """Self-contained HTML of an executed notebook.
 
-    The Colab badge, which is a picture from elsewhere, becomes a plain link, links to other notebooks lead to their
-    pages, and controls, which are dead without a kernel, become a word on that.
+    The Colab badge, an external image, becomes a text link; links to other notebooks point to their pages;
+    widgets, which need a kernel, become a note.
     """
     from nbconvert import HTMLExporter
     from nbformat.v4 import new_markdown_cell
@@ -113,7 +116,7 @@ def page(notebook: "NotebookNode", name: str) -> str:
 
 
 def card(notebook: "NotebookNode", name: str, seconds: float, failure: str) -> Card:
-    """What the index says of an executed notebook; its picture is of the cell with the tag "picture", else its first."""
+    """Card of an executed notebook, with the picture of the cell tagged "picture", or its first one."""
     outputs = [
         (cell, output.get("data", {})) for cell in notebook.cells for output in cell.get("outputs", [])
     ]
@@ -133,7 +136,8 @@ def card(notebook: "NotebookNode", name: str, seconds: float, failure: str) -> C
 
 
 STYLE = """
-:root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --text: #1d2430; --soft: #5b6675; --line: #e2e6eb }
+:root { color-scheme: light dark;
+  --back: #f6f7f9; --card: #fff; --text: #1d2430; --soft: #5b6675; --line: #e2e6eb }
 @media (prefers-color-scheme: dark) {
   :root { --back: #14181d; --card: #1e242b; --text: #e7ebf0; --soft: #9aa6b4; --line: #303943 } }
 * { box-sizing: border-box }
@@ -153,35 +157,36 @@ h1 { margin: 0; font-size: 2rem } header p { color: var(--soft); max-width: 44em
 
 
 def index(cards: list[Card]) -> str:
-    """HTML of the index: a card for each notebook, with its question, its title and its key picture."""
+    """HTML of the index: one card per notebook, with its question, title and key picture."""
     body = []
     for one in cards:
         picture = '<span class="none"></span>'
         if one.picture:
             picture = f'<img alt="" src="data:image/png;base64,{one.picture}">'
-        facts = [f"{one.sounds} sounds to play"] if one.sounds else []
-        facts.append(f"ran in {one.seconds:.0f} s")
+        facts = [f"{one.sounds} audio examples"] if one.sounds else []
+        facts.append(f"runs in {one.seconds:.0f} s")
         state = f'<p class="failed">{escape(one.failure)}</p>' if one.failure else ""
         body.append(
             f'<a class="card" href="{escape(one.name)}.html">{picture}<div>'
             f'<span class="number">{escape(one.name[:2])}</span><h2>{escape(one.question)}</h2>'
-            f"<p>{escape(one.title) if one.title != one.question else ''}</p>{state}<small>{' · '.join(facts)}</small></div></a>"
+            f"<p>{escape(one.title) if one.title != one.question else ''}</p>{state}"
+            f"<small>{' · '.join(facts)}</small></div></a>"
         )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>mgkit: the notebooks</title>'
         f"<style>{STYLE}</style></head><body><main><header><h1>mgkit: the notebooks</h1>"
-        "<p>MusicGen, plain enough to teach from. Each notebook asks one question; all sounds and pictures here were "
-        "made by running it. The pages need no network and no kernel.</p></header>"
+        "<p>MusicGen, plain enough to teach from. Each notebook answers one question; all audio and pictures here "
+        "were produced by running it. The pages work without a network or a kernel.</p></header>"
         f'<div class="cards">\n{chr(10).join(body)}\n</div></main></body></html>\n'
     )
 
 
 def gallery(paths: list[Path], out: Path) -> list[Card]:
-    """Executes the notebooks one by one and writes the site to the folder `out`; the index grows with every page.
+    """Execute the notebooks in order and write the website to `out`; the index grows with every page.
 
-    A notebook that fails has its page up to there, and the others come out all the same. Errors: RuntimeError in one
-    sentence where nbconvert is not there; OSError where nothing can be written.
+    A notebook that fails gets a page up to the failure and does not affect the others.
+    Raises: RuntimeError if nbconvert is not installed; OSError if a page cannot be written.
     """
     try:
         import nbclient  # noqa: F401
@@ -195,9 +200,10 @@ def gallery(paths: list[Path], out: Path) -> list[Card]:
         start = time.monotonic()
         try:
             notebook = nbformat.read(path, as_version=4)
-        except Exception as error:  # its readers have errors of every kind
+        # nbformat raises errors of many types.
+        except Exception as error:
             reason = " ".join(str(error).split())[:120]
-            notebook, failure = nbformat.v4.new_notebook(), f"is no notebook that can be read: {reason}"
+            notebook, failure = nbformat.v4.new_notebook(), f"could not be read: {reason}"
         else:
             failure = execute(notebook, path.parent)
         seconds = time.monotonic() - start
@@ -212,15 +218,15 @@ def gallery(paths: list[Path], out: Path) -> list[Card]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m mgkit gallery`; 1 where a notebook failed."""
+    """`python -m mgkit gallery`; returns 1 if a notebook failed."""
     parser = argparse.ArgumentParser(prog="python -m mgkit gallery", description=__doc__.split("\n\n")[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, help="left out, all of the folder notebooks")
-    parser.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder of the site")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all in the folder notebooks")
+    parser.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder of the website")
     arguments = parser.parse_args(argv)
     paths = arguments.notebooks or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
     if not paths:
         raise ValueError(
-            "there is no folder notebooks here: run this in mgkit's own folder, or name notebooks"
+            "there is no folder notebooks here: run this in mgkit's repository, or name the notebooks"
         )
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:

@@ -45,7 +45,7 @@ class MelodyEditor:
         return figures.player(melody.tones(self.classes, self.rate), self.rate, "the melody as tones")
 
     def widget(self) -> "VBox | figures.Player":
-        """Canvas for pointer and arrow keys, with buttons to play and reset; without ipywidgets, a message."""
+        """Canvas for pointer and arrow keys with Play and Reset, or a message if a package is missing."""
         try:
             import ipywidgets
 

@@ -1,6 +1,6 @@
 """JupyterLab and Chromium for the tests in this folder, all marked `browser`.
 
-    lab         the server, one per session, with a copy of the repository's layout; kernels are new for each test
+    lab         the server, one per session, with a copy of the repository's layout; each test has new kernels
     app         the studio as served by `make app`, one per session
     page        a new browser page, 1280 pixels wide; requests to other machines are blocked
     refused     the URLs of the blocked requests

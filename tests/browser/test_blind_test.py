@@ -1,23 +1,24 @@
-"""The panel of the blind test in a real browser: two players that play, a click is a line of the file."""
+"""The blind test's panel in a real browser: both clips play, and each click is saved."""
 
 from playwright.sync_api import expect
 
 CELL = """
 import torch
-from mgkit.lab import blind_test
+from mgkit.lab import blind_test, preferences
 
 second = torch.sin(torch.arange(32000) * 0.05)[None]
+quiet = 0.1 * second.flip(-1)
 pairs = [
-    blind_test.Pair("Which one is cleaner?", f"tone {i}", {"loud": second, f"quiet {i}": 0.1 * second.flip(-1)})
+    blind_test.Pair("Which one is cleaner?", f"tone {i}", {"loud": second, f"quiet {i}": quiet})
     for i in range(2)
 ]
-blind_test.PAUSE = 0.0
+blind_test.DEBOUNCE = 0.0
 test = blind_test.BlindTest(pairs, 32000, "answers.csv", "{listener}")
 test.widget()
 """
 
 
-def test_the_panel_plays_both_clips_and_writes_each_click(lab, page):
+def test_the_panel_plays_both_clips_and_saves_each_click(lab, page):
     lab.open(page, lab.write("blind.ipynb", [CELL.replace("{listener}", "")]))
     lab.run_all(page)
     panel = lab.output(page, 0)
@@ -37,10 +38,10 @@ def test_the_panel_plays_both_clips_and_writes_each_click(lab, page):
         assert abs(seconds - 1) < 0.02
     assert "quiet" not in panel.inner_html() and "loud" not in panel.inner_html()
 
-    panel.get_by_placeholder("a word on why").fill("warmer")
+    panel.get_by_placeholder("why?").fill("warmer")
     press["A is better"].click()
     expect(panel).to_contain_text("2 of 2")
     press["no difference"].click()
     expect(panel).to_contain_text("Thank you, Ada")
-    said = lab.run(page, "print([(row['answer'], row['comment']) for row in blind_test.read('answers.csv')])")
-    assert said == "[('A', 'warmer'), ('same', '')]\n"
+    rows = "[(row['answer'], row['comment']) for row in preferences.read('answers.csv')]"
+    assert lab.run(page, f"print({rows})") == "[('A', 'warmer'), ('same', '')]\n"

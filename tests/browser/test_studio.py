@@ -14,8 +14,8 @@ from mgkit import audio
 
 CELLS = ["from mgkit.lab import studio\n\npanel = studio.Studio()\npanel"]
 
-# Seconds. Stop takes less than one on an idle machine with two cores, which JupyterLab, its kernel, the browser
-# and the test share here. It must not depend on the remaining work: a minute of music takes much longer.
+# Seconds. Stop takes less than one on an idle machine with two cores, but JupyterLab, its kernel, the browser
+# and the test share them. It must not depend on the remaining work: a minute of music takes much longer.
 ALLOWED = 10
 
 

@@ -1,0 +1,163 @@
+"""Answers of blind tests: a CSV file that only grows, preference counts with a sign test, and their plots.
+
+BlindTest.answer -> append -> CSV -> read -> count -> Preference per question -> plot
+"""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+from mgkit.lab.drawing import GIVEN, NEW, OTHER, Picture, new_picture
+
+# `a` and `b` are the names of the clips behind the letters. `pair` is the digest of question and clips, so
+# that an answer belongs to the exact audio.
+COLUMNS = (
+    *("time", "listener", "seed", "trial", "question", "item"),
+    *("a", "b", "answer", "preferred", "comment", "pair"),
+)
+TIES = "#c9cdd3"
+
+
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+def read(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Answers in a file, oldest first, as dicts of COLUMNS; an empty list if there is no file yet.
+
+    Incomplete lines are skipped. Raises: ValueError for a file of another kind.
+    """
+    path = Path(path)
+    if not path.exists() or path.stat().st_size == 0:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (UnicodeDecodeError, IsADirectoryError):
+        lines = [""]
+    if lines[0] != ",".join(COLUMNS):
+        raise ValueError(f"{path} is not a file of blind-test answers; choose another path")
+    # Line by line, so that an incomplete line cannot swallow the next ones.
+    rows = [next(csv.reader([line]), []) for line in lines[1:]]
+    return [dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS)]
+
+
+def append(path: Path, row: Mapping[str, object]) -> None:
+    """Append a line, after a header in a new file. On return it is on the disk."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            writer.writerow(COLUMNS)
+        else:
+            file.seek(size - 1)
+            # The last line may be incomplete.
+            if file.read(1) != b"\n":
+                text.write("\n")
+        writer.writerow(" ".join(str(row[column]).split()) for column in COLUMNS)
+        data = text.getvalue().encode()
+        if file.write(data) != len(data):
+            raise OSError(f"{path} could not be written completely: is the disk full?")
+        os.fsync(file.fileno())
+
+
+# --- counts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Answers for `first` (wins), `second` (losses) and neither (ties), and the p-value of a sign test."""
+
+    question: str
+    first: str
+    second: str
+    wins: int
+    losses: int
+    ties: int
+    p: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.question} {self.first}: {self.wins}, {self.second}: {self.losses}, "
+            f"no difference: {self.ties}; p = {self.p:.2g}"
+        )
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value: probability of a split at least this uneven if both are equally likely.
+
+    Ties are ignored.
+
+    >>> sign_test(9, 1), sign_test(3, 3)
+    (0.021484375, 1.0)
+    """
+    n = wins + losses
+    tail = sum(comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def count(rows: Sequence[Mapping[str, str]]) -> list[Preference]:
+    """Preferences by question and compared names; only a listener's first answer to a pair counts."""
+    first_answers: dict[tuple[str, str], Mapping[str, str]] = {}
+    for row in rows:
+        first_answers.setdefault((row["listener"], row["pair"]), row)
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in first_answers.values():
+        first, second = sorted((row["a"], row["b"]))
+        groups.setdefault((row["question"], first, second), []).append(row["preferred"])
+    preferences = []
+    for (question, first, second), preferred in groups.items():
+        wins, losses, ties = (preferred.count(name) for name in (first, second, ""))
+        p = sign_test(wins, losses)
+        preferences.append(Preference(question, first, second, wins, losses, ties, p))
+    return preferences
+
+
+# --- plots --------------------------------------------------------------------------------------------------
+
+
+def plot(preferences: Sequence[Preference]) -> Picture:
+    """One bar per preference: wins left, ties in grey, losses right. Raises: ValueError for an empty list."""
+    if not preferences:
+        raise ValueError("there are no answers yet: answer some pairs first")
+    figure = new_picture(0.5 + 0.9 * len(preferences), "; ".join(map(str, preferences)))
+    axes = figure.subplots()
+    for y, preference in enumerate(reversed(preferences)):
+        left = 0
+        for value, color in ((preference.wins, NEW), (preference.ties, TIES), (preference.losses, OTHER)):
+            axes.barh(y, value, left=left, color=color, height=0.4)
+            if value:
+                axes.text(left + value / 2, y, str(value), ha="center", va="center", fontsize=9)
+            left += value
+        title = f"{preference.question} (p = {preference.p:.2g})"
+        axes.text(0, y + 0.3, title, fontsize=9, parse_math=False)
+        axes.text(0, y - 0.38, preference.first, fontsize=8, color=NEW, parse_math=False)
+        axes.text(left, y - 0.38, preference.second, fontsize=8, color=OTHER, ha="right", parse_math=False)
+    axes.set_ylim(-0.6, len(preferences) - 0.4)
+    axes.set_yticks([])
+    axes.set_xlabel("answers")
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    return figure
+
+
+def plot_intervals(shares: Mapping[str, tuple[float, float, float]], chance: float | None = None) -> Picture:
+    """Shares with confidence intervals, name → (share, low, high), from 0 to 100 %; a line marks `chance`."""
+    alt = "; ".join(
+        f"{name}: {share:.0%} ({low:.0%} to {high:.0%})" for name, (share, low, high) in shares.items()
+    )
+    figure = new_picture(0.8 + 0.35 * len(shares), alt)
+    axes = figure.subplots()
+    for y, (share, low, high) in enumerate(reversed(list(shares.values()))):
+        axes.plot([100 * low, 100 * high], [y, y], color=NEW, linewidth=3, alpha=0.5)
+        axes.plot(100 * share, y, "o", color=NEW)
+    axes.set_yticks(range(len(shares)), list(reversed(list(shares))), parse_math=False)
+    axes.set_ylim(-0.6, len(shares) - 0.4)
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("%")
+    if chance is not None:
+        axes.axvline(100 * chance, color=GIVEN, linestyle="--", linewidth=1)
+    return figure
