@@ -28,7 +28,7 @@ def scale() -> np.ndarray:
     return np.concatenate([tone(pitch, 0.5) for pitch in pitches])
 
 
-# -- metrics -------------------------------------------------------------------------------------------------------
+# -- metrics -------------------------------------------------------------------------------------------------
 
 
 def test_key_and_tempo_of_a_scale():
@@ -92,11 +92,11 @@ def test_classifier_separates_leads_by_timbre(soundfont):
     assert classifier(features[8:]) == [piece.lead for piece in pieces[8:]]
 
 
-# -- musicnn -------------------------------------------------------------------------------------------------------
+# -- musicnn -------------------------------------------------------------------------------------------------
 
 
 def test_musicnn_activations_have_the_running_means_of_its_training(soundfont, monkeypatch):
-    """A port with a wrong order of axes would still give numbers, with other means than the batch norms expect."""
+    """A port with a wrong order of axes would still give numbers, but not with these means."""
     inputs: dict[int, list[torch.Tensor]] = {}
     norm = musicnn.Musicnn._norm
 

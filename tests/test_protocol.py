@@ -1,4 +1,4 @@
-"""The protocol asks for equal things in equal words, and caches exactly what is still valid."""
+"""Prompts of the protocol match its pieces; cached shards are reused exactly while they are valid."""
 
 import ast
 from dataclasses import replace
@@ -71,11 +71,11 @@ def test_the_digest_of_code_ignores_comments_and_docstrings(tmp_path, monkeypatc
 
 
 def dependencies(module: str) -> set[str]:
-    """A module of mgkit and all modules of mgkit that it imports, directly or not."""
+    """A module of mgkit and its direct and indirect imports within mgkit."""
     found, queue = set(), [module]
     while queue:
         name = queue.pop()
-        # names that are functions or classes have no file, and packages no code of their own
+        # names of functions, classes and packages are skipped
         path = PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")
         if name in found or not path.is_file():
             continue

@@ -28,7 +28,7 @@ MAX_GAP = 11  # frames below the threshold after which a note has ended
 
 
 def transcribe(wave: np.ndarray, rate: int) -> np.ndarray:
-    """Notes of a wave [N] in order of onset: (onset in s, offset in s, MIDI pitch, amplitude 0..1), float32 [M, 4].
+    """Notes of a wave [N] by onset, float32 [M, 4]: onset and offset in s, MIDI pitch, amplitude 0..1.
 
     Raises: RuntimeError if a package is missing (see `network`).
     """
@@ -62,8 +62,9 @@ def _frame_times(frame: np.ndarray) -> np.ndarray:
 def decode_notes(frames: np.ndarray, onsets: np.ndarray) -> np.ndarray:
     """Notes (first frame, last frame, MIDI pitch, amplitude) [M, 4] from posteriors [T, P].
 
-    The package's algorithm without its "melodia trick", which adds notes without an onset. Onsets are processed from
-    the last to the first; each note claims the energy of its pitch and both neighbours, so nothing counts twice.
+    The package's algorithm without its "melodia trick", which adds notes without an onset. Onsets are
+    processed from the last to the first; each note claims the energy of its pitch and both neighbours, so
+    nothing counts twice.
     """
     rise = np.zeros_like(frames)
     rise[2:] = np.maximum(np.minimum(frames[2:] - frames[1:-1], frames[2:] - frames[:-2]), 0)

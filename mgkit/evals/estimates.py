@@ -1,6 +1,6 @@
 """Estimates with confidence intervals: of a proportion, a mean, and a statistic of whole sets.
 
-An interval covers the sampling of prompts and seeds: how much the value would vary with other prompts of the same kind.
+An interval accounts for the sampling of prompts and seeds, not for errors of the metrics.
 """
 
 import math
@@ -13,7 +13,7 @@ Z = 1.96  # quantile of the normal distribution for a 95 % interval
 
 
 class Estimate(NamedTuple):
-    """A value and the bounds of its 95 % confidence interval; nan for bounds that cannot be estimated."""
+    """A value and the bounds of its 95 % confidence interval, nan if there is none."""
 
     value: float
     low: float
@@ -52,7 +52,7 @@ def mean(values: Sequence[float]) -> Estimate:
 def jackknife(statistic: Callable[..., float], *sets: np.ndarray, groups: int = 10) -> Estimate:
     """A statistic of whole sets, with the interval of the delete-a-group jackknife.
 
-    The variance is estimated from the values that remain when each of `groups` subsets of the rows is left out in turn.
+    The variance is estimated by leaving out each of `groups` subsets of the rows in turn.
     """
     value = statistic(*sets)
     left = [statistic(*(np.delete(rows, np.s_[g::groups], axis=0) for rows in sets)) for g in range(groups)]

@@ -5,8 +5,8 @@ Letters: n generated clips, M training clips, K codebooks, T frames of 20 ms, V 
     generated [n, K, T], training [M, K, T] -> longest common run of frames
                                             -> nearest training clip by token statistics
 
-Clips of one style share short runs by chance: the reference is the overlap of held-out renders, which are copies of
-nothing. MusicLM's memorization analysis (arXiv:2301.11325) counts exact matches likewise.
+Clips of one style share short runs by chance: the reference is the overlap of held-out renders, which are
+copies of nothing. MusicLM's memorization analysis (arXiv:2301.11325) counts exact matches likewise.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def longest_matches(generated: np.ndarray, training: np.ndarray) -> list[Match]:
 
 
 def _extend(hashes: np.ndarray, frames: np.ndarray, length: int) -> np.ndarray:
-    """Hashes of all runs of `length` frames, from the hashes of the runs one frame shorter (mixing of splitmix64)."""
+    """Hashes of all runs of `length` frames, from those of the runs one frame shorter (splitmix64)."""
     count = frames.shape[1] - length + 1
     mixed = hashes[:, :count] + frames[:, length - 1 :].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -72,7 +72,7 @@ def _extend(hashes: np.ndarray, frames: np.ndarray, length: int) -> np.ndarray:
 
 
 def nearest_clips(generated: np.ndarray, training: np.ndarray, size: int) -> list[int]:
-    """For each of `generated` [n, K, T], the index of the training clip [M, K, T] with the most similar tokens.
+    """Index of the training clip [M, K, T] with the most similar tokens, for each of `generated` [n, K, T].
 
     Similarity is the cosine of token counts in the first two codebooks, with TF-IDF weights.
     """
@@ -93,14 +93,14 @@ def _token_counts(codes: np.ndarray, size: int) -> np.ndarray:
     return np.sqrt(counts)
 
 
-# -- page ----------------------------------------------------------------------------------------------------------
+# -- page ----------------------------------------------------------------------------------------------------
 
 
 def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -> Items:
     """Items of a page about the first `count` held-out prompts: three paragraphs of summary, then each clip.
 
-    Raises: FileNotFoundError or ValueError for a folder of clips or tokens which is missing, incomplete or of another
-    rate, and ValueError for tokens of another codec than the model's.
+    Raises: FileNotFoundError or ValueError for a folder of clips or tokens which is missing, incomplete or of
+    another rate, and ValueError for tokens of another codec than the model's.
     """
     model = shards.load_model(name)
     rate, size = model.sample_rate, model.codec.config.codebook_size
@@ -123,8 +123,8 @@ def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -
     first = longest_matches(both[:, 0], training.codes[:, 0])
     full = longest_matches(_frame_ids(both, size), _frame_ids(training.codes, size))
     items: Items = [
-        f"{count} held-out prompts, each beside the most similar of {len(training)} training clips. A match is a "
-        "run of frames of 20 ms with the same tokens in both.",
+        f"{count} held-out prompts, each beside the most similar of {len(training)} training clips. "
+        "A match is a run of frames of 20 ms with the same tokens in both.",
         _summary("first codebook", first, count),
         _summary("all codebooks", full, count),
     ]
@@ -133,7 +133,8 @@ def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -
         wave = model.generate_audio(torch.from_numpy(generated[i : i + 1].astype(np.int64)))[0]
         nearest = to_float(clips.mix[clip])[None]
         items.append(
-            f"{i + 1}. “{prompts[i]}”: longest match {_describe(first[i])}; in all codebooks {_describe(full[i])}. "
+            f"{i + 1}. “{prompts[i]}”: longest match {_describe(first[i])}; "
+            f"in all codebooks {_describe(full[i])}. "
             f"Nearest training clip: {clip}, “{training.captions[clip][0]}”."
         )
         pair = [("generated", wave), (f"nearest training clip, {clip}", nearest)]

@@ -6,8 +6,8 @@ Letters: N samples, F chroma frames, M notes, D features, B patches of three sec
     tempo_matches, melody_similarity, note_f1, ... agreement of an estimate with a reference
     frechet_distance                               distance between two sets of embeddings
 
-Every estimator makes errors. Scores are therefore reported beside a ceiling: the same metric on renders of the
-requested pieces.
+Every estimator makes errors. Scores are therefore reported beside a ceiling: the same metric on renders of
+the requested pieces.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ KEY_PROFILES = {
 SILENCE = 1e-4  # amplitude, -80 dBFS
 
 
-# -- tempo and key -------------------------------------------------------------------------------------------------
+# -- tempo and key -------------------------------------------------------------------------------------------
 
 
 def tempo(wave: Wave, rate: int) -> float:
@@ -64,7 +64,7 @@ def tempo(wave: Wave, rate: int) -> float:
 
 
 def tempo_matches(estimate: float, target: float, octaves: bool) -> bool:
-    """Whether a tempo is within TEMPO_TOLERANCE of the target; with `octaves`, of half or double the target too.
+    """Whether a tempo is within TEMPO_TOLERANCE of the target or, with `octaves`, of its half or double.
 
     >>> tempo_matches(121, 60, octaves=False), tempo_matches(121, 60, octaves=True)
     (False, True)
@@ -78,8 +78,8 @@ def tempo_matches(estimate: float, target: float, octaves: bool) -> bool:
 def key(wave: Wave, rate: int) -> tuple[int, str]:
     """Tonic (0 is C) and mode, by correlation of the pitch-class distribution with key profiles.
 
-    The distribution sums all registers and, at half the weight, the bass again. It is computed on the harmonic part
-    of the spectrum (median filtering, Fitzgerald 2010), so drums contribute little.
+    The distribution sums all registers and, at half the weight, the bass again. It is computed on the
+    harmonic part of the spectrum (median filtering, Fitzgerald 2010), so drums contribute little.
     """
     import librosa
     from scipy.ndimage import median_filter
@@ -112,14 +112,14 @@ def _pitch_class_filters(n_fft: int, rate: int) -> np.ndarray:
     return chroma(sr=rate, n_fft=n_fft, tuning=0)
 
 
-# -- timbre --------------------------------------------------------------------------------------------------------
+# -- timbre --------------------------------------------------------------------------------------------------
 
 
 def timbre(wave: Wave, rate: int) -> tuple[np.ndarray, np.ndarray]:
     """(features [D] of the whole wave for a `Classifier`, musicnn embeddings [B, 200]).
 
-    The features are statistics of the level and the onset strength of each mel band, then musicnn's mean features,
-    mean embedding and, last, mean tag probabilities.
+    The features are statistics of the level and the onset strength of each mel band, then musicnn's mean
+    features, mean embedding and, last, mean tag probabilities.
     """
     decibel = _mel_decibel(wave, rate)
     rise = np.maximum(np.diff(decibel, axis=1), 0)
@@ -167,7 +167,7 @@ class Classifier(Generic[Label]):
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance between Gaussians fitted to two sets of embeddings [n, D], [m, D] (FAD, arXiv:1812.08466).
+    """Fréchet distance of Gaussians fitted to two sets of embeddings [n, D], [m, D] (arXiv:1812.08466).
 
     The estimate is biased upwards for small sets: compare only values from sets of equal size.
 
@@ -182,7 +182,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return max(0.0, float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-# -- melody --------------------------------------------------------------------------------------------------------
+# -- melody --------------------------------------------------------------------------------------------------
 
 
 def chroma(wave: Wave, rate: int) -> np.ndarray:
@@ -193,9 +193,9 @@ def chroma(wave: Wave, rate: int) -> np.ndarray:
 def melody_similarity(generated: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     """(cosine similarity of quantized chroma, cosine similarity to the quantized target), means over frames.
 
-    Both inputs are [12, F]. Quantized chroma keeps only the strongest class of each frame, so the first value is the
-    share of frames in which the strongest classes agree. Only frames in which the target melody sounds count;
-    (nan, nan) if there are none.
+    Both inputs are [12, F]. Quantized chroma keeps only the strongest class of each frame, so the first value
+    is the share of frames in which the strongest classes agree. Only frames in which the target melody sounds
+    count; (nan, nan) if there are none.
     """
     frames = min(generated.shape[1], target.shape[1])
     voiced = target[:, :frames].max(axis=0) > 0.5
@@ -228,8 +228,8 @@ def skyline(notes: np.ndarray) -> np.ndarray:
 def note_f1(estimated: np.ndarray, reference: np.ndarray) -> float:
     """F1 score of notes [M, ≥ 3] (onset, offset, pitch, ...) against reference notes.
 
-    Notes match if their pitch classes are equal and their onsets lie within ONSET_TOLERANCE. Matching is one to one,
-    nearest onsets first.
+    Notes match if their pitch classes are equal and their onsets lie within ONSET_TOLERANCE. Matching is one
+    to one, nearest onsets first.
 
     >>> tune = np.array([[0.0, 0.5, 60], [0.5, 1.0, 62]])
     >>> note_f1(tune, tune), note_f1(tune + [0, 0, 1], tune)
@@ -247,7 +247,7 @@ def note_f1(estimated: np.ndarray, reference: np.ndarray) -> float:
     return 2 * hits / (len(estimated) + len(reference))
 
 
-# -- seams ---------------------------------------------------------------------------------------------------------
+# -- seams ---------------------------------------------------------------------------------------------------
 
 
 def seam_is_smooth(wave: Wave, rate: int, seconds: float) -> bool:

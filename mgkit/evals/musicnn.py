@@ -1,12 +1,12 @@
-"""musicnn, a small network for music tagging (Pons and Serra, arXiv:1909.06654), used for tags and embeddings.
+"""musicnn, a small network for music tagging (Pons and Serra, arXiv:1909.06654): tags and embeddings.
 
 Letters: B patches, T frames of 16 ms, M = 96 mel bands, D features of a frame, N samples.
 
-    mel [B, T, M] -> timbre (tall kernels), beat (long kernels) -> 3 layers over time -> max and mean over T -> 50 tags
+    mel [B, T, M] -> timbre (tall kernels), beat (long kernels) -> 3 layers over time -> max, mean -> 50 tags
                      `------------- D = 753 features of every frame -------------'
 
-The package `musicnn` (PyPI, ISC) contains the weights as a TensorFlow 1 checkpoint. `read_checkpoint` reads it without
-TensorFlow; `Musicnn` is the network in PyTorch, for the weights trained on MagnaTagATune.
+The package `musicnn` (PyPI, ISC) contains the weights as a TensorFlow 1 checkpoint. `read_checkpoint` reads
+it without TensorFlow; `Musicnn` is the network in PyTorch, for the weights trained on MagnaTagATune.
 """
 
 import struct
@@ -25,13 +25,14 @@ PATCH = 187  # frames: three seconds, the length of a training example
 TAGS = (
     "guitar", "classical", "slow", "techno", "strings", "drums", "electronic", "rock", "fast", "piano",
     "ambient", "beat", "violin", "vocal", "synth", "female", "indian", "opera", "male", "singing",
-    "vocals", "no vocals", "harpsichord", "loud", "quiet", "flute", "woman", "male vocal", "no vocal", "pop",
-    "soft", "sitar", "solo", "man", "classic", "choir", "voice", "new age", "dance", "male voice",
-    "female vocal", "beats", "harp", "cello", "no voice", "weird", "country", "metal", "female voice", "choral",
+    "vocals", "no vocals", "harpsichord", "loud", "quiet", "flute", "woman", "male vocal", "no vocal",
+    "pop", "soft", "sitar", "solo", "man", "classic", "choir", "voice", "new age", "dance",
+    "male voice", "female vocal", "beats", "harp", "cello", "no voice", "weird", "country", "metal",
+    "female voice", "choral",
 )  # fmt: skip
 
 
-# -- TensorFlow 1 checkpoint ---------------------------------------------------------------------------------------
+# -- TensorFlow 1 checkpoint ---------------------------------------------------------------------------------
 
 
 # Field numbers of the messages BundleEntryProto, TensorShapeProto and TensorShapeProto.Dim.
@@ -67,7 +68,7 @@ def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _varints(data: bytes) -> Iterator[int]:
-    """The integers of consecutive varints: seven bits a byte, lowest first; the eighth bit marks a continuation."""
+    """The integers of consecutive varints: seven bits a byte, lowest first, and a continuation bit."""
     value = shift = 0
     for byte in data:
         value |= (byte & 127) << shift
@@ -111,7 +112,7 @@ def _entries(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, byte
 
 
 def _fields(message: bytes) -> tuple[dict[int, list[int]], dict[int, list[bytes]]]:
-    """(integers, byte strings) of a protocol buffer, as lists by field number; fixed-width fields are skipped."""
+    """(integers, byte strings) of a protocol buffer, as lists by field number, without fixed-width fields."""
     numbers: dict[int, list[int]] = {}
     strings: dict[int, list[bytes]] = {}
     position = 0
@@ -130,7 +131,7 @@ def _fields(message: bytes) -> tuple[dict[int, list[int]], dict[int, list[bytes]
     return numbers, strings
 
 
-# -- the network ---------------------------------------------------------------------------------------------------
+# -- the network ---------------------------------------------------------------------------------------------
 
 
 class Musicnn:
@@ -173,7 +174,7 @@ class Musicnn:
 
 
 def patches(wave: np.ndarray, rate: int) -> Tensor:
-    """Log-mel patches [B, PATCH, MELS] of a wave [N], as the package computes them; an incomplete last one is dropped.
+    """Log-mel patches [B, PATCH, MELS] of a wave [N], as in the package; an incomplete last one is dropped.
 
     Raises: ValueError for less than three seconds.
     """

@@ -1,4 +1,4 @@
-"""Evaluation protocol: held-out pieces, their prompts, the conditions under comparison, and the metrics of each clip.
+"""Evaluation protocol: held-out pieces and their prompts, conditions to compare, metrics of each clip.
 
 held-out piece -> render ---------------------------> "renders", the ceiling
                -> render -> codec ------------------> "round trip"
@@ -81,11 +81,11 @@ CONDITIONS = {
 }
 
 
-# -- pieces and prompts --------------------------------------------------------------------------------------------
+# -- pieces and prompts --------------------------------------------------------------------------------------
 
 
 def compose_piece(condition: EvalCondition, index: int, seconds: float) -> Piece:
-    """Piece number `index` of a condition; in the reference set, another piece with the attributes of that prompt."""
+    """Piece number `index` of a condition; in the reference set, another piece with the same prompt."""
     fixed = {}
     if condition.first_seed == REFERENCE_SEED:
         prompted = compose(FIRST_TEST_SEED + index, seconds=seconds)
@@ -94,7 +94,7 @@ def compose_piece(condition: EvalCondition, index: int, seconds: float) -> Piece
 
 
 def prompt(piece: Piece, wording: Wording = "training") -> str:
-    """A prompt with every evaluated attribute of a piece, in synonyms from the training captions or "held-out" ones.
+    """A prompt with every evaluated attribute of a piece, in training or held-out synonyms.
 
     A "short" prompt, for continuations, omits tempo and key: they are to be taken from the audio prompt.
     """
@@ -106,7 +106,7 @@ def prompt(piece: Piece, wording: Wording = "training") -> str:
     return f"{style}, {lead}, {piece.tempo} bpm, {KEY_NAMES[piece.key]} {piece.mode}, {drums}"
 
 
-# -- metrics of a clip ---------------------------------------------------------------------------------------------
+# -- metrics of a clip ---------------------------------------------------------------------------------------
 
 
 class Clip(NamedTuple):

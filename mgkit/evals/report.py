@@ -29,13 +29,14 @@ from mgkit.evals.scores import Row
 CARD_COUNT, CARD_SECONDS = 200, 10.0
 
 
-# -- evaluation ----------------------------------------------------------------------------------------------------
+# -- evaluation ----------------------------------------------------------------------------------------------
 
 
 def evaluate(model: str, out: Path, count: int, seconds: float = CARD_SECONDS) -> list[Row]:
     """All rows for a model, from `count` held-out prompts; intermediate results are cached in `out`/shards.
 
-    Raises: RuntimeError, FileNotFoundError or ImportError with the command to run, if a network or sound font is missing.
+    Raises: RuntimeError, FileNotFoundError or ImportError with the command to run, if a network or sound font
+    is missing.
     """
     # Fail before the work, not during it.
     musicnn.musicnn(), basic_pitch.network(), synth.find_soundfont(), synth.find_soundfont(MEASURING_FONT)
@@ -62,7 +63,7 @@ def evaluate(model: str, out: Path, count: int, seconds: float = CARD_SECONDS) -
 
 
 def measure_speed(name: str, prompt: str) -> Estimate:
-    """Seconds of audio per second of computation for a 10 s clip with guidance 3: median and range of three runs."""
+    """Speed in multiples of real time, for a 10 s clip with guidance 3: median and range of three runs."""
     model = shards.load_model(name)
     model.set_generation_params(duration=10.0, cfg_coef=3.0)
     seconds = []
@@ -78,7 +79,7 @@ def folder_size(name: str) -> float:
     return sum(file.stat().st_size for file in hub.find(name).iterdir()) / 1e6
 
 
-# -- Markdown ------------------------------------------------------------------------------------------------------
+# -- Markdown ------------------------------------------------------------------------------------------------
 
 
 def cell(estimate: Estimate | None, percent: bool) -> str:
@@ -145,7 +146,7 @@ def insert_tables(card: str, text: str) -> str:
     return f"{before}{mark}\n{text}\n{end}{after}" if mark and end else card
 
 
-# -- command line --------------------------------------------------------------------------------------------------
+# -- command line --------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -169,8 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.count < 2 or not 8 <= args.seconds <= CARD_SECONDS:
         raise ValueError(
-            f"--count is {args.count} and --seconds {args.seconds:g}; at least 2 prompts and 8 to 10 seconds are "
-            "needed (the tempo is estimated on half a clip)"
+            f"--count is {args.count} and --seconds {args.seconds:g}; at least 2 prompts and 8 to 10 seconds "
+            "are needed (the tempo is estimated on half a clip)"
         )
     rows = evaluate(args.model, args.out, args.count, args.seconds)
     caption = (

@@ -1,4 +1,4 @@
-"""Scores: measurements against the attributes that were asked for, as rows of estimates with their controls.
+"""Scores: measurements against the requested attributes, as rows of estimates with their controls.
 
 Each row sets the model beside the ceiling (renders of the same pieces), the codec round trip and controls:
 
@@ -69,7 +69,7 @@ def rotate(items: Sequence[T]) -> list[T]:
     return [*items[1:], items[0]]
 
 
-# -- text adherence ------------------------------------------------------------------------------------------------
+# -- text adherence ------------------------------------------------------------------------------------------
 
 
 class Attributes(NamedTuple):
@@ -138,7 +138,7 @@ SYNONYM_GOALS = ("lead instrument", "presence of drums")
 def text_rows(
     measurements: Measurements, pieces: list[Piece], estimator: AttributeEstimator
 ) -> tuple[list[Row], list[Row]]:
-    """Accuracy of the attributes named in the prompt; and with held-out synonyms for style, lead and drums."""
+    """Accuracy of the attributes named in the prompt; the same with held-out synonyms."""
     columns = {
         CEILING: "renders",
         ROUND_TRIP: "round trip",
@@ -172,7 +172,7 @@ def _synonym_row(name: str, training: list[bool], held_out: list[bool]) -> Row:
     return Row(SYNONYMS, name, cells, goal=goal if name in SYNONYM_GOALS else None)
 
 
-# -- melody, distances, continuation -------------------------------------------------------------------------------
+# -- melody, distances, continuation -------------------------------------------------------------------------
 
 
 def melody_rows(measurements: Measurements, pieces: list[Piece]) -> list[Row]:
@@ -279,13 +279,13 @@ def continuation_rows(measurements: Measurements, pieces: list[Piece]) -> list[R
     return rows
 
 
-# -- codec, size and speed -----------------------------------------------------------------------------------------
+# -- codec, size and speed -----------------------------------------------------------------------------------
 
 
 def codec_rows(
     measurements: Measurements, recordings: tuple[list[Measurement], list[Measurement]]
 ) -> list[Row]:
-    """Fidelity of the codec round trip, on renders with both sound fonts and on recordings (before, after)."""
+    """Fidelity of the codec round trip, on renders with both sound fonts and `recordings` (before, after)."""
     sets = {
         "renders": (measurements["renders"], measurements["round trip"]),
         "second sound font": (measurements["classifier set"], measurements["classifier set, round trip"]),
@@ -311,7 +311,7 @@ def codec_rows(
 
 
 def performance_rows(speed: Estimate, megabytes: float, threads: int) -> list[Row]:
-    """Generation speed (times real time, with its range in place of an interval) and size of the model folder."""
+    """Speed, with its range in place of an interval, and size of the model folder."""
     name = f"speed, × real time (10 s clips, guidance 3, {threads} CPU threads; range of 3 runs)"
     fast = Goal("≥ 5", f"{speed.value:.1f}", speed.value >= 5)
     small = Goal("≤ 40", f"{megabytes:.0f}", megabytes <= 40)

@@ -5,10 +5,10 @@ Letters: B clips of a shard, N samples, K codebooks, T frames.
     prompts -> model -> tokens [B, K, T] -> codec -> waves [B, N] -> metrics -> measurements
                         CONDITION-START-KEY.npy                      CONDITION-START-KEY.npz
 
-A key is a digest of everything that a file depends on: prompts, settings, weights, the code of the band and, for
-measurements, the code of the metrics. An interrupted run therefore resumes, a larger run reuses the shards of a smaller
-one, and a change of the code never leaves stale numbers. The code of the model is no part of the key: its tests ensure
-equal tokens for equal weights and seeds.
+KEY is a digest of prompts, settings, weights, the code of the band and, for measurements, the code of the
+metrics. An interrupted run resumes, a larger run reuses the shards of a smaller one, and a change of this
+code never leaves stale numbers. The code of the model is not in the key: its own tests ensure equal tokens
+for equal weights and seeds.
 """
 
 import ast
@@ -38,7 +38,7 @@ from mgkit.evals.protocol import CONDITIONS, Clip, EvalCondition, Measurement
 from mgkit.train.tokens import digest
 
 SHARD_SIZE = 8  # clips
-AUDIO_PROMPT = 0.4  # share of a clip that a continuation is given
+AUDIO_PROMPT = 0.4  # share of a clip, in continuations
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
 # Modules whose code determines the renders and prompts, and the metric values.
 BAND_CODE = (
@@ -55,6 +55,7 @@ METRIC_CODE = (
     "mgkit.evals.musicnn",
     "mgkit.evals.protocol",
     "mgkit.melody",
+    "mgkit.spectra",
     "mgkit.train.codec",
 )
 
@@ -172,7 +173,7 @@ class Shard:
         return f"{re.sub(r'[^a-z0-9]+', '_', self.name)}-{self.start:04}"
 
     def _clip_key(self) -> dict[str, object]:
-        """Everything that the waves depend on."""
+        """All inputs of the waves."""
         return {
             "condition": asdict(self.condition) | {"metrics": None},
             "prompts": self.prompts,
@@ -183,17 +184,17 @@ class Shard:
         }
 
     def _weights_digest(self) -> str | None:
-        """Digest of the weights that contribute to the waves."""
+        """Digest of the weights used, None for renders."""
         if self.condition.guidance is not None:
             return _folder_digest(self.model)
         return digest(load_model(self.model).codec) if self.condition.round_trip else None
 
 
-# -- all shards ----------------------------------------------------------------------------------------------------
+# -- all shards ----------------------------------------------------------------------------------------------
 
 
 def measure(model: str, folder: Path, count: int, seconds: float) -> Measurements:
-    """Measurements of all conditions for `count` prompts, one process per core; shards are cached in `folder`."""
+    """Measurements of all conditions for `count` prompts, one process per core, cached in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for name, condition in CONDITIONS.items():
@@ -220,7 +221,7 @@ def _run_all(shards: Sequence[Shard]) -> None:
 def _start_worker() -> None:
     """Limit a worker to one thread, and leave Ctrl-C to the parent.
 
-    Multithreaded workers would block each other at every operation. A worker completes its shard after Ctrl-C.
+    Multithreaded workers would block each other at every operation. After Ctrl-C, they complete their shards.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -254,7 +255,7 @@ def load_model(name: str) -> MusicGen:
     return MusicGen.get_pretrained(name, device="cpu")
 
 
-# -- digests -------------------------------------------------------------------------------------------------------
+# -- digests -------------------------------------------------------------------------------------------------
 
 
 @lru_cache
