@@ -11,7 +11,6 @@ the requested pieces.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from mgkit import melody
 from mgkit.evals.basic_pitch import transcribe
 from mgkit.evals.musicnn import musicnn, patches
+from mgkit.spectra import mel_power, stft
 
 __all__ = [
     "Classifier",
@@ -86,11 +86,11 @@ def key(wave: Wave, rate: int) -> tuple[int, str]:
 
     rate_low, n_fft = 8000, 4096
     low = librosa.resample(wave, orig_sr=rate, target_sr=rate_low, res_type="soxr_hq")
-    power = np.abs(librosa.stft(low, n_fft=n_fft, hop_length=1024))
+    power = stft(torch.from_numpy(low), n_fft, 1024, pad_mode="constant").abs().numpy()
     harmonic, percussive = median_filter(power, (1, 9)) ** 2, median_filter(power, (17, 1)) ** 2
     harmonic = power * harmonic / (harmonic + percussive + 1e-12)
     bass = harmonic * (np.arange(len(harmonic)) * rate_low / n_fft <= 250)[:, None]
-    full, bass = (_pitch_class_filters(n_fft, rate_low) @ part for part in (harmonic, bass))
+    full, bass = (melody.chroma_filters(rate_low, n_fft).numpy() @ part for part in (harmonic, bass))
     # Each frame counts the same, whatever its level.
     full = full / (full.max(axis=0) + 1e-6)
     distribution = sum(
@@ -102,14 +102,6 @@ def key(wave: Wave, rate: int) -> tuple[int, str]:
         for tonic in range(12)
     }
     return max(correlations, key=lambda candidate: correlations[candidate])
-
-
-@lru_cache
-def _pitch_class_filters(n_fft: int, rate: int) -> np.ndarray:
-    """Filter bank [12, n_fft / 2 + 1] from a spectrum to pitch classes."""
-    from librosa.filters import chroma
-
-    return chroma(sr=rate, n_fft=n_fft, tuning=0)
 
 
 # -- timbre --------------------------------------------------------------------------------------------------
@@ -142,9 +134,7 @@ def band_levels(wave: Wave, rate: int) -> np.ndarray:
 
 def _mel_decibel(wave: Wave, rate: int) -> np.ndarray:
     """Log-mel spectrogram [64, T] in dB."""
-    import librosa
-
-    power = librosa.feature.melspectrogram(y=wave, sr=rate, n_fft=2048, hop_length=512, n_mels=64)
+    power = mel_power(torch.from_numpy(wave), rate, n_fft=2048, hop=512, bands=64).numpy()
     return 10 * np.log10(np.maximum(power, SILENCE**2))
 
 
@@ -203,9 +193,8 @@ def melody_similarity(generated: np.ndarray, target: np.ndarray) -> tuple[float,
     pitch_class = target[:, :frames][:, voiced].argmax(axis=0)
     if not len(pitch_class):
         return np.nan, np.nan
-    norm = np.maximum(np.linalg.norm(generated, axis=0), 1e-6)
-    cosine = generated[pitch_class, np.arange(len(pitch_class))] / norm
-    return float((generated.argmax(axis=0) == pitch_class).mean()), float(cosine.mean())
+    found = melody.similarity(torch.from_numpy(generated), torch.from_numpy(pitch_class))
+    return found.accuracy, found.cosine
 
 
 def chroma_cosine(a: np.ndarray, b: np.ndarray) -> float:
