@@ -11,17 +11,18 @@ from torch import nn
 
 from mgkit import audio
 from mgkit.train import codec as codec_training
-from mgkit.train import lm as lm_training
 from mgkit.train import loop, parallel, tokens
 from mgkit.train.clips import Clips
 from mgkit.train.codec import CodecLearner
 from mgkit.train.lm import LMLearner
+from mgkit.train.model import load
 from mgkit.train.muon import Muon, orthogonalize
+from mgkit.train.tokenizer import make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return lm_training.make_tokenizer(CAPTIONS, 150)
+    return make_tokenizer(CAPTIONS, 150)
 
 
 def test_halves_side_by_side_give_the_gradients_of_the_whole():
@@ -148,7 +149,7 @@ def test_unusable_folders_are_named_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="train codec"):
         codec_training.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="train lm"):
-        lm_training.load(tmp_path)
+        load(tmp_path)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):

@@ -10,15 +10,14 @@ from mgkit.codec import CodecConfig
 from mgkit.lm import LMConfig
 from mgkit.train import tokens
 from mgkit.train.codec import CodecRun
-from mgkit.train.lm import LMRun, TextConfig
+from mgkit.train.lm import LMRun
+from mgkit.train.model import TextConfig
 
 RATE = 32000
-
-
 CODEC = CodecConfig(filters=4, dim=8, codebooks=2, codebook_size=16)
-
-
 CAPTIONS = [["calm piano", "slow piano"], ["fast violin, drums", "violin"], ["sad cello", "cello"]]
+LM_SHAPE = LMConfig(32, 2, 2, 64, 2, 16, cross_attention=False)
+TEXT_SHAPE = TextConfig(dim=24, layers=1, heads=2, head_dim=12, feed_forward=32, pieces=150)
 
 
 def sound(seed: int, seconds: float = 1.5) -> np.ndarray:
@@ -58,12 +57,8 @@ class Music:
     batch = tokens.Tokens.batch
 
 
-LM_SHAPE = LMConfig(32, 2, 2, 64, 2, 16, cross_attention=False)
-
-
 def lm_run(**changed) -> LMRun:
-    text = TextConfig(dim=24, layers=1, heads=2, head_dim=12, feed_forward=32, pieces=150)
     return replace(
-        LMRun("", "", "", "", LM_SHAPE, text, text_steps=0, steps=6, minutes=None, batch=2, bf16=False),
+        LMRun("", "", "", "", LM_SHAPE, TEXT_SHAPE, text_steps=0, steps=6, minutes=None, batch=2, bf16=False),
         **changed,
     )

@@ -1,95 +1,98 @@
-"""Heads that look at the melody's present: a start that saves a small model hours of finding out where "now" is.
+"""Attention heads initialized to follow the melody.
 
-Letters: B batch, F chroma frames, S steps, D width.
+Letters: B batch, F chroma frames, P prefix positions, S steps, D width, E width of a head, M rows of a regression.
 
     query at step s          ~  cos and sin of w s / 6.4  --.
-    key at chroma frame j    ~  cos and sin of w j        --+-> largest where j is now, s / 6.4
+    key at chroma frame j    ~  cos and sin of w j        --+-> attention is largest at the current frame, j = s / 6.4
 
-To follow a melody, the music at step s must find the chroma frame that sounds then, 6.4 times slower and before all
-text. Nothing but the loss says so, and within hours on a small computer it says it too softly: the melody was followed
-for half a second and no longer. But positions are sinusoids, so one linear map of a query and one of a key do it, and
-both can be fitted in closed form (ridge regression on what the layer sees). From there on the loss may change them.
+To follow a melody, the model must attend from step s to the chroma frame that sounds at the same time: 6.4 times
+fewer, and ahead of a text of any length. The loss alone teaches this too slowly for a small computer: after hours of
+training the melody was followed for half a second. Since positions are sinusoids, one linear map of the query and one
+of the key are enough, and ridge regression on the inputs of the layer gives both in closed form. Training then starts
+from there.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mgkit.delay import delay, delays
+from mgkit.lm import Attention
 from mgkit.melody import one_hot
+from mgkit.train.loss import residuals
+from mgkit.train.model import ConditionalLM
 from mgkit.train.tokens import CHROMA_STRIDE, CODE_STRIDE
 
-LAYERS = (0, 1)  # in each of these the last head is given over to it
-SHARPNESS = 40.0  # logit of the frame that sounds now, others being near 0
+# In each of these layers the last head is initialized.
+LAYERS = (0, 1)
+# Attention logit of the current chroma frame; the others are near 0.
+SHARPNESS = 40.0
 RIDGE = 1e-3
 
 
 def clock(time: Tensor, size: int) -> Tensor:
-    """Cosines and sines [..., size] of `time` [...] in chroma frames: periods from 6 frames to 300."""
+    """Cosines and sines [..., size] of `time` [...] in chroma frames, with periods from 6 to 300 frames."""
     rates = torch.logspace(0, -1.7, size // 2)
     angle = time[..., None] * rates
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def fit(seen: Tensor, wanted: Tensor) -> Tensor:
-    """The matrix [size, D] that maps `seen` [M, D] nearest to `wanted` [M, size]."""
-    square = seen.t() @ seen
-    square += RIDGE * square.diagonal().mean() * torch.eye(len(square))
-    return torch.linalg.solve(square, seen.t() @ wanted).t()
+def ridge(inputs: Tensor, targets: Tensor) -> Tensor:
+    """The matrix [E, D] of the ridge regression from `inputs` [M, D] to `targets` [M, E]."""
+    covariance = inputs.t() @ inputs
+    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance))
+    return torch.linalg.solve(covariance, inputs.t() @ targets).t()
 
 
 @torch.no_grad()
-def align(model: nn.ModuleDict, codes: Tensor, texts: list[str], melody: Tensor) -> list[float]:
-    """Gives a head in each of LAYERS the melody's present, as heard in `codes` [B, K, S], `texts` and `melody` [B, F].
+def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor) -> list[float]:
+    """Initialize the last head of each of LAYERS from examples: `codes` [B, K, S], `texts` and `melody` [B, F].
 
-    Returns, for each of the heads, the share of its attention that falls within two chroma frames of now.
+    Returns the fraction of each head's attention that falls within two chroma frames of the current one.
     """
-    lm, conditioner = model["lm"], model["conditioner"]
+    lm, conditioner = model.lm, model.conditioner
     config = lm.config
     size = config.dim // config.heads
-    own = slice(config.dim - size, config.dim)
+    head = slice(config.dim - size, config.dim)
     steps = delay(codes, delays(config.codebooks, config.channels), config.special)[..., : codes.shape[-1]]
     condition = conditioner(conditioner.describe(texts), melody)
-    lead = condition.prefix_length
-    length, frames = lead + steps.shape[-1], melody.shape[1]
-    now = (
-        (torch.arange(length) - lead) * CHROMA_STRIDE / CODE_STRIDE
-    )  # chroma frames since the music began; below 0 in the prefix
+    prefix = condition.prefix_length
+    length, frames = prefix + steps.shape[-1], melody.shape[1]
+    # Time in chroma frames since the beginning of the music; negative in the prefix
+    now = (torch.arange(length) - prefix) * CHROMA_STRIDE / CODE_STRIDE
     pads = (~condition.prefix_mask).sum(dim=1)
-    shares = []
+    fractions = []
     for number in LAYERS:
         layer = lm.layers[number]
-        found: list[Tensor] = []
-        hook = layer.norm1.register_forward_hook(
-            lambda module, given, output, found=found: found.append(output)
-        )
-        lm.hidden(steps, None, condition.prefix, condition.prefix_mask)
-        hook.remove()
-        [seen] = found  # [B, length, D]
-        keys = torch.zeros(*seen.shape[:2], size)  # text and music are no part of the melody: 0
-        values = torch.zeros(*seen.shape[:2], 12)
+        [residual] = residuals(lm, steps, condition, layers=(number,))
+        inputs = layer.norm1(residual)
+        # The keys and values of text and music are fitted to 0.
+        keys = torch.zeros(*inputs.shape[:2], size)
+        values = torch.zeros(*inputs.shape[:2], 12)
         for row, pad in enumerate(pads.tolist()):
             keys[row, pad : pad + frames] = clock(torch.arange(frames).float(), size)
             values[row, pad : pad + frames] = one_hot(melody[row])
-        queries = clock(now[lead:], size).expand(len(seen), -1, -1)
+        queries = clock(now[prefix:], size).expand(len(inputs), -1, -1)
         attention = layer.attention
         scale = (SHARPNESS * size**0.5 / (size // 2)) ** 0.5
-        attention.q_proj.weight[own] = scale * fit(seen[:, lead:].flatten(0, 1), queries.flatten(0, 1))
-        attention.k_proj.weight[own] = scale * fit(seen.flatten(0, 1), keys.flatten(0, 1))
-        attention.v_proj.weight[own][:12] = fit(seen.flatten(0, 1), values.flatten(0, 1))
-        attention.out_proj.weight[:, own] = 0  # what it says of the present is still to be learned
-        shares.append(_share(attention, seen, own, lead, pads, now, frames))
-    return shares
+        flat = inputs.flatten(0, 1)
+        attention.q_proj.weight[head] = scale * ridge(inputs[:, prefix:].flatten(0, 1), queries.flatten(0, 1))
+        attention.k_proj.weight[head] = scale * ridge(flat, keys.flatten(0, 1))
+        attention.v_proj.weight[head][:12] = ridge(flat, values.flatten(0, 1))
+        # The head adds nothing to the residual stream yet: training finds its use.
+        attention.out_proj.weight[:, head] = 0
+        fractions.append(_attention_near(attention, inputs, head, prefix, pads, now, frames))
+    return fractions
 
 
-def _share(
-    attention: nn.Module, seen: Tensor, own: slice, lead: int, pads: Tensor, now: Tensor, frames: int
+def _attention_near(
+    attention: Attention, inputs: Tensor, head: slice, prefix: int, pads: Tensor, now: Tensor, frames: int
 ) -> float:
-    """Share of a head's attention within two chroma frames of now."""
-    queries, keys = (seen @ w.weight[own].t() for w in (attention.q_proj, attention.k_proj))
-    logits = queries[:, lead:] @ keys.transpose(1, 2) / (own.stop - own.start) ** 0.5
-    place = torch.arange(seen.shape[1])
-    logits.masked_fill_(place > torch.arange(lead, seen.shape[1])[:, None], float("-inf"))
-    logits.masked_fill_((place < pads[:, None])[:, None], float("-inf"))
-    frame = place - pads[:, None, None]
-    near = ((frame - now[lead:, None]).abs() <= 2) & (frame < frames)
+    """The fraction of a head's attention within two chroma frames of the current one."""
+    queries, keys = (inputs @ proj.weight[head].t() for proj in (attention.q_proj, attention.k_proj))
+    logits = queries[:, prefix:] @ keys.transpose(1, 2) / (head.stop - head.start) ** 0.5
+    position = torch.arange(inputs.shape[1])
+    logits.masked_fill_(position > torch.arange(prefix, inputs.shape[1])[:, None], float("-inf"))
+    logits.masked_fill_((position < pads[:, None])[:, None], float("-inf"))
+    frame = position - pads[:, None, None]
+    near = ((frame - now[prefix:, None]).abs() <= 2) & (frame < frames)
     return float((logits.softmax(dim=-1) * near).sum(dim=-1).mean())

@@ -18,21 +18,19 @@ def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 
     Raises: ValueError if codec and language model do not match.
     """
     trained, codec_model = lm_training.load(lm), codec_training.load(codec)
-    config, shape = codec_model.config, trained["lm"].config
+    config, shape = codec_model.config, trained.lm.config
     if (shape.codebooks, shape.codebook_size) != (config.codebooks * shape.channels, config.codebook_size):
         raise ValueError(
             f"{lm} predicts {shape.codebooks} codebooks of {shape.codebook_size}, but {codec} has {config.codebooks} of "
             f"{config.codebook_size}: give the codec that encoded its training tokens"
         )
-    expected, frames = trained["conditioner"].melody_frames, 1 + int(seconds * config.sample_rate) // HOP
+    expected, frames = trained.conditioner.melody_frames, 1 + int(seconds * config.sample_rate) // HOP
     if expected not in (None, frames):
         raise ValueError(
             f"{lm} takes {expected} melody frames, but {seconds:g} s at the {config.sample_rate} Hz of {codec} are {frames}: "
             "give a codec with the sample rate of its training data"
         )
-    model = MusicGen(
-        checkpoint.Model(codec_model, trained["lm"], trained["conditioner"], "nano", seconds, hub.MIT)
-    )
+    model = MusicGen(checkpoint.Model(codec_model, trained.lm, trained.conditioner, "nano", seconds, hub.MIT))
     model.save_pretrained(str(out), torch.float16)
     return model
 

@@ -33,8 +33,8 @@ from mgkit.train import history
 from mgkit.train.ema import EMA
 from mgkit.train.folder import Example, Recording, find, fingerprint, strides, tokenize
 from mgkit.train.history import Metrics
-from mgkit.train.lm import losses
 from mgkit.train.loop import claim, train
+from mgkit.train.loss import losses
 from mgkit.train.parallel import Processes, autocast, backward
 from mgkit.train.tokens import digest
 

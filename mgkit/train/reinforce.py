@@ -1,300 +1,258 @@
-"""Rehearsing: the language model plays what it is asked for, hears itself, and learns from what came out.
+"""Reinforcement learning of the language model on its own samples (REINFORCE).
 
-Letters: B takes, K codebooks, T frames, S delayed steps, V codebook size.
+Letters: B samples, K codebooks, T frames, S delayed steps, L text length, D width, V codebook size.
 
-    requests -> model, with guidance -> codes [B, K, T] -> critic -> [attributes, B, T]: is it what was asked for?
-             -> gains [B, T]: how much better it becomes after a frame than in the other takes of its request
-             -> codes with a gain become likelier, those with a loss less likely
+    prompts -> policy, with guidance -> samples [B, K, T] -> rewards -> advantages [B, T]             (rewards.py)
+            -> policy loss: minus the mean of advantage times log-probability
 
-True music teaches what comes next in true music. In its own a beat that came a little late, or a note of another key,
-is what all that follows stands on, and nothing said that it matters. Here the model meets the consequences. The critic
-is the model as it was at the beginning, told nothing of the request: what its middle layer says of the score (see
-`score`) it must have heard. The judges of `measure` have no part in it. Every batch holds clips of true music too, as
-`lm` learns from them, so that the sound stays what it was.
+A model trained on true music never sees the consequences of its own choices: in its samples one late beat or one note
+of another key is the history of everything after it. Here the policy is trained on these histories. A round draws
+samples for a few prompts, a third of the rounds as continuations of true music, and takes a few gradient steps. Each
+step adds a batch of true music with the loss of lm.py, which keeps the policy near the data without a KL penalty.
 
-This is a policy gradient (REINFORCE) with the mean of a request's takes for a baseline. Reinforcement has also taught
-a published model to please its listeners (MusicRL, arXiv:2402.04229).
+The baseline is the mean over a prompt's samples (as in GRPO, arXiv:2402.03300); MusicRL (arXiv:2402.04229) trained a
+published music model on listeners' preferences.
 """
 
 import argparse
 import json
-import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from mgkit.band.captions import KEYS, synonyms
+from mgkit.band.dataset import ClipRow
 from mgkit.delay import delays
 from mgkit.generate import Settings, Told, frames, windows
 from mgkit.sampling import guide
-from mgkit.train.auxiliary import CHOICES, FRAME_RATE, Reader
+from mgkit.train.batches import Batch
 from mgkit.train.history import Metrics
-from mgkit.train.lm import LMLearner, LMRun, delayed, hidden, load, must_fit, told
-from mgkit.train.loop import learning_rate, train
-from mgkit.train.parallel import autocast, backward
+from mgkit.train.lm import LMLearner, LMRun, validate_codebooks
+from mgkit.train.loop import train
+from mgkit.train.loss import delayed, hidden
+from mgkit.train.model import load
+from mgkit.train.parallel import backward
+from mgkit.train.rewards import FIT_CLIPS, REWARDS, RewardModel, advantages
 from mgkit.train.tokens import Tokens, add_options, open_splits
 
-ATTRIBUTES = ("pace", "key", "lead", "drums")
-LAG = FRAME_RATE  # frames between the two moments that the pace is read from
-LESSONS, PASSES = 1000, 8  # clips that a reader learns from, and how often, where a model comes without one
-AHEAD = 75  # frames after a code that it answers for
-SURE = 10.0  # log odds from which on the critic can be no surer
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# One round in so many continues true music.
+CONTINUE_EVERY = 3
 
 
 @dataclass(frozen=True)
-class Rehearsal(LMRun):
-    """Everything that decides a run, beside what an `LMRun` says of the true music in between."""
+class ReinforceRun(LMRun):
+    """Every setting of a run: those of `LMRun` for the batches of true music, and these for the policy gradient."""
 
-    requests: int = 12  # in a round
-    takes: int = 4  # of each of them
-    turns: int = 4  # batches that a round is learned in
+    # in a round
+    prompts: int = 12
+    # of each prompt
+    samples: int = 4
+    # gradient steps of a round
+    updates: int = 4
     guidance: float = 3.0
-    gain: float = 2.0  # how much the takes count beside true music
+    # Weight of the policy loss, relative to the loss on true music
+    policy_weight: float = 2.0
 
 
-class Request(NamedTuple):
-    """What is asked for: words, the piece that they describe, and how many of its frames are given to go on from."""
+class Prompt(NamedTuple):
+    """A caption, the clip whose attributes it names, and how many frames of the clip the sample continues."""
 
     text: str
-    piece: dict[str, Any]
     row: int
-    given: int
+    tempo: float
+    frames: int
 
 
-def ask(piece: dict[str, Any], rng: np.random.Generator, goes_on: bool) -> str:
-    """A caption that names all that the critic listens for; of a piece that goes on, what a beginning does not tell."""
-    words = [str(rng.choice(synonyms(name, piece[name]))) for name in ("style", "lead", "drums")]
-    if not goes_on:
+def prompt_text(piece: ClipRow, rng: np.random.Generator, continuation: bool) -> str:
+    """A caption with every attribute that is rewarded, in random order.
+
+    For a continuation it leaves out tempo and key, which the true beginning determines.
+    """
+    always: dict[str, str | bool] = {"style": piece["style"], "lead": piece["lead"], "drums": piece["drums"]}
+    words = [str(rng.choice(synonyms(name, value))) for name, value in always.items()]
+    if not continuation:
         words += [f"{piece['tempo']} bpm", f"{rng.choice(KEYS[piece['key']])} {piece['mode']}"]
     return ", ".join(rng.permutation(words))
 
 
-class Critic:
-    """What a model (`folder` as for `lm.load`) hears in codes when it is told nothing."""
+class ReinforceLearner(LMLearner):
+    """A language model trained on its own samples and on true music."""
 
-    def __init__(self, folder: str | Path, device: torch.device):
-        self.model = load(folder).to(device)
-        self.reader = Reader(self.model["lm"]).to(device)
-        checkpoint = Path(folder) / "checkpoint.pt"
-        state = torch.load(checkpoint, map_location="cpu", weights_only=False) if checkpoint.is_file() else {}
-        known = state.get("learner", {}).get("reader")
-        if known:
-            self.reader.load_state_dict(known)
-        self.knows = bool(known)  # whether the reader is the one that the model learned with
+    run: ReinforceRun
+    labels: np.ndarray
 
-    @torch.no_grad()
-    def _states(self, codes: Tensor) -> Tensor:
-        """What the reader's layer is given [B, T, D] while `codes` [B, K, T] sound and nothing is told."""
-        count, conditioner = len(codes), self.model["conditioner"]
-        silent = torch.zeros(count, conditioner.melody_frames or 0, dtype=torch.long)
-        nothing = told(conditioner, [""] * count, silent, torch.zeros(count, dtype=torch.bool))
-        hidden(self.model["lm"], delayed(self.model["lm"], codes)[..., :-1], nothing)
-        return self.reader.heard(codes.shape[-1])
-
-    def learn(self, codes: Tensor, scores: Tensor) -> None:
-        """Fits the reader to true music, `codes` [clips, K, T] and `scores` [clips, Q, T], a batch of frames of any clips
-        at a time; the model stays as it is."""
-        with ThreadPoolExecutor(2) as pool:
-            heard = pool.map(self._states, codes.split(8))
-            states = torch.cat(list(tqdm(heard, total=-(-len(codes) // 8), desc="the critic listens")))
-        states, scores = states.flatten(0, 1), scores.transpose(1, 2).flatten(0, 1)
-        optimizer, generator = torch.optim.AdamW(self.reader.parameters()), torch.Generator().manual_seed(0)
-        orders = [torch.randperm(len(states), generator=generator) for _ in range(PASSES)]
-        batches = [rows for order in orders for rows in order.split(4096)]
-        for step, rows in enumerate(batches):
-            optimizer.param_groups[0]["lr"] = learning_rate(3e-3, step / len(batches))
-            optimizer.zero_grad()
-            self.reader(states[rows.to(states.device)][None], scores[rows].T[None]).sum().backward()
-            optimizer.step()
-
-    @torch.no_grad()
-    def hears(self, codes: Tensor, tempos: list[float], asked: Tensor) -> Tensor:
-        """How well `codes` [B, K, T] are what was asked for, `tempos` [B] and scores `asked` [B, Q, T], so far, at each
-        frame: [ATTRIBUTES, B, T].
-
-        Of the pace: cosine of the angle by which the beat is off that of the asked tempo after LAG frames, times how sure
-        it is of the beat. Of the rest: log odds of what was asked for.
-        """
-        answers = self.reader.said(self._states(codes))
-        said = {name: logits.cpu() for name, logits in zip(CHOICES, answers, strict=False)}
-        odds = [_odds(said[name], asked[:, list(CHOICES).index(name)]) for name in ATTRIBUTES[1:]]
-        return torch.stack([pace(said["phase"].softmax(dim=-1), tempos), *odds])
-
-
-def pace(phases: Tensor, tempos: list[float]) -> Tensor:
-    """From chances of each part of the beat [B, T, n]: 1 where it is where `tempos` [B] say that it is LAG frames after
-    it was where it was, -1 half a beat off, 0 where no beat is heard [B, T]."""
-    circle = torch.polar(torch.ones(()), torch.arange(phases.shape[-1]) * 2 * math.pi / phases.shape[-1])
-    hand = (phases * circle).sum(dim=-1)  # of a clock that goes round once a beat
-    turn = torch.tensor(tempos) * 2 * math.pi / 60 * LAG / FRAME_RATE
-    off = hand[:, LAG:] * hand[:, :-LAG].conj() * torch.polar(torch.ones(()), -turn)[:, None]
-    return F.pad(off.real, (LAG, 0))
-
-
-def _odds(logits: Tensor, values: Tensor) -> Tensor:
-    """Log odds [B, T] of `values` [B, T] among `logits` [B, T, n]."""
-    right = logits.log_softmax(dim=-1).gather(-1, values.long()[..., None])[..., 0]
-    return (right - torch.log1p(-right.exp().clamp(max=1 - 1e-6))).clamp(-SURE, SURE)
-
-
-def gains(heard: Tensor, takes: int) -> Tensor:
-    """How much better the AHEAD frames after each one are than what was heard until then, beside the same of the other
-    `takes` of its request and in units of their spread: [B, T] of what is heard [attributes, B, T], the takes of a
-    request side by side.
-
-    What was heard until then is not to a code's credit: it would drown what is.
-    """
-    frames = heard.shape[-1]
-    total = F.pad(heard, (1, 0)).cumsum(dim=-1)
-    first = torch.arange(1, frames + 1)
-    last = (first + AHEAD).clamp(max=frames)
-    later = (total[..., last] - total[..., first]) / AHEAD - heard * (last - first) / AHEAD
-    groups = later.unflatten(1, (-1, takes))
-    better = groups - groups.mean(dim=2, keepdim=True)
-    return (better / (better.std(dim=(1, 2, 3), keepdim=True) + 1e-6)).mean(dim=0).flatten(0, 1)
-
-
-class Rehearser(LMLearner):
-    """A language model that learns from its own takes and from true music in turn."""
-
-    run: Rehearsal
-
-    def __init__(self, run: Rehearsal, data: Tokens, valid: Tokens, tokenizer: Any, resumed: bool = False):
+    def __init__(
+        self,
+        run: ReinforceRun,
+        data: Tokens,
+        valid: Tokens,
+        tokenizer: "PreTrainedTokenizerBase",
+        resumed: bool = False,
+    ):
         super().__init__(run, data, valid, tokenizer, resumed)
-        self.critic = Critic(run.start or "", self.processes.device)
-        if not (self.critic.knows or resumed):
-            rows = np.arange(min(LESSONS, len(data)))
+        assert run.start is not None and self.auxiliary is not None
+        self.reward_model = RewardModel(run.start, self.processes.device)
+        if not (self.reward_model.pretrained or resumed):
+            rows = np.arange(min(FIT_CLIPS, len(data)))
             codes, _ = data.batch(rows, data.codes.shape[-1])
-            self.critic.learn(codes, torch.from_numpy(self.scores[rows]))
-        assert self.reader is not None
-        self.reader.load_state_dict(self.critic.reader.state_dict())
+            self.reward_model.fit(codes, torch.from_numpy(self.labels[rows]))
+        self.auxiliary.load_state_dict(self.reward_model.head.state_dict())
 
     def step(self, step: int, lr: float) -> Metrics:
-        """A round: takes, what is heard in them, and a few batches; see `loop.Learner`."""
+        """One round: samples, their advantages, and `updates` gradient steps; see `loop.Learner`."""
         run, rng = self.run, np.random.default_rng((self.run.seed, 5, step))
-        requests = self._requests(rng, goes_on=step % 3 == 2)
-        texts, codes = self._play(requests, step)
-        tempos = [request.piece["tempo"] for request in requests]
-        asked = torch.from_numpy(self.scores[[request.row for request in requests]])
-        few = [slice(at, at + 8) for at in range(0, len(codes), 8)]
-        heard = torch.cat([self.critic.hears(codes[part], tempos[part], asked[part]) for part in few], dim=1)
-        better = gains(heard, run.takes)
-        better[:, : requests[0].given] = 0
-        rows: list[Tensor] = []
-        for turn, chosen in enumerate(np.array_split(rng.permutation(len(codes)), run.turns)):
-            clips, true = self.lesson(step * run.turns + turn)
+        prompts = self.prompts(rng, continuation=step % CONTINUE_EVERY == CONTINUE_EVERY - 1)
+        texts, codes = self.sample(prompts, step)
+        rewards = self.rewards(prompts, codes)
+        # the frames of true music are not the policy's
+        given = prompts[0].frames
+        advantage = advantages(rewards, run.samples)
+        advantage[:, :given] = 0
 
-            def loss(part: tuple[slice, np.ndarray], true: Callable = true) -> Tensor:
-                clips, mine = part
-                urge = self._urge(codes[mine], [texts[i] for i in mine], better[mine])
-                return torch.stack([true(clips).mean(), urge * run.gain])
+        found, norm = [], 0.0
+        for update, chosen in enumerate(np.array_split(rng.permutation(len(codes)), run.updates)):
+            number = step * run.updates + update
+            batch = self.batches[number]
+            parts = self.processes.shards(len(batch))
 
-            parts = self.processes.shards(clips)
-            halves = list(zip(parts, np.array_split(chosen, len(parts)), strict=True))
-            rows.append(backward(loss, halves, self.learned, self.processes))
-            norm = self.descend(step * run.turns + turn, lr)
-        true, urge = torch.stack(rows).mean(dim=0).tolist()
-        after = heard[..., requests[0].given :]
-        after_seam = "_going_on" if requests[0].given else ""
-        return {"loss": true, "urge": urge, "norm": norm} | {
-            name + after_seam: float(x.mean()) for name, x in zip(ATTRIBUTES, after, strict=True)
-        }
+            def loss(part: tuple[slice, np.ndarray], batch: Batch = batch) -> Tensor:
+                clips, rows = part
+                music = self.loss(batch[clips]).mean()
+                policy = self.policy_loss(codes[rows], [texts[i] for i in rows], advantage[rows])
+                return torch.stack([music, policy * run.policy_weight])
+
+            pairs = list(zip(parts, np.array_split(chosen, len(parts)), strict=True))
+            found.append(backward(loss, pairs, self.parameters, self.processes))
+            norm = self.update(number, lr)
+        music, policy = torch.stack(found).mean(dim=0).tolist()
+        suffix = "_continued" if given else ""
+        means = rewards[..., given:].mean(dim=(1, 2)).tolist()
+        row = {"loss": music, "policy_loss": policy, "norm": norm}
+        return row | {f"reward_{name}{suffix}": x for name, x in zip(REWARDS, means, strict=True)}
+
+    def prompts(self, rng: np.random.Generator, continuation: bool) -> list[Prompt]:
+        """The prompts of a round, each `samples` times; continuations share the length of their true beginning."""
+        length = self.data.codes.shape[-1]
+        given = int(rng.integers(length // 5, length // 2)) if continuation else 0
+        prompts = []
+        for row in rng.choice(len(self.data), self.run.prompts, replace=False):
+            piece = self.data.pieces[row]
+            prompt = Prompt(prompt_text(piece, rng, continuation), int(row), piece["tempo"], given)
+            prompts += [prompt] * self.run.samples
+        return prompts
+
+    def sample(self, prompts: list[Prompt], step: int) -> tuple[list[Tensor], Tensor]:
+        """The projected texts [L, D] of the prompts, and samples [B, K, T] from the policy, true beginnings included."""
+        run, lm, conditioner = self.run, self.model.lm, self.model.conditioner
+        length, given = self.data.codes.shape[-1], prompts[0].frames
+        with torch.no_grad():
+            texts = conditioner.describe([prompt.text for prompt in prompts])
+        settings = Settings(cfg_coef=run.guidance)
+        plan = windows(length, given, length, length)
+        beginnings, _ = self.data.batch(np.array([prompt.row for prompt in prompts]), given)
+        beginnings = beginnings.to(lm.device)
+        seeds = [(run.seed << 40) + (step << 10) + i for i in range(len(prompts))]
+
+        @torch.no_grad()
+        def rollout(part: slice) -> Tensor:
+            streams = Told([conditioner(texts[part]), conditioner.null(texts[part])])
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
+            new = frames(lm, lambda _: streams, beginnings[part], plan, settings, generators)
+            return torch.cat([beginnings[part], torch.stack(list(new), dim=-1)], dim=-1)
+
+        parts = self.processes.shards(len(prompts))
+        with ThreadPoolExecutor(len(parts)) as pool:
+            samples = list(pool.map(rollout, parts))
+        return texts, torch.cat(samples).cpu()
+
+    def rewards(self, prompts: list[Prompt], codes: Tensor) -> Tensor:
+        """Rewards [R, B, T] of the samples `codes` [B, K, T]."""
+        tempos = [prompt.tempo for prompt in prompts]
+        labels = torch.from_numpy(self.labels[[prompt.row for prompt in prompts]])
+        parts = [slice(start, start + 8) for start in range(0, len(codes), 8)]
+        found = [self.reward_model.rewards(codes[part], tempos[part], labels[part]) for part in parts]
+        return torch.cat(found, dim=1)
+
+    def policy_loss(self, codes: Tensor, texts: list[Tensor], advantage: Tensor) -> Tensor:
+        """Minus the mean of log-probability times `advantage` [B, T], over the tokens of the samples `codes` [B, K, T].
+
+        Probabilities are those of the guided logits. The null condition's logits are constants: the gradient passes
+        through the conditional ones alone.
+        """
+        lm, conditioner = self.model.lm, self.model.conditioner
+        steps = delayed(lm, codes)
+        inputs, targets = steps[..., :-1], steps[..., 1:]
+        with self.autocast():
+            logits = lm.logits(hidden(lm, inputs, conditioner(texts)))
+            with torch.no_grad():
+                null_logits = lm.logits(hidden(lm, inputs, conditioner.null(texts)))
+        logp = guide(logits, null_logits, self.run.guidance).log_softmax(dim=-1)
+        is_code = targets != lm.config.special
+        logp = logp.gather(-1, targets.where(is_code, 0)[..., None])[..., 0]
+        # the advantage of a frame, at the delayed step [B, K, S] of each of its codes
+        shifts = delays(lm.config.codebooks, lm.config.channels)
+        delayed_advantage = [F.pad(advantage, (shift, 0))[:, : targets.shape[-1]] for shift in shifts]
+        weight = torch.stack(delayed_advantage, dim=1).to(logp.device)
+        return -(logp * weight * is_code * self.codebook_weights[:, None]).sum() / is_code.sum()
 
     def state_dict(self) -> dict[str, Any]:
         """See `loop.Learner`."""
-        return super().state_dict() | {"critic": self.critic.reader.state_dict()}
+        return super().state_dict() | {"reward_head": self.reward_model.head.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `loop.Learner`."""
         super().load_state_dict(state)
-        self.critic.reader.load_state_dict(state["critic"])
-
-    def _requests(self, rng: np.random.Generator, goes_on: bool) -> list[Request]:
-        length = self.data.codes.shape[-1]
-        given = int(rng.integers(length // 5, length // 2)) if goes_on else 0
-        asked = []
-        for row in rng.choice(len(self.data), self.run.requests, replace=False):
-            piece = self.data.pieces[row]
-            asked += [Request(ask(piece, rng, goes_on), piece, int(row), given)] * self.run.takes
-        return asked
-
-    def _play(self, requests: list[Request], step: int) -> tuple[list[Tensor], Tensor]:
-        """The described texts [L, D] and the takes [B, K, T] of requests, a part of them in a thread each."""
-        run, lm, conditioner = self.run, self.model["lm"], self.model["conditioner"]
-        length, given = self.data.codes.shape[-1], requests[0].given
-        with torch.no_grad():
-            texts = conditioner.describe([request.text for request in requests])
-        settings = Settings(cfg_coef=run.guidance)
-        begin, _ = self.data.batch(np.array([request.row for request in requests]), given)
-        begin = begin.to(lm.device)
-
-        @torch.no_grad()
-        def work(part: slice) -> Tensor:
-            streams = Told([conditioner(texts[part]), conditioner.null(texts[part])])
-            generators = [torch.Generator().manual_seed((run.seed << 40) + (step << 10) + i) for i in range(part.start, part.stop)]  # fmt: skip
-            plan = windows(length, given, length, length)
-            new = list(frames(lm, lambda _: streams, begin[part], plan, settings, generators))
-            return torch.cat([begin[part], torch.stack(new, dim=-1)], dim=-1)
-
-        parts = self.processes.shards(len(requests))
-        with ThreadPoolExecutor(len(parts)) as pool:
-            made = list(pool.map(work, parts))
-        return texts, torch.cat(made).cpu()
-
-    def _urge(self, codes: Tensor, texts: list[Tensor], better: Tensor) -> Tensor:
-        """Minus the mean of log probability times gain, over the steps of takes `codes` [B, K, T]: of what guidance makes of
-        the model's logits, where those that are told nothing count as given."""
-        lm, conditioner = self.model["lm"], self.model["conditioner"]
-        steps = delayed(lm, codes)
-        logits = []
-        with autocast(self.processes.device, self.run.bf16):
-            for condition, learns in ((conditioner(texts), True), (conditioner.null(texts), False)):
-                with torch.set_grad_enabled(learns):
-                    state = hidden(lm, steps[..., :-1], condition)
-                    logits.append(torch.stack([head(state).float() for head in lm.heads], dim=1))
-        said = guide(logits[0], logits[1], self.run.guidance).log_softmax(dim=-1)
-        target = steps[..., 1:]
-        holds = target != lm.config.special
-        found = said.gather(-1, target.where(holds, 0)[..., None])[..., 0]
-        shifts = delays(lm.config.codebooks, lm.config.channels)
-        gain = torch.stack([F.pad(better, (shift, 0))[:, : target.shape[-1]] for shift in shifts], dim=1)
-        gain = gain.to(found.device)
-        return -(found * gain * holds * self._weights()[:, None]).sum() / holds.sum()
+        self.reward_model.head.load_state_dict(state["reward_head"])
 
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train reinforce`."""
     parser = argparse.ArgumentParser(
-        prog="python -m mgkit train reinforce", description="Teaches the language model on its own takes."
+        prog="python -m mgkit train reinforce",
+        description="Train the language model on its own samples.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_options(parser)
-    parser.add_argument(
-        "--start", default="runs/lm", help="a run's folder, or a model's name or folder, to begin from"
+    option = parser.add_argument
+    option("--start", default="runs/lm", help="initial weights: folder of a run, or a model's name or folder")
+    option("--out", default="runs/reinforced", help="folder of the run; an interrupted run is resumed")
+    option("--minutes", type=float, default=40.0, help="budget in minutes")
+    option("--steps", type=int, help="budget in rounds, instead of minutes")
+    option(
+        "--policy-weight", type=float, default=ReinforceRun.policy_weight, help="weight of the policy loss"
     )
-    parser.add_argument("--out", default="runs/rehearsed", help="folder of the run; goes on where it stopped")
-    parser.add_argument("--minutes", type=float, default=40.0, help="budget in minutes of the clock")
-    parser.add_argument("--steps", type=int, default=None, help="budget in rounds instead")
-    parser.add_argument(
-        "--gain", type=float, default=Rehearsal.gain, help="how much the takes count beside true music"
-    )
-    parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
+    option("--lr", type=float, default=2e-4, help="peak learning rate")
+    option("--seed", type=int, default=ReinforceRun.seed, help="seed of the prompts, samples and batches")
     args = parser.parse_args(argv)
     data, valid = open_splits(args)
-    run = Rehearsal(args.data, args.valid, args.tokens, args.valid_tokens, start=args.start, text_steps=0, steps=args.steps,
-                    minutes=None if args.steps else args.minutes, gain=args.gain, lr=args.lr, seed=args.seed)  # fmt: skip
-    must_fit(run, data)
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # of each half of a batch
+    run = ReinforceRun(
+        args.data,
+        args.valid,
+        args.tokens,
+        args.valid_tokens,
+        start=args.start,
+        text_steps=0,
+        steps=args.steps,
+        minutes=None if args.steps else args.minutes,
+        policy_weight=args.policy_weight,
+        lr=args.lr,
+        seed=args.seed,
+    )
+    validate_codebooks(run, data)
+    # Each half of a batch has a thread of its own.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     resumed = (Path(args.out) / "checkpoint.pt").is_file()
-    learner = Rehearser(run, data, valid, load(args.start)["conditioner"].text.tokenizer, resumed)
+    tokenizer = load(args.start).conditioner.text.tokenizer
+    learner = ReinforceLearner(run, data, valid, tokenizer, resumed)
     print(json.dumps(train(run, args.out, learner, lr=run.lr, measure_every=20)))
 
 

@@ -1,0 +1,110 @@
+"""The model to train: a language model with its conditioner, freshly initialized or loaded.
+
+Letters: B batch, F chroma frames, L text length.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mgkit import checkpoint, hub
+from mgkit.condition import Condition, Conditioner
+from mgkit.lm import LM, LMConfig
+from mgkit.text import TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of the T5 encoder and size of its vocabulary."""
+
+    dim: int = 192
+    layers: int = 3
+    heads: int = 4
+    head_dim: int = 48
+    feed_forward: int = 512
+    pieces: int = 1600
+
+
+class ConditionalLM(nn.Module):
+    """A language model and its conditioner: everything that is trained."""
+
+    def __init__(self, lm: LM, conditioner: Conditioner):
+        super().__init__()
+        self.lm, self.conditioner = lm, conditioner
+
+    def condition(self, texts: list[str], melody: Tensor, keep_text: Tensor) -> Condition:
+        """Condition on `texts` and `melody` [B, F], differentiable.
+
+        Where `keep_text` [B] is False, the text vectors are zero, as in the null condition of guidance.
+        """
+        conditioner = self.conditioner
+        ids, mask = (x.to(conditioner.text_proj.weight.device) for x in conditioner.text.tokens(texts))
+        vectors = conditioner.text.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        projected = conditioner.text_proj(vectors) * (mask & keep_text.to(mask.device)[:, None])[..., None]
+        rows = [row[: max(1, int(length))] for row, length in zip(projected, mask.sum(dim=1), strict=True)]
+        return conditioner(rows, melody)
+
+
+def new_model(
+    lm_config: LMConfig,
+    text_config: TextConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+    melody_frames: int | None,
+) -> ConditionalLM:
+    """A model with fresh weights."""
+    from transformers import T5Config, T5EncoderModel
+
+    lm = LM(lm_config)
+    t5_config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=text_config.dim,
+        d_kv=text_config.head_dim,
+        d_ff=text_config.feed_forward,
+        num_layers=text_config.layers,
+        num_heads=text_config.heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=0,
+    )
+    for embedding in lm.embeddings:
+        nn.init.normal_(embedding.weight, std=0.3)
+    for head in lm.heads:
+        nn.init.normal_(head.weight, std=0.02)
+    # The residual stream sums 2 outputs a layer; scaled like this its variance does not grow with depth (GPT-2).
+    for layer in lm.layers:
+        for output in (layer.attention.out_proj, layer.linear2):
+            nn.init.normal_(output.weight, std=(2 * lm_config.layers * output.in_features) ** -0.5)
+    text = TextEncoder(tokenizer, T5EncoderModel(t5_config))
+    return ConditionalLM(lm, Conditioner(text, lm_config.dim, melody_frames))
+
+
+def load(folder: str | Path) -> ConditionalLM:
+    """The model of a training run's folder, or of a released model's name or folder, in float32 and eval mode.
+
+    Raises:
+        FileNotFoundError: The folder holds neither.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    if (folder / "config.json").is_file() or str(folder) in hub.NAMES:
+        released = checkpoint.load(str(folder), torch.device("cpu"), torch.float32)
+        return ConditionalLM(released.lm, released.conditioner).eval()
+    if not (folder / "lm.pt").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'lm.pt'} is missing: train a language model first (python -m mgkit train lm)"
+        )
+    saved = torch.load(folder / "lm.pt", weights_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = new_model(LMConfig(**saved["lm"]), TextConfig(**saved["text"]), tokenizer, saved["melody_frames"])
+    # Not strict: T5's tied embedding has two names and is saved under one of them.
+    model.load_state_dict(saved["weights"], strict=False)
+    return model.eval()
