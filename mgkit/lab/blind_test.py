@@ -58,10 +58,10 @@ def match_loudness(a: Tensor, b: Tensor, rate: int) -> tuple[Tensor, Tensor]:
 
     Listeners prefer the louder of two clips. Both are set to -14 LUFS, or as close below it as the higher
     peak allows. If the loudness of one is undefined (silence, or less than 0.4 s), both keep their level.
-    Raises: as `audio.check`.
+    Raises: as `audio.as_wave`.
     """
     length = min(a.shape[-1], b.shape[-1])
-    waves = [audio.check(wave[..., :length], "a clip of the pair") for wave in (a, b)]
+    waves = [audio.as_wave(wave[..., :length], "a clip of the pair") for wave in (a, b)]
     levels = [audio.loudness(wave, rate) for wave in waves]
     if all(isfinite(level) for level in levels):
         waves = [wave * 10 ** ((audio.LOUDNESS - level) / 20) for wave, level in zip(waves, levels)]

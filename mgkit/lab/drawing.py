@@ -71,8 +71,8 @@ def data_uri(data: bytes, mime: str) -> str:
 
 
 def to_samples(wave: Tensor | np.ndarray) -> np.ndarray:
-    """Samples [C, N] float32 of a wave [C, N] or [N]. Raises: as `audio.check`."""
-    return audio.check(torch.as_tensor(wave)).detach().cpu().numpy()
+    """Samples [C, N] float32 of a wave [C, N] or [N]. Raises: as `audio.as_wave`."""
+    return audio.as_wave(torch.as_tensor(wave)).detach().cpu().numpy()
 
 
 def one_seam_each(seam: float | Sequence[float | None] | None, count: int) -> list[float | None]:

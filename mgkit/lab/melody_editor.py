@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 class MelodyEditor:
     """Editable pitch classes `classes` int64 [F]; `detected` are the initial ones.
 
-    `rate` (Hz) is the sampling rate of the audio they describe. Raises: as `melody.check`.
+    `rate` (Hz) is the sampling rate of the audio they describe. Raises: as `melody.parse_classes`.
     """
 
     def __init__(self, classes: Tensor, rate: int):
-        self.detected, self.rate = melody.check(classes), rate
+        self.detected, self.rate = melody.parse_classes(classes), rate
         self.classes = self.detected.clone()
         self._canvases: list[AnyWidget] = []
 

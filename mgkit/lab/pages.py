@@ -70,7 +70,7 @@ def player(
     is escaped. `loop` repeats playback. The browser's own menu downloads the file; a `manifest` is embedded
     in it for `audio.read_manifest`.
 
-    Raises: ValueError for another shape, no samples, NaN or infinity (see `audio.check`).
+    Raises: ValueError for another shape, no samples, NaN or infinity (see `audio.as_wave`).
     """
     samples = to_samples(wave)
     peak = float(np.abs(samples).max())

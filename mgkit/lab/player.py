@@ -143,7 +143,7 @@ class LivePlayer(Widget):
         `seconds` is the expected length of the piece, 0 if unknown. `source(stop)` yields the chunks of a new
         piece and returns soon after `stop` is set; its exceptions are shown in the widget.
         """
-        audio.check_rate(rate)
+        audio.parse_rate(rate)
         if channels not in (1, 2):
             raise ValueError(f"channels is {channels!r}; it must be 1 or 2")
         super().__init__(
@@ -162,9 +162,9 @@ class LivePlayer(Widget):
     def push(self, wave: Tensor | np.ndarray) -> None:
         """Append the chunk `wave` [C, n]. May be called from any thread.
 
-        Raises: ValueError for another number of channels, and as `audio.check`.
+        Raises: ValueError for another number of channels, and as `audio.as_wave`.
         """
-        wave = audio.check(wave)
+        wave = audio.as_wave(wave)
         if len(wave) != self.channels:
             raise ValueError(f"the wave has {len(wave)} channels; this player expects {self.channels}")
         with self._lock:
@@ -324,7 +324,7 @@ class Recorder(Widget):
 
     def __init__(self, rate: int = 32000, seconds: float = 30.0):
         """Recorder of at most `seconds` at `rate` Hz. Raises: ValueError for an invalid rate or length."""
-        audio.check_rate(rate)
+        audio.parse_rate(rate)
         if not 0 < seconds < math.inf:
             raise ValueError(f"seconds is {seconds!r}; it must be a finite number greater than 0")
         super().__init__(rate=int(rate), seconds=float(seconds))

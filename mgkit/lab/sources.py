@@ -59,7 +59,7 @@ class Source(VBox):
     def choose(self, source: "str | os.PathLike | tuple[Tensor, int]") -> None:
         """Choose a clip by title, a file by path, or a (wave, rate). Raises: ValueError if unreadable."""
         if isinstance(source, tuple):
-            self._read("a wave", lambda: (audio.check(source[0]), source[1]))
+            self._read("a wave", lambda: (audio.as_wave(source[0]), source[1]))
         elif source in self.clips:
             self.choice.value = source
         else:
@@ -95,7 +95,7 @@ class Source(VBox):
 
     def _on_recording(self) -> None:
         wave, rate = self.recorder.wave, self.recorder.rate
-        self._read("a recording", lambda: (audio.check(wave, "the recording"), rate))
+        self._read("a recording", lambda: (audio.as_wave(wave, "the recording"), rate))
 
     def _on_path(self) -> None:
         path = self.path.value.strip()

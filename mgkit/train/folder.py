@@ -125,7 +125,7 @@ def read(recording: Recording, rate: int, channels: int) -> tuple[Tensor, int]:
     Raises: ValueError, naming the file, if it is not audio, contains NaN, or is shorter than MIN_SECONDS.
     """
     wave, file_rate = audio.read(recording.file)
-    wave = audio.check(wave, str(recording.file))
+    wave = audio.as_wave(wave, str(recording.file))
     if wave.shape[-1] < MIN_SECONDS * file_rate:
         raise ValueError(
             f"{recording.file} lasts {wave.shape[-1] / file_rate:.2f} s; give at least {MIN_SECONDS:g} s, "
