@@ -56,7 +56,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from mgkit import MusicGen, audio
     from mgkit.generate import Settings
 
-    # Mistakes that are visible now are reported now, before minutes of work.
+    # Report these errors before minutes of work, not after.
     if arguments.out.suffix.lower() not in audio.FORMATS:
         raise ValueError(f"the output {arguments.out.name!r} must end in {', '.join(audio.FORMATS)}")
     if arguments.out.is_dir():

@@ -1,7 +1,7 @@
 """`python -m mgkit bench`: time to generate music, side by side with transformers on the same weights.
 
 The lower bound of a step is the time to read every weight of the language model once: bytes over memory bandwidth.
-Runs of the two alternate, so that a machine slowing down slows both; the ratio is the median over pairs of runs.
+Runs of the two alternate, and a machine slowing down slows both; the ratio is the median over pairs of runs.
 """
 
 import argparse
@@ -36,14 +36,14 @@ def random_small(folder: str) -> str:
 
 
 def mgkit_run(folder: str, seconds: float) -> tuple[Callable[[], object], MusicGen]:
-    """A function that generates `seconds` of music with guidance in mgkit, and its model."""
+    """A call generating `seconds` of music with guidance in mgkit, and its model."""
     model = MusicGen.get_pretrained(folder, device="cpu")
     model.set_generation_params(duration=seconds, use_sampling=False)
     return lambda: model.generate([TEXT]), model
 
 
 def transformers_run(folder: str, seconds: float, frame_rate: int) -> Callable[[], object]:
-    """A function that generates the same length of music in transformers."""
+    """A call generating the same length of music in transformers."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Model:
-    """The three parts of a MusicGen; `window` is the length in seconds of the clips that it was trained on."""
+    """The three parts of a MusicGen; `window` is the length of its training clips in seconds."""
 
     codec: Codec
     lm: LM
@@ -61,7 +61,7 @@ class Model:
     licence: str = "unknown: ask who made these weights"
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter of the three parts, with names that start with codec, lm or conditioner."""
+        """Every parameter under its full name: `codec.…`, `lm.…` or `conditioner.…`."""
         for part in ("codec", "lm", "conditioner"):
             yield from getattr(self, part).named_parameters(prefix=part)
 
@@ -138,7 +138,7 @@ def _from_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -
 
 
 def _read_window(folder: Path, frame_rate: int) -> float:
-    """Seconds of the longest piece that generation_config.json allows at once; 30 without one."""
+    """Window in seconds, from `max_length` in generation_config.json; 30 without one."""
     file = folder / "generation_config.json"
     frames = read_json(file).get("max_length") if file.exists() else None
     if frames is None:
@@ -169,7 +169,7 @@ def _codec_config(config: "EncodecConfig", codebooks: int, where: Path) -> Codec
 
 
 def _from_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
-    """A model from audiocraft's two files and the T5 that they name, found in the folder or on the hub."""
+    """A model from audiocraft's two files and their T5, which is in the folder or on the hub."""
     file = AudiocraftFile.read(folder / "state_dict.bin")
     t5 = _find_t5(folder, file.setting("conditioners.description.t5.name", str))
     text = _empty_text_encoder(t5, read_config(t5), device)
@@ -221,7 +221,7 @@ def _find_t5(folder: Path, name: str) -> Path:
 
 
 def _audiocraft_codec(path: Path) -> tuple[CodecConfig, dict[str, Read], Callable[[str], str]]:
-    """Config, tensors and naming of the codec in the file, or of the published codec that it points to."""
+    """Config, tensors and naming of the codec in the file, or of the published codec named in it."""
     content = read_bin(path)
     if "pretrained" in content:
         folder = hub.find(str(content["pretrained"]))
@@ -271,9 +271,9 @@ def _require_positive(where: Path, **sizes: object) -> None:
 
 
 def _empty_text_encoder(folder: Path, config: "PretrainedConfig", device: torch.device) -> TextEncoder:
-    """The folder's tokenizer, and a T5 encoder that is allocated and not yet filled."""
+    """The folder's tokenizer with a T5 encoder, allocated but not yet filled."""
     text = TextEncoder(read_tokenizer(folder), meta_t5(config, folder)).to_empty(device=device)
-    # One tensor with two names, of which `to_empty` makes two.
+    # `to_empty` separates these two names of one tensor.
     text.t5.encoder.embed_tokens.weight = text.t5.shared.weight
     return text
 
@@ -286,7 +286,7 @@ def _allocate(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
-    """A model around `text`, for inference, allocated and not yet filled."""
+    """A model around `text`, in inference mode, allocated but not yet filled."""
     with torch.device("meta"):
         model = Model(Codec(codec), LM(lm).to(dtype), Conditioner(text, lm.dim, melody_frames))
     for module in (model.codec, model.lm, *model.conditioner.children()):

@@ -24,7 +24,7 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
 
     Files already there are replaced only once all the new ones are written.
 
-    Raises: OSError for a disk that is full or read-only.
+    Raises: OSError for a full or read-only disk.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file

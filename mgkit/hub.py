@@ -36,7 +36,7 @@ T5_AND_CODEC = 169e6
 
 
 def embedded() -> Path:
-    """Folder of the model that ships with mgkit: in the installed package, or beside the package in a checkout."""
+    """Folder of nano: in the installed package, or beside the package in a checkout."""
     inside = Path(__file__).parent / "data" / "nano"
     return inside if inside.exists() else Path(__file__).parent.parent / "data" / "nano"
 

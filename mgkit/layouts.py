@@ -3,9 +3,8 @@
     Hugging Face   config.json, *.safetensors
     audiocraft     state_dict.bin (language model, projections), compression_state_dict.bin (codec)
 
-Both hold the same numbers. The tables rename every tensor of ours; `fill` copies each one out of the mapped file
-into the module, so that memory stays near one copy, and refuses a checkpoint with a tensor missing, left over or of
-another shape.
+Both hold the same numbers. The tables rename every tensor; `fill` copies one after the other from the mapped file
+into the module, which takes little more memory than one copy, and refuses missing, unknown and misshapen tensors.
 """
 
 import re
@@ -20,7 +19,7 @@ from mgkit.readers import Read, WeightsError
 
 # --- names of tensors ---------------------------------------------------------------------------------------------
 
-# Ours, theirs. `*` stands for one part of a name, `**` for the rest of it; the first row that fits counts.
+# Our name, their name. `*` matches one part of a name, `**` several; the first matching row applies.
 HUGGING_FACE = """
     conditioner.text.t5.**                   text_encoder.**
     conditioner.text_proj.*                  enc_to_dec_proj.*
@@ -41,9 +40,9 @@ HUGGING_FACE = """
     codec.*.*.weight                         audio_encoder.*.layers.*.conv.weight
     codec.*.*.bias                           audio_encoder.*.layers.*.conv.bias
     codec.*.*.block.*.*                      audio_encoder.*.layers.*.block.*.conv.*
-    codec.*.*.*                              audio_encoder.*.layers.*.lstm.*
+    codec.*.*.*h_l*                          audio_encoder.*.layers.*.lstm.*h_l*
 """
-# `/q`, `/k` and `/v` mark a third of the joint projection of an attention. T5 is not in audiocraft's files.
+# `/q`, `/k`, `/v`: that third of one joint projection. audiocraft's files do not contain T5.
 AUDIOCRAFT = """
     conditioner.text_proj.*                  condition_provider.conditioners.description.output_proj.*
     conditioner.melody_proj.*                condition_provider.conditioners.self_wav.output_proj.*
@@ -60,7 +59,7 @@ AUDIOCRAFT = """
     codec.*.*.weight                         *.model.*.conv.conv.weight
     codec.*.*.bias                           *.model.*.conv.conv.bias
     codec.*.*.block.*.*                      *.model.*.block.*.conv.conv.*
-    codec.*.*.*                              *.model.*.lstm.*
+    codec.*.*.*h_l*                          *.model.*.lstm.*h_l*
 """
 # Statistics of the codebooks' training, constants, and the second name of text_encoder.shared.weight.
 NOT_WEIGHTS = re.compile(
@@ -108,7 +107,7 @@ def _rules(table: str) -> list[tuple[re.Pattern[str], str]]:
 
 # --- names of settings --------------------------------------------------------------------------------------------
 
-# Our field, transformers' field, in both directions.
+# Our field: transformers' field, for loading and saving.
 LM_SETTINGS = {
     "dim": "hidden_size",
     "layers": "num_hidden_layers",
@@ -126,7 +125,7 @@ CODEC_SETTINGS = {
     "codebook_size": "codebook_size",
     "pad_mode": "pad_mode",
 }
-# The architecture of `codec.py`: these values of transformers' EncodecConfig, and no others.
+# Fields of transformers' EncodecConfig whose only supported value is the one in `codec.py`.
 CODEC_REQUIRED = {
     "model_type": "encodec",
     "audio_channels": 1,
@@ -155,7 +154,7 @@ def fill(
 ) -> None:
     """Copy every one of `parameters` out of `source`, folding weight norm and splitting joint projections.
 
-    Raises: WeightsError for a tensor that is missing, of another shape, or left over, by its name in the file.
+    Raises: WeightsError for a missing, misshapen or unknown tensor, by its name in the file.
     """
     source = {_one_spelling(name): read for name, read in source.items()}
     used: set[str] = set()
@@ -163,7 +162,7 @@ def fill(
     def take(name: str) -> Tensor:
         if name not in source:
             raise WeightsError(
-                f"{where} lacks the tensor {name!r}, which its config requires: files of two models may be mixed"
+                f"{where} lacks the tensor {name!r}, which its config requires; are these files of one model?"
             )
         used.add(name)
         return source[name]()
@@ -186,13 +185,12 @@ def fill(
             parameter.copy_(value)
     unused = [name for name in source if name not in used and not NOT_WEIGHTS.fullmatch(name)]
     if unused:
-        raise WeightsError(
-            f"{where} holds {len(unused)} tensors that no MusicGen of its config has, such as {unused[0]!r}"
-        )
+        more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+        raise WeightsError(f"{where} holds tensors unknown to a MusicGen of its config: {unused[0]!r}{more}")
 
 
 def _one_spelling(name: str) -> str:
-    """Spelling of a tensor's name in older versions of torch and of audiocraft's transposed convolutions."""
+    """Name of a tensor as older versions of torch spell weight norm, and without audiocraft's `convtr`."""
     name = name.replace("parametrizations.weight.original0", "weight_g")
     name = name.replace("parametrizations.weight.original1", "weight_v")
     return name.replace("convtr.convtr", "conv.conv")

@@ -1,7 +1,7 @@
-"""The files of a checkpoint, read: JSON, safetensors, audiocraft's .bin, and transformers' configs and tokenizers.
+"""Readers of a checkpoint's files: JSON, safetensors, audiocraft's .bin, transformers' configs and tokenizers.
 
-Errors are caught here, around each parser, and nowhere else while loading: a damaged file becomes a `WeightsError`
-of one sentence, and a bug of ours keeps its traceback.
+Loading catches errors here alone, around each parser: a damaged file becomes a `WeightsError` of one sentence, a bug
+in mgkit keeps its traceback.
 """
 
 import json
@@ -29,7 +29,7 @@ class WeightsError(ValueError):
 
 @contextmanager
 def reading(file: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Turn the `errors` that a parser raises for a damaged `file` into a WeightsError of one line."""
+    """Turn the `errors` of a parser for a damaged `file` into a WeightsError of one line."""
     try:
         yield
     except errors as error:
@@ -68,7 +68,7 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     if not any((folder / file).exists() for file in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{folder} lacks its tokenizer: expected tokenizer.json or spiece.model")
-    # `Exception` is the class that the tokenizers library raises; transformers adds KeyError, TypeError and others.
+    # The tokenizers library raises `Exception` itself; transformers adds KeyError, TypeError and others.
     with reading(folder / "tokenizer.json", Exception):
         return AutoTokenizer.from_pretrained(folder)
 
@@ -76,7 +76,7 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def meta_t5(config: "PretrainedConfig", folder: Path) -> "T5EncoderModel":
     """A T5 encoder of the shape in `config`, on the meta device.
 
-    Raises: WeightsError for a config of another architecture, or one that no T5 can have.
+    Raises: WeightsError for another architecture, or an impossible shape.
     """
     if config.model_type != "t5":
         raise WeightsError(f"{folder}: the text encoder is of type {config.model_type!r}; expected t5")
@@ -87,10 +87,10 @@ def meta_t5(config: "PretrainedConfig", folder: Path) -> "T5EncoderModel":
 
 
 def _t5_encoder() -> "type[T5EncoderModel]":
-    """transformers' T5 encoder, even if torchaudio is installed and cannot be imported.
+    """transformers' T5 encoder, even if an installed torchaudio cannot be imported.
 
-    Every model of transformers imports torchaudio if it is installed, and torchaudio raises OSError or RuntimeError
-    beside a torch of another version or build. Nothing here uses it: the second try goes without.
+    transformers imports torchaudio along with any model class, if it is installed. Built for another version of
+    torch, it raises OSError or RuntimeError. MusicGen does not need it: the second attempt hides it from transformers.
     """
     try:
         from transformers import T5EncoderModel
@@ -107,7 +107,7 @@ def _t5_encoder() -> "type[T5EncoderModel]":
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' warning of a special token outside the codebook, where MusicGen has it."""
+    """Silence transformers' warning about MusicGen's special token, which lies outside the codebook by design."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -119,7 +119,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def read_safetensors(folder: Path) -> tuple[dict[str, Read], dict[str, str]]:
-    """Reader of every tensor in the folder's `*.safetensors`, mapped and not loaded, and the files' metadata.
+    """Readers of every tensor in the folder's `*.safetensors`, which are mapped, and the files' metadata.
 
     Raises: WeightsError for a truncated file or one of another format.
     """
@@ -137,9 +137,9 @@ def read_safetensors(folder: Path) -> tuple[dict[str, Read], dict[str, str]]:
 
 
 def read_bin(file: Path) -> dict:
-    """The dict that `torch.save` wrote, mapped; tensors and plain values only, code in it is never run.
+    """The dict in a file of `torch.save`, mapped. Code in the file is refused and never run.
 
-    Raises: FileNotFoundError; WeightsError for a truncated file, or one with anything else in it.
+    Raises: FileNotFoundError; WeightsError for a truncated file, or anything but tensors and plain values.
     """
     if not file.exists():
         raise FileNotFoundError(
@@ -193,7 +193,7 @@ class AudiocraftFile:
         return {name: tensor.detach for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor `name`, whose shape says what the configuration does not."""
+        """The tensor `name`, for sizes missing from the configuration."""
         if name not in self.tensors:
             raise WeightsError(f"{self.path} lacks the tensor {name!r}, which every MusicGen has")
         return self.tensors[name]

@@ -1,10 +1,9 @@
-"""The published weights give the published numbers: run with a network and `pytest --hub tests/test_hub.py`.
+"""The published weights give the published numbers; with a network, run `pytest --hub tests/test_hub.py`.
 
-The numbers are those that transformers asserts of its own models (`tests/models/musicgen`, `musicgen_melody`), within
-its own tolerance, and there computed in single precision. It asserts no codes of the 32 kHz codec, so the codec is
-held to the waves it publishes (decoder), to logits after an audio prompt (encoder), and to transformers side by side.
-About 11 GB are downloaded, each model when its first test asks for it; a test whose weights are neither in the cache
-nor to be had is skipped.
+Numbers and tolerance come from transformers' own tests (`tests/models/musicgen`, `musicgen_melody`), which compute
+them in single precision. Those tests contain no codes of the 32 kHz codec; here the published waves test its decoder,
+logits after an audio prompt its encoder, and one test compares both with transformers. The downloads are about 11 GB,
+each model with its first test; tests of a model neither cached nor reachable are skipped.
 """
 
 import json
@@ -28,7 +27,7 @@ TEXTS = ["80s music", "Club techno"]
 
 @cache
 def reachable() -> bool:
-    """Whether the hub answers, asked once and for three seconds at most."""
+    """Whether the hub answers within three seconds."""
     from huggingface_hub import constants
 
     host = constants.ENDPOINT.removeprefix("https://").removeprefix("http://").split("/")[0]
@@ -41,7 +40,7 @@ def reachable() -> bool:
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a published model, downloaded where it is not in the cache; or the test is skipped."""
+    """Folder of a published model, downloaded unless it is cached; skips the test if it cannot be."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     hub_id = hub.PRESETS.get(name, name)
@@ -61,14 +60,14 @@ def model_of(name: str) -> MusicGen:
 
 
 def beeps(seconds: float) -> Tensor:
-    """A tone of 440 Hz [1, N], off and on by eighths of a second: the prompt of transformers' tests."""
+    """A tone of 440 Hz [1, N], off and on for an eighth of a second each: transformers' audio prompt."""
     time = torch.arange(int(seconds * RATE), dtype=torch.float64) / RATE
     on = (time % 0.25) / 0.25 >= 0.5
     return (torch.cos(2 * math.pi * 440 * time) * on).float()[None]
 
 
 def prompts(channels: int = 1) -> Tensor:
-    """Half a second of beeps after as much silence, and a second of beeps, [2, C, N]: a batch, padded on the left."""
+    """A batch [2, C, N] padded on the left: half a second of silence and of beeps; one second of beeps."""
     padded = torch.cat([torch.zeros(1, RATE // 2), beeps(0.5)], dim=-1)
     return torch.stack([padded, beeps(1.0)]).expand(-1, channels, -1)
 
@@ -83,14 +82,14 @@ def close(ours: Tensor, published: list[float] | list[list[float]]) -> bool:
 
 @torch.no_grad()
 def logits_of(model: MusicGen, steps: Tensor, melody: Tensor | None = None) -> Tensor:
-    """Logits [B, K, S, V] of steps for TEXTS."""
-    told = model.conditioner(model.conditioner.describe(TEXTS), melody)
+    """Logits [B, K, S, V] of `steps`, conditioned on TEXTS."""
+    condition = model.conditioner(model.conditioner.describe(TEXTS), melody)
     return model.lm(
         steps,
-        prefix=told.prefix,
-        prefix_mask=told.prefix_mask,
-        cross=told.cross,
-        cross_mask=told.cross_mask,
+        prefix=condition.prefix,
+        prefix_mask=condition.prefix_mask,
+        cross=condition.cross,
+        cross_mask=condition.cross_mask,
     )
 
 
@@ -102,7 +101,7 @@ def start(model: MusicGen) -> Tensor:
 # --- small ------------------------------------------------------------------------------------------------------
 
 
-def test_logits_of_small_after_a_text_are_the_published() -> None:
+def test_logits_of_small_after_a_text_match_the_published_ones() -> None:
     model = model_of("small")
     published = [
         *(-0.9708, -3.0149, -4.6415, -1.4754, -0.2786, -2.3523, -2.6049, -6.7467),
@@ -111,8 +110,8 @@ def test_logits_of_small_after_a_text_are_the_published() -> None:
     assert close(logits_of(model, start(model))[0, 0, 0, :16], published)
 
 
-def test_logits_of_small_after_an_audio_prompt_are_the_published() -> None:
-    """They are of the codes as they come, neither delayed nor after a start: that is what transformers' test feeds."""
+def test_logits_of_small_after_an_audio_prompt_match_the_published_ones() -> None:
+    """Undelayed codes without a start step, as in transformers' test."""
     model = model_of("small")
     published = [
         *(0.1841, -2.9324, -0.7898, 0.1857, 0.4971, -2.8685, -1.6525, -1.6541),
@@ -124,7 +123,7 @@ def test_logits_of_small_after_an_audio_prompt_are_the_published() -> None:
     assert close(logits_of(model, codes)[0, 0, -1, :16], published)
 
 
-def test_greedy_music_of_small_is_the_published() -> None:
+def test_greedy_music_of_small_matches_the_published_music() -> None:
     model = model_of("small")
     published = [
         *(-1.1998e-04, -2.2302e-04, 4.6296e-04, 1.0524e-03, 2.4827e-04),
@@ -134,7 +133,7 @@ def test_greedy_music_of_small_is_the_published() -> None:
     assert close(model.generate(TEXTS)[0, 0, :10], published)
 
 
-def test_guided_greedy_music_of_small_is_the_published() -> None:
+def test_guided_greedy_music_of_small_matches_the_published_music() -> None:
     model = model_of("small")
     published = [
         *(0.0283, 0.0246, 0.0650, 0.0640, 0.0599, 0.0711, 0.0420, 0.0112),
@@ -144,7 +143,7 @@ def test_guided_greedy_music_of_small_is_the_published() -> None:
     assert close(model.generate(TEXTS)[0, 0, :16], published)
 
 
-def test_greedy_continuation_of_small_is_the_published() -> None:
+def test_greedy_continuation_of_small_matches_the_published_music() -> None:
     model = model_of("small")
     published = [
         *(-0.0036, -0.0130, -0.0261, -0.0384, -0.0557, -0.0718, -0.0680, -0.0632),
@@ -157,7 +156,7 @@ def test_greedy_continuation_of_small_is_the_published() -> None:
 # --- stereo -----------------------------------------------------------------------------------------------------
 
 
-def test_unconditional_greedy_music_of_stereo_small_is_the_published() -> None:
+def test_unconditional_greedy_music_of_stereo_small_matches_the_published_music() -> None:
     model = model_of("stereo-small")
     left = [
         *(0.0017, 0.0004, 0.0004, 0.0005, 0.0002, 0.0002, -0.0002, -0.0013),
@@ -173,7 +172,7 @@ def test_unconditional_greedy_music_of_stereo_small_is_the_published() -> None:
     assert close(wave[0, :, :16], [left, right])
 
 
-def test_guided_greedy_continuation_of_stereo_small_is_the_published() -> None:
+def test_guided_greedy_continuation_of_stereo_small_matches_the_published_music() -> None:
     model = model_of("stereo-small")
     left = [
         *(0.2535, 0.2008, 0.1471, 0.0896, 0.0306, -0.0200, -0.0501, -0.0728),
@@ -192,8 +191,8 @@ def test_guided_greedy_continuation_of_stereo_small_is_the_published() -> None:
 # --- melody -----------------------------------------------------------------------------------------------------
 
 
-def test_logits_of_melody_after_a_text_are_the_published() -> None:
-    """Of `ylacombe/musicgen-melody`, which is `facebook/musicgen-melody` as first converted."""
+def test_logits_of_melody_after_a_text_match_the_published_ones() -> None:
+    """Published for `ylacombe/musicgen-melody`, the first conversion of `facebook/musicgen-melody`."""
     model = model_of("melody")
     published = [
         *(1.1100, -2.1065, -3.7699, -0.7102, 1.3707, -1.7028, -2.6802, -6.0367),
@@ -202,7 +201,7 @@ def test_logits_of_melody_after_a_text_are_the_published() -> None:
     assert close(logits_of(model, start(model))[0, 0, 0, :16], published)
 
 
-def test_logits_of_melody_after_a_melody_and_a_text_are_the_published() -> None:
+def test_logits_of_melody_after_a_melody_and_a_text_match_the_published_ones() -> None:
     model = model_of("melody")
     published = [
         [0.7479, 0.3742, 0.6253, -7.9405, 0.7105, -6.9995, 0.7792, -3.0482],
@@ -214,8 +213,8 @@ def test_logits_of_melody_after_a_melody_and_a_text_are_the_published() -> None:
     )
     if side == "right":
         waves[0] = waves[0].roll(-RATE // 2, dims=-1)
-    heard = torch.stack([classes(wave, RATE, model.conditioner.melody_frames) for wave in waves])
-    assert close(logits_of(model, start(model), heard)[0, 1:3, 0, 32:40], published)
+    chroma = torch.stack([classes(wave, RATE, model.conditioner.melody_frames) for wave in waves])
+    assert close(logits_of(model, start(model), chroma)[0, 1:3, 0, 32:40], published)
 
 
 # --- side by side with transformers -----------------------------------------------------------------------------
@@ -240,7 +239,7 @@ def test_greedy_tokens_are_the_same_in_transformers(name: str) -> None:
     kind = MusicgenForConditionalGeneration if name != "melody" else MusicgenMelodyForConditionalGeneration
     oracle = kind.from_pretrained(folder_of(name), dtype=torch.float32).eval()
     ids, mask = model.conditioner.text.tokens(TEXTS[:1])
-    told = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
     greedy(model, 100, coef=3.0)
     tokens = model.generate(TEXTS[:1], return_tokens=True)[1]
-    assert torch.equal(tokens, oracle_run(oracle, 100, **told)[1])
+    assert torch.equal(tokens, oracle_run(oracle, 100, **inputs)[1])

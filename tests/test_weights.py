@@ -1,4 +1,4 @@
-"""Weights go from either layout into the modules and out again: the same numbers, strictly, in one copy of memory."""
+"""Loading and saving: round trips between layouts, strictness, memory, precision, licences and names."""
 
 import json
 import os
@@ -32,7 +32,7 @@ Save = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
-    """The folder of a tiny model, "text" or "melody", as mgkit saves it. Not to be written to."""
+    """Folder of a tiny model, "text" or "melody", as mgkit saves it; read-only."""
 
     @cache
     def save(kind: str) -> Path:
@@ -45,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Save:
 
 @pytest.fixture(scope="module")
 def audiocraft(tmp_path_factory: pytest.TempPathFactory) -> Save:
-    """The folder of a tiny model of a kind of `filling.KINDS`, as audiocraft exports it. Not to be written to."""
+    """Folder of a tiny model of a kind in `filling.KINDS`, as audiocraft exports it; read-only."""
     return cache(lambda kind: filling.audiocraft_folder(tmp_path_factory.mktemp(kind), kind))
 
 
@@ -54,15 +54,15 @@ def load(folder: Path, **more: object) -> MusicGen:
 
 
 def oracle_of(folder: Path, melody: bool) -> PreTrainedModel:
-    """The folder in transformers, which must find all tensors that it looks for and no others."""
+    """The model in transformers, which must find every tensor it expects and no others."""
     kind = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
-    oracle, told = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    assert not any(told.values()), told
+    oracle, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
     return oracle.eval()
 
 
 def tensors(model: MusicGen) -> dict[str, Tensor]:
-    """Every tensor of the model by its name."""
+    """Every tensor of the model by name."""
     return {
         f"{part}.{name}": parameter
         for part in ("codec", "lm", "conditioner")
@@ -71,14 +71,14 @@ def tensors(model: MusicGen) -> dict[str, Tensor]:
 
 
 def difference(ours: MusicGen, theirs: MusicGen) -> float:
-    """The largest difference of any two tensors, as a part of the tensor's largest value."""
+    """Largest difference between corresponding tensors, relative to the largest value of each."""
     there = tensors(theirs)
     assert tensors(ours).keys() == there.keys()
     return max(float((p - there[name]).abs().max() / p.abs().max()) for name, p in tensors(ours).items())
 
 
 def copied(folder: Path, to: Path) -> Path:
-    """A copy of the folder, to be changed."""
+    """A writable copy of the folder."""
     to.mkdir(exist_ok=True)
     for file in folder.iterdir():
         if file.is_file():
@@ -87,7 +87,7 @@ def copied(folder: Path, to: Path) -> Path:
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """The folder after `change` of the tensors of its one safetensors file."""
+    """The folder, with `change` applied to the tensors in its safetensors file."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     return folder
@@ -97,40 +97,40 @@ def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tens
 
 
 @pytest.mark.parametrize("kind", filling.KINDS)
-def test_audiocrafts_layout_to_ours_to_hugging_faces_gives_the_same_tokens(
+def test_audiocraft_to_mgkit_to_hugging_face_gives_the_same_tokens(
     kind: str, audiocraft: Save, tmp_path: Path
 ) -> None:
     first = load(audiocraft(kind))
-    first.conditioner.text_proj.weight.mul_(0.2)  # louder, the text would drown what was played
+    first.conditioner.text_proj.weight.mul_(0.2)  # a louder text would hide differences in the melody
     first.save_pretrained(tmp_path)
     second, melody = load(tmp_path), kind.endswith("melody")
-    assert difference(first, second) < 1e-6  # the codec's weight norm is taken apart and folded again
+    assert difference(first, second) < 1e-6  # weight norm is split and folded again
     assert (first.max_duration, first.audio_channels) == (second.max_duration, second.audio_channels)
     assert first.codec.config == second.codec.config and first.lm.config == second.lm.config
 
-    texts, made = ["calm piano", "sad guitar"], []
+    texts, results = ["calm piano", "sad guitar"], []
     for model in (first, second):
         model.set_generation_params(use_sampling=False, duration=104 / 50)
         if melody:
-            made.append(model.generate_with_chroma(texts, tune(3), RATE, return_tokens=True))
+            results.append(model.generate_with_chroma(texts, tune(3), RATE, return_tokens=True))
         else:
-            made.append(model.generate(texts, return_tokens=True))
+            results.append(model.generate(texts, return_tokens=True))
     ids, mask = second.conditioner.text.tokens(texts)
-    told = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
     if melody:
         from transformers import MusicgenMelodyFeatureExtractor
 
         extractor = MusicgenMelodyFeatureExtractor.from_pretrained(tmp_path)
-        heard = extractor(tune(3)[None].expand(2, -1, -1), sampling_rate=RATE, return_tensors="pt")
-        told |= {"input_features": heard.input_features}
-    wave, tokens = oracle_run(oracle_of(tmp_path, melody), 104, **told)
+        features = extractor(tune(3)[None].expand(2, -1, -1), sampling_rate=RATE, return_tensors="pt")
+        inputs |= {"input_features": features.input_features}
+    wave, tokens = oracle_run(oracle_of(tmp_path, melody), 104, **inputs)
     assert len(tokens.unique()) > 8
-    for ours in made:
+    for ours in results:
         assert torch.equal(ours[1], tokens)
         assert (ours[0] - wave).abs().max() < 1e-5
 
 
-def test_hugging_faces_layout_to_ours_to_hugging_faces_changes_nothing(saved: Save, tmp_path: Path) -> None:
+def test_hugging_face_to_mgkit_to_hugging_face_changes_nothing(saved: Save, tmp_path: Path) -> None:
     load(saved("melody")).save_pretrained(tmp_path)
     first, second = (load_file(folder / "model.safetensors") for folder in (saved("melody"), tmp_path))
     assert first.keys() == second.keys()
@@ -140,7 +140,7 @@ def test_hugging_faces_layout_to_ours_to_hugging_faces_changes_nothing(saved: Sa
         assert json.loads((saved("melody") / file).read_text()) == json.loads((tmp_path / file).read_text())
 
 
-def test_saving_in_half_precision_loads_here_and_in_transformers(saved: Save, tmp_path: Path) -> None:
+def test_a_model_saved_in_half_precision_loads_in_mgkit_and_transformers(saved: Save, tmp_path: Path) -> None:
     whole = load(saved("text"))
     whole.save_pretrained(tmp_path, torch.float16)
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}
@@ -149,23 +149,23 @@ def test_saving_in_half_precision_loads_here_and_in_transformers(saved: Save, tm
     assert 1e-6 < difference(whole, half) < 2e-3
     half.set_generation_params(use_sampling=False, duration=104 / 50)
     ids, mask = half.conditioner.text.tokens(["calm piano"])
-    told = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "guidance_scale": 3.0}
     tokens = half.generate(["calm piano"], return_tokens=True)[1]
-    assert torch.equal(tokens, oracle_run(oracle_of(tmp_path, melody=False), 104, **told)[1])
+    assert torch.equal(tokens, oracle_run(oracle_of(tmp_path, melody=False), 104, **inputs)[1])
 
 
-def test_files_of_audiocraft_in_half_precision_load(audiocraft: Save, tmp_path: Path) -> None:
-    """As they are published."""
+def test_audiocraft_files_in_half_precision_load(audiocraft: Save, tmp_path: Path) -> None:
+    """The published files are in half precision."""
     half = load(filling.audiocraft_folder(tmp_path, "melody", half=True))
     assert {parameter.dtype for parameter in tensors(half).values()} == {torch.float32}
     whole = load(audiocraft("melody"))
-    here, there = tensors(half), tensors(whole)
-    for name in here:
+    ours, theirs = tensors(half), tensors(whole)
+    for name in ours:
         if "text.t5" not in name:
-            assert (here[name] - there[name]).abs().max() <= 1e-3 * there[name].abs().max()
+            assert (ours[name] - theirs[name]).abs().max() <= 1e-3 * theirs[name].abs().max()
 
 
-def test_a_pointer_to_a_published_codec_is_followed(
+def test_a_reference_to_a_published_codec_is_followed(
     audiocraft: Save, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     oracle, codec_folder = oracle_of(saved("text"), melody=False), tmp_path / "encodec"
@@ -188,7 +188,7 @@ def test_a_pointer_to_a_published_codec_is_followed(
     assert torch.equal(model.lm.heads[0].weight, load(audiocraft("small")).lm.heads[0].weight)
 
 
-# --- spellings and files ----------------------------------------------------------------------------------------
+# --- variants of names and files --------------------------------------------------------------------------------
 
 OLD = ("weight_g", "weight_v")
 NEW = ("parametrizations.weight.original0", "parametrizations.weight.original1")
@@ -203,12 +203,16 @@ def respelled(state: dict[str, Tensor], old: tuple[str, str], new: tuple[str, st
     return state
 
 
-def test_weight_norm_of_hugging_face_loads_in_its_older_spelling(saved: Save, tmp_path: Path) -> None:
+def test_weight_norm_in_the_hugging_face_layout_loads_under_its_older_names(
+    saved: Save, tmp_path: Path
+) -> None:
     folder = rewritten(copied(saved("text"), tmp_path), lambda state: respelled(state, NEW, OLD))
     assert difference(load(folder), load(saved("text"))) == 0
 
 
-def test_weight_norm_of_audiocraft_loads_in_its_newer_spelling(audiocraft: Save, tmp_path: Path) -> None:
+def test_weight_norm_in_audiocraft_layout_loads_under_its_newer_names(
+    audiocraft: Save, tmp_path: Path
+) -> None:
     folder = filling.audiocraft_folder(tmp_path, "small")
     file = folder / "compression_state_dict.bin"
     checkpoint = torch.load(file, weights_only=True)
@@ -218,7 +222,7 @@ def test_weight_norm_of_audiocraft_loads_in_its_newer_spelling(audiocraft: Save,
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if "text.t5" not in name)
 
 
-def test_weights_in_several_files_load(saved: Save, tmp_path: Path) -> None:
+def test_sharded_weights_load(saved: Save, tmp_path: Path) -> None:
     oracle_of(saved("melody"), melody=True).save_pretrained(tmp_path, max_shard_size="400KB")
     for file in saved("melody").glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -226,8 +230,8 @@ def test_weights_in_several_files_load(saved: Save, tmp_path: Path) -> None:
     assert difference(load(tmp_path), load(saved("melody"))) < 1e-6
 
 
-def test_t5s_table_loads_under_either_of_its_names(saved: Save, tmp_path: Path) -> None:
-    """transformers writes it under one, published files hold one or both."""
+def test_the_embedding_of_t5_loads_under_either_name(saved: Save, tmp_path: Path) -> None:
+    """transformers writes one of them; published files have one or both."""
     shared, tied = "text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight"
 
     def other(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -274,7 +278,7 @@ def test_a_tensor_of_another_shape_is_named(name: str, saved: Save, tmp_path: Pa
 )
 def test_an_unknown_tensor_is_named(name: str, saved: Save, tmp_path: Path) -> None:
     folder = rewritten(copied(saved("text"), tmp_path), lambda state: state | {name: torch.zeros(3)})
-    with pytest.raises(ValueError, match=f"1 tensors? that no MusicGen.*'{name}'"):
+    with pytest.raises(ValueError, match=f"unknown to a MusicGen.*: '{name}'$"):
         load(folder)
 
 
@@ -288,19 +292,19 @@ def test_an_unknown_tensor_is_named(name: str, saved: Save, tmp_path: Path) -> N
         ("compression_state_dict.bin", "decoder.model.1.lstm.weight_ih_l1"),
     ],
 )
-def test_tensors_of_audiocraft_are_missed_refused_and_measured_by_name(
+def test_a_missing_unknown_or_misshapen_tensor_of_audiocraft_is_named(
     file: str, name: str, tmp_path: Path
 ) -> None:
     folder = filling.audiocraft_folder(tmp_path, "small")
     checkpoint = torch.load(folder / file, weights_only=True)
     state, tensor = checkpoint["best_state"], checkpoint["best_state"].pop(name)
-    for changed, said in (
+    for changed, message in (
         (state, f"lacks the tensor '{name}'"),
-        (state | {name: tensor, "extra": torch.zeros(2)}, "1 tensors that no MusicGen.*'extra'"),
+        (state | {name: tensor, "extra": torch.zeros(2)}, "unknown to a MusicGen.*: 'extra'$"),
         (state | {name: tensor[:-1].clone()}, f"'{name}' is .*; the config asks for"),
     ):
         torch.save({**checkpoint, "best_state": changed}, folder / file)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             load(folder)
 
 
@@ -314,7 +318,7 @@ def test_tensors_of_audiocraft_are_missed_refused_and_measured_by_name(
         ("conditioners.description.t5.name", ("name: t5-base", "name: 5")),
     ],
 )
-def test_a_setting_of_audiocraft_that_is_absent_or_wrong_is_named(
+def test_a_missing_or_invalid_setting_of_audiocraft_is_named(
     setting: str, change: tuple[str, str], tmp_path: Path
 ) -> None:
     file = filling.audiocraft_folder(tmp_path, "small") / "state_dict.bin"
@@ -325,12 +329,12 @@ def test_a_setting_of_audiocraft_that_is_absent_or_wrong_is_named(
         load(tmp_path)
 
 
-# --- errors of libraries, and our own ---------------------------------------------------------------------------
+# --- bugs, and broken libraries ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mgkit.checkpoint.LM", "mgkit.checkpoint.fill", "mgkit.checkpoint.delays"])
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), RuntimeError("a bug")])
-def test_a_bug_of_ours_keeps_its_class_and_traceback(
+def test_a_bug_in_mgkit_is_not_reported_as_a_damaged_file(
     name: str, error: Exception, audiocraft: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **named: object) -> None:
@@ -356,10 +360,10 @@ except Exception as error:
 
 
 @pytest.mark.parametrize("error", ["OSError", "RuntimeError", "ImportError"])
-def test_a_torchaudio_that_cannot_be_imported_breaks_nothing_and_stays_visible(
+def test_a_broken_torchaudio_does_not_break_loading_and_still_reports_itself(
     error: str, saved: Save, tmp_path: Path
 ) -> None:
-    """transformers imports it with any model; afterwards `import torchaudio` still raises its own error."""
+    """transformers imports torchaudio with any model."""
     (tmp_path / "path" / "torchaudio").mkdir(parents=True)
     broken = f"raise {error}('libcudart.so.13: cannot open shared object file')\n"
     (tmp_path / "path" / "torchaudio" / "__init__.py").write_text(broken)
@@ -375,7 +379,7 @@ def test_a_torchaudio_that_cannot_be_imported_breaks_nothing_and_stays_visible(
     assert difference(load(tmp_path / "again"), load(saved("text"))) < 1e-6
 
 
-# --- memory, precision and place --------------------------------------------------------------------------------
+# --- memory, precision and device -------------------------------------------------------------------------------
 
 MEASURE = """
 import resource, sys, threading, torch
@@ -385,7 +389,7 @@ def anonymous():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
 
-MusicGen.get_pretrained(sys.argv[1], "cpu")  # what the first load imports is not the model's
+MusicGen.get_pretrained(sys.argv[1], "cpu")  # the first load also imports modules
 before, most, done = anonymous(), 0, threading.Event()
 
 def watch():
@@ -405,10 +409,12 @@ print((most - before) / size, size)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures memory as Linux tells it")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the memory of the process from Linux"
+)
 @pytest.mark.parametrize("layout", ["hugging face", "audiocraft"])
 def test_loading_takes_little_more_memory_than_one_copy(layout: str, saved: Save, tmp_path: Path) -> None:
-    """Of its own: the pages of a mapped file are the file's, and leave when memory is short."""
+    """Anonymous memory only: the kernel drops the pages of a mapped file when memory is short."""
     model = tiny(melody=True)
     config = LMConfig(dim=768, layers=6, heads=12, feed_forward=3072, codebook_size=32, cross_attention=False)
     with torch.device("meta"):
@@ -424,7 +430,7 @@ def test_loading_takes_little_more_memory_than_one_copy(layout: str, saved: Save
     else:
         folder = filling.audiocraft_folder(tmp_path, "melody")
         checkpoint = torch.load(folder / "state_dict.bin", weights_only=True)
-        checkpoint["best_state"] = in_audiocrafts_names(lm, checkpoint["best_state"])
+        checkpoint["best_state"] = with_audiocraft_names(lm, checkpoint["best_state"])
         checkpoint["xp.cfg"] = checkpoint["xp.cfg"].replace("num_heads: 2", "num_heads: 12")
         torch.save(checkpoint, folder / "state_dict.bin")
     ran = subprocess.run(
@@ -439,8 +445,8 @@ def test_loading_takes_little_more_memory_than_one_copy(layout: str, saved: Save
     assert 0.9 < copies < 1.3
 
 
-def in_audiocrafts_names(lm: torch.nn.Module, small: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of another language model, with the projections of `small` made as wide."""
+def with_audiocraft_names(lm: torch.nn.Module, small: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of `lm` under audiocraft's names, with zeros for the projections in `small`."""
     state = {f"emb.{k}.weight": table.weight for k, table in enumerate(lm.embeddings)}
     state |= {f"linears.{k}.weight": head.weight for k, head in enumerate(lm.heads)}
     state |= {f"out_norm.{name}": parameter for name, parameter in lm.norm.named_parameters()}
@@ -460,7 +466,7 @@ def in_audiocrafts_names(lm: torch.nn.Module, small: dict[str, Tensor]) -> dict[
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_language_model_takes_the_precision_that_is_chosen(dtype: torch.dtype, saved: Save) -> None:
+def test_dtype_is_the_precision_of_the_language_model_alone(dtype: torch.dtype, saved: Save) -> None:
     model = load(saved("melody"), dtype=dtype)
     assert {parameter.dtype for parameter in model.lm.parameters()} == {dtype}
     others = [*model.codec.parameters(), *model.conditioner.parameters()]
@@ -471,7 +477,7 @@ def test_the_language_model_takes_the_precision_that_is_chosen(dtype: torch.dtyp
     assert tokens.dtype == torch.long
 
 
-def test_on_a_cpu_the_precision_is_single_and_nothing_learns(saved: Save) -> None:
+def test_on_a_cpu_the_model_is_in_single_precision_without_gradients(saved: Save) -> None:
     model = load(saved("text"))
     for part in (model.codec, model.lm, model.conditioner):
         assert not part.training
@@ -481,7 +487,7 @@ def test_on_a_cpu_the_precision_is_single_and_nothing_learns(saved: Save) -> Non
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_precision_is_half_and_logits_are_near_those_of_the_cpu(saved: Save) -> None:
+def test_on_a_gpu_the_model_is_in_half_precision_with_logits_near_the_cpu_ones(saved: Save) -> None:
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA GPU")
     model, here = MusicGen.get_pretrained(str(saved("text")), "cuda"), load(saved("text"))
@@ -503,15 +509,15 @@ def test_on_a_gpu_the_precision_is_half_and_logits_are_near_those_of_the_cpu(sav
 @pytest.mark.parametrize(
     "name", ["small", "stereo-melody", "facebook/musicgen-large", "facebook/audiogen-medium"]
 )
-def test_the_licence_of_facebooks_weights_is_said_in_a_line_and_in_files(
+def test_the_licence_of_facebook_weights_is_printed_and_written_to_files(
     name: str, saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(hub, "find", lambda asked: saved("text"))
     model = MusicGen.get_pretrained(name, "cpu")
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1
-    assert name in said.err and "CC-BY-NC 4.0" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1
+    assert name in printed.err and "CC-BY-NC 4.0" in printed.err
     assert model.licence == hub.CC_BY_NC
     model.set_generation_params(duration=0.1)
     model.generate(["calm piano"])
@@ -519,34 +525,32 @@ def test_the_licence_of_facebooks_weights_is_said_in_a_line_and_in_files(
     for ending in audio.FORMATS:
         path = audio.write(tmp_path / f"a{ending}", noise(1, RATE), RATE, manifest=model.manifests[0])
         assert "CC-BY-NC" in audio.read_manifest(path)["licence"]
-        if ending in (".flac", ".ogg"):  # the formats that have a tag for it
+        if ending in (".flac", ".ogg"):  # formats with a tag for the licence
             assert "CC-BY-NC" in soundfile.SoundFile(path).license
     model.save_pretrained(tmp_path / "again")
     with safe_open(tmp_path / "again" / "model.safetensors", "pt") as file:
         assert "CC-BY-NC" in file.metadata()["licence"]
     monkeypatch.undo()
-    assert load(tmp_path / "again").licence == hub.CC_BY_NC  # it stays what it was under another name
+    assert load(tmp_path / "again").licence == hub.CC_BY_NC  # also under another name
 
 
-def test_our_own_licence_needs_no_line(saved: Save, capsys: pytest.CaptureFixture) -> None:
+def test_the_licence_of_mgkit_weights_is_not_printed(saved: Save, capsys: pytest.CaptureFixture) -> None:
     assert load(saved("text")).licence == hub.MIT
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_licence_that_is_unknown_is_said_to_be(
+def test_an_unknown_licence_is_printed_as_unknown(
     saved: Save, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = rewritten(copied(saved("text"), tmp_path), lambda state: state)  # the file no longer says
+    folder = rewritten(copied(saved("text"), tmp_path), lambda state: state)  # without the metadata
     assert load(folder).licence.startswith("unknown")
     assert "unknown" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("said", "licence"), [("cc-by-nc-4.0", hub.CC_BY_NC), ("mit", "mit")])
-def test_a_model_card_beside_the_weights_says_the_licence(
-    said: str, licence: str, saved: Save, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("field", "licence"), [("cc-by-nc-4.0", hub.CC_BY_NC), ("mit", "mit")])
+def test_the_licence_is_read_from_a_model_card(field: str, licence: str, saved: Save, tmp_path: Path) -> None:
     folder = rewritten(copied(saved("text"), tmp_path), lambda state: state)
-    (folder / "README.md").write_text(f"---\ntags:\n- musicgen\nlicense: {said}\n---\n# A model\n")
+    (folder / "README.md").write_text(f"---\ntags:\n- musicgen\nlicense: {field}\n---\n# A model\n")
     assert load(folder).licence == licence
 
 
@@ -569,10 +573,10 @@ def test_without_a_network_one_sentence_names_the_command(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError) as raised:
         MusicGen.get_pretrained(name, "cpu")
-    said = str(raised.value)
-    assert len(said.splitlines()) == 1
-    assert f"python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}" in said
-    assert raised.value.__suppress_context__  # and no page of what went wrong before
+    message = str(raised.value)
+    assert len(message.splitlines()) == 1
+    assert f"python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}" in message
+    assert raised.value.__suppress_context__  # no traceback of the earlier error
 
 
 def test_the_nearest_name_is_suggested() -> None:
@@ -586,10 +590,9 @@ def test_the_nearest_name_is_suggested() -> None:
             hub.find(name)
 
 
-def test_a_folder_that_is_named_like_a_model_is_not_taken_for_a_preset(
+def test_a_folder_comes_before_a_preset_of_the_same_name(
     saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder is nearer; what it holds is what loads."""
     copied(saved("text"), tmp_path / "small")
     monkeypatch.chdir(tmp_path)
     assert hub.find("small") == Path("small")
