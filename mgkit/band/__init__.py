@@ -1,1 +1,1 @@
-"""Composes, renders and captions the music that the small model learns from."""
+"""The synthetic training data of the small model: composed, rendered and captioned music."""

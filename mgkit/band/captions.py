@@ -1,6 +1,6 @@
-"""What is held out of training, and captions of a piece: templates times synonyms, partial and shuffled.
+"""Captions of a piece: sentence templates or shuffled tags, with synonyms, naming some of its attributes.
 
-Everything that the model must not see while it learns is declared at the top of this file, once.
+The top of this file declares everything held out of training: seeds, tunes, pairs, synonyms, a soundfont.
 """
 
 import random
@@ -8,8 +8,8 @@ import re
 
 from mgkit.band.piece import Attribute, Piece
 
-# What is held out: training seeds count from 0. Validation pieces and captions follow the rules of training;
-# only test seeds may draw what stands here.
+# Training seeds count from 0. Validation pieces follow the rules of training; only test seeds draw held-out
+# values.
 FIRST_VALID_SEED, FIRST_TEST_SEED = 10_000_000, 20_000_000
 HELD_OUT_TUNES = ("scarborough fair", "minuet in g", "oh susanna")
 HELD_OUT_PAIRS = (
@@ -24,9 +24,10 @@ HELD_OUT_SYNONYMS = frozenset((
     "unhurried", "medium pace", "rapid", "skeletal", "even", "lush", "percussion section", "beatless",
     "three four", "four four"
 ))  # fmt: skip
-MEASURING_FONT = "musescore"  # the second soundfont: for measuring only, never for training audio
+# The second soundfont is for evaluation only, never for training audio.
+MEASURING_FONT = "musescore"
 
-# The last synonym of each value is the held-out one.
+# Synonyms of each attribute value, its plain name first and the held-out one last.
 WORDS: dict[str, dict[Attribute, tuple[str, ...]]] = {
     "lead": {
         "piano": ("piano", "grand piano", "piano solo", "acoustic piano", "solo piano", "upright piano",
@@ -133,7 +134,8 @@ KEYS = (
     ("b",)
 )  # fmt: skip
 
-# A slot stands for one synonym; {bpm} for "120 bpm" and its like, {key} for "d minor", {kit} for the drums.
+# A slot is filled with a synonym; {bpm} with "120 bpm" or similar, {key} with "d minor", {kit} with the
+# drums.
 SENTENCES = (
     "a {tempo} {style} piece for {lead} in {key}, {kit}",
     "{mood} {style} with {lead}, {kit}, {bpm}",
@@ -175,12 +177,12 @@ TUNE_FORMS = ("the tune of {tune}", "{tune}", "melody of {tune}", "playing {tune
 
 
 def tempo_word(tempo: int) -> str:
-    """'slow' below 84 beats a minute, 'fast' from 116, 'moderate' between."""
+    """'slow' below 84 beats per minute, 'fast' from 116, 'moderate' in between."""
     return "slow" if tempo < 84 else "moderate" if tempo < 116 else "fast"
 
 
 def synonyms(attribute: str, value: str | int | bool, held_out: bool = False) -> tuple[str, ...]:
-    """The words for a value that training may use; with `held_out` those that it may not.
+    """Synonyms of a value for training, or those held out from it.
 
     >>> synonyms("lead", "marimba", held_out=True)
     ('wooden bars',)
@@ -189,9 +191,9 @@ def synonyms(attribute: str, value: str | int | bool, held_out: bool = False) ->
 
 
 def captions(piece: Piece, seed: int, n: int, *, held_out: bool = False) -> list[str]:
-    """n captions of a piece, each true and naming some of its attributes; the same for the same seed.
+    """`n` true captions of a piece, each naming some of its attributes; deterministic in the seed.
 
-    With `held_out` every value that has a held-out synonym is named by it: for measuring, never for training.
+    With `held_out`, held-out synonyms are used wherever there are any: for evaluation, never for training.
     """
     rng = random.Random(seed * 7919 + 17)
     return [_caption(piece, rng, held_out) for _ in range(n)]
@@ -200,7 +202,8 @@ def captions(piece: Piece, seed: int, n: int, *, held_out: bool = False) -> list
 def _caption(piece: Piece, rng: random.Random, held_out: bool) -> str:
     def word(attribute: str, value: str | int | bool) -> str:
         words = synonyms(attribute, value, held_out) or synonyms(attribute, value)
-        plain = 0.4 if not held_out else 0.0  # the first word is the value's plain name: it comes most often
+        # The plain name of the value is the most frequent one in training captions.
+        plain = 0.4 if not held_out else 0.0
         return words[0] if rng.random() < plain else rng.choice(words)
 
     near = 5 * round(piece.tempo / 5)

@@ -2,7 +2,8 @@
 
     seed -> attributes (drawn, unless fixed) -> chords per bar -> melody, chords, bass, pad, drums -> Piece
 
-Inside this file notes are (start in beats, length in beats, MIDI pitch, velocity); `compose` turns beats into seconds.
+Inside this file notes are (start in beats, length in beats, MIDI pitch, velocity); `compose` turns beats into
+seconds.
 """
 
 import math
@@ -62,8 +63,8 @@ class Fixed(TypedDict, total=False):
 def compose(seed: int, *, seconds: float = 10.0, **fixed: Unpack[Fixed]) -> Piece:
     """A piece that fills `seconds`: deterministic in the seed, with the attributes in `fixed` as given.
 
-    Seeds below `FIRST_TEST_SEED` never draw a held-out tune or pair, but a fixed one is used. A tune implies its
-    mode and meter; a mood implies its mode and a range of tempos.
+    Seeds below `FIRST_TEST_SEED` never draw a held-out tune or pair, but fixed ones are used. A tune implies
+    its mode and meter; a mood implies its mode and a range of tempos.
 
     Raises: ValueError for an unknown attribute or value, and for attributes that contradict each other.
 
@@ -129,10 +130,14 @@ def _draw_attributes(rng: random.Random, seed: int, fixed: Fixed) -> Piece:
     mood_mode, pace = MOODS[mood] if mood else (None, None)
     fixed_mode = fixed.get("mode", mood_mode)
 
-    # Every default below is drawn even if the attribute is fixed, so that fixing one leaves the others as they were.
-    tunes = [title for title, tune in TUNES.items()
-             if (held_out or title not in HELD_OUT_TUNES) and fixed_mode in (None, tune.mode)
-             and fixed.get("meter", tune.meter) == tune.meter]  # fmt: skip
+    # Every default below is drawn even if its attribute is fixed: fixing one leaves the others unchanged.
+    tunes = [
+        title
+        for title, tune in TUNES.items()
+        if (held_out or title not in HELD_OUT_TUNES)
+        and fixed_mode in (None, tune.mode)
+        and fixed.get("meter", tune.meter) == tune.meter
+    ]
     title = None
     if rng.random() < 0.15 or "tune" in fixed:
         title = fixed.get("tune", rng.choice(tunes or [None]))
@@ -153,8 +158,8 @@ def _draw_attributes(rng: random.Random, seed: int, fixed: Fixed) -> Piece:
 
     if mood not in (None, resulting_mood):
         raise ValueError(
-            f"mood {mood!r} is {' and '.join(MOODS[mood])}, but {mode!r} at {tempo} bpm is {resulting_mood!r}; "
-            "fix the mood, or the mode and tempo, but not both"
+            f"mood {mood!r} is {' and '.join(MOODS[mood])}, but {mode!r} at {tempo} bpm is "
+            f"{resulting_mood!r}; fix the mood, or the mode and tempo, but not both"
         )
     if title and (mode, meter) != (TUNES[title].mode, TUNES[title].meter):
         raise ValueError(
@@ -162,9 +167,19 @@ def _draw_attributes(rng: random.Random, seed: int, fixed: Fixed) -> Piece:
             "leave out mode and meter if you fix a tune"
         )
     return Piece(
-        seed=seed, style=style, lead=lead, key=key, mode=mode, tempo=tempo, meter=meter, mood=resulting_mood,
-        density=density, drums=drums, tune=title, tracks=(),
-    )  # fmt: skip
+        seed=seed,
+        style=style,
+        lead=lead,
+        key=key,
+        mode=mode,
+        tempo=tempo,
+        meter=meter,
+        mood=resulting_mood,
+        density=density,
+        drums=drums,
+        tune=title,
+        tracks=(),
+    )
 
 
 def _validate(fixed: Fixed) -> None:
@@ -241,7 +256,7 @@ def _play_tune(tune: Tune, first_bar: int, key: int, centre: int, n_bars: int) -
 def _invent_melody(
     rng: random.Random, style: Style, piece: Piece, harmony: list[list[Chord]], centre: int
 ) -> Iterator[Note]:
-    """A melody of motifs: bars with the same letter in the form share rhythm and contour, fitted to the current chord."""
+    """A melody of motifs: bars with the same letter share rhythm and contour, fitted to the current chord."""
     meter, key, mode = piece.meter, piece.key, piece.mode
     rhythms = list(RHYTHMS[meter, piece.density])
     if piece.style in ("latin", "reggae", "jazz") and meter == 4 and piece.density != "sparse":
@@ -297,7 +312,7 @@ def _nearest(ladder: list[int], pitch: int) -> int:
 
 
 def _hits(pattern: str, harmony: list[list[Chord]], meter: int) -> Iterator[tuple[float, float, str, Chord]]:
-    """(beat, length in beats, sign, chord) of a pattern in every bar; a held note is struck again at a chord change."""
+    """(beat, length in beats, sign, chord) of a pattern in every bar, split at chord changes."""
     signs = [(step, sign) for step, sign in enumerate(pattern[: 4 * meter]) if sign != "."]
     ends = [step for step, _ in signs[1:]] + [4 * meter]
     for bar, chords in enumerate(harmony):
@@ -358,7 +373,7 @@ def _bass_part(pattern: str, style: Style, harmony: list[list[Chord]], meter: in
 
 
 def _drum_part(rng: random.Random, style: Style, meter: int, level: int, n_bars: int) -> Iterator[Note]:
-    """The style's beat; most fourth bars end in a fill, and eight-bar sections open with a crash cymbal."""
+    """The style's beat; most fourth bars end in a fill, eight-bar sections open with a crash cymbal."""
     for bar in range(n_bars):
         fill = bar % 4 == 3 and rng.random() < 0.7
         for key, pattern in (style.beat if meter == 4 else WALTZ_BEAT).items():
@@ -381,7 +396,9 @@ def _drum_part(rng: random.Random, style: Style, meter: int, level: int, n_bars:
 
 
 def _swing(beat: float, amount: float) -> float:
-    """The time of a beat under swing: with `amount` 1 the off-beat eighth falls on the last note of a triplet."""
+    """The time of a beat under swing: with `amount` 1 the off-beat eighth falls on the last note of a
+    triplet.
+    """
     whole, part = divmod(beat, 1)
     off = 0.5 + amount / 6
     return whole + (part * off / 0.5 if part <= 0.5 else off + (part - 0.5) * (1 - off) / 0.5)

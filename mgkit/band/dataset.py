@@ -68,8 +68,14 @@ def write_dataset(
     from mgkit import audio
 
     folder = Path(folder)
-    metadata: Metadata = {"clips": clips, "samples": round(seconds * RATE), "rate": RATE, "seconds": seconds,
-                          "first_seed": first_seed, "soundfont": soundfont}  # fmt: skip
+    metadata: Metadata = {
+        "clips": clips,
+        "samples": round(seconds * RATE),
+        "rate": RATE,
+        "seconds": seconds,
+        "first_seed": first_seed,
+        "soundfont": soundfont,
+    }
     finished = folder / "dataset.json"
     if finished.is_file() and json.loads(finished.read_text()) == metadata:
         return

@@ -1,4 +1,4 @@
-"""Frame labels of a piece: the key, beat, notes and drums that sound in each codec frame.
+"""Frame labels of a piece: key, beat, notes, drums and other attributes at each codec frame.
 
 Letters: T frames.
 
@@ -29,10 +29,12 @@ DRUM_GROUPS = {
     "light": (42, 44, 46, 49, 51, 53, 56, 70, 76, 81),
 }
 
-# Categorical labels: number of classes. `beat` is the beat of the bar, `phase` the sixteenth of the beat; class 0 of
-# `melody` and `bass` is silence, the others are MIDI pitches from LOWEST_PITCH and pitch classes.
-CLASSES = {"key": 24, "tempo": 26, "lead": len(LEADS), "style": len(STYLES), "meter": 2, "density": 3, "drums": 2,
-           "beat": 4, "phase": 16, "melody": 62, "bass": 13}  # fmt: skip
+# Categorical labels: number of classes. `beat` is the beat of the bar, `phase` the sixteenth of the beat;
+# class 0 of `melody` and `bass` is silence, the others are MIDI pitches from LOWEST_PITCH and pitch classes.
+CLASSES = {
+    "key": 24, "tempo": 26, "lead": len(LEADS), "style": len(STYLES), "meter": 2, "density": 3,
+    "drums": 2, "beat": 4, "phase": 16, "melody": 62, "bass": 13,
+}  # fmt: skip
 
 # Binary labels: pitch classes of the harmony (chords, pad and bass), melody onsets, drum strokes by kind.
 BINARY = (*(f"harmony {pitch_class}" for pitch_class in range(12)), "onset", *DRUM_GROUPS)
@@ -83,7 +85,7 @@ def dataset_labels(rows: Sequence[Mapping[str, object]], seconds: float, frames:
 
     `rows` are the lines of pieces.jsonl; each piece is composed again from its seed.
 
-    Raises: ValueError for clips that were not composed here, and if a seed now gives a different piece.
+    Raises: ValueError for clips from elsewhere, and if a seed now composes a different piece.
     """
     if any("seed" not in row for row in rows):
         raise ValueError(

@@ -45,6 +45,6 @@ class Piece:
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Self:
-        """The piece without its tracks, from `attributes()` or a line of pieces.jsonl: enough to caption it."""
+        """A piece without tracks, from `attributes()` or a line of pieces.jsonl: enough to caption it."""
         names = cls.__dataclass_fields__.keys() - {"tracks"}
         return cls(**{name: attributes[name] for name in names}, tracks=())

@@ -1,4 +1,4 @@
-"""Pieces of the band to look at and to listen to: piano rolls, captions and players, one HTML page."""
+"""Previews of composed pieces: piano rolls, captions and players, in notebooks or on one HTML page."""
 
 import argparse
 from pathlib import Path
@@ -14,16 +14,13 @@ from mgkit.lab import figures
 from mgkit.melody import PITCH_CLASSES
 
 ROLES = {"melody": "#c2410c", "chords": "#2a7fbf", "bass": "#3f3f46", "pad": "#9db8cc", "drums": "#8a8f98"}
-SAID = 3  # captions shown of a piece
+CAPTIONS = 3  # shown per piece
 
 
 def piano_roll(piece: Piece, seconds: float = 10.0) -> figures.Picture:
-    """Picture of who plays which note when: MIDI pitch over seconds, a colour for each role, the drums below.
-
-    Loud notes are strong, soft ones pale.
-    """
+    """Piano roll: MIDI pitch over seconds, one colour per role, drums below; opacity shows velocity."""
     figure = figures.Picture(figsize=(9, 3.2), layout="constrained")
-    figure.alt = f"piano roll: {piece.style} with {piece.lead}, {piece.tempo} beats a minute"
+    figure.alt = f"piano roll: {piece.style} with {piece.lead}, {piece.tempo} beats per minute"
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     pitches = [note[2] for track in piece.tracks if not track.percussion for note in track.notes]
     kit = sorted({note[2] for track in piece.tracks if track.percussion for note in track.notes})
@@ -37,7 +34,8 @@ def piano_roll(piece: Piece, seconds: float = 10.0) -> figures.Picture:
             )
         if track.notes and not track.percussion:
             axes.plot([], [], color=color, linewidth=5, label=track.role)
-    above.set_ylim(min(pitches) - 1, max(pitches) + 6)  # room for the legend
+    # Six semitones of room for the legend.
+    above.set_ylim(min(pitches) - 1, max(pitches) + 6)
     tonics = [pitch for pitch in range(min(pitches), max(pitches) + 1) if pitch % 12 == piece.key]
     above.set_yticks(tonics, [f"{PITCH_CLASSES[piece.key]}{pitch // 12 - 1}" for pitch in tonics])
     above.grid(axis="y", linewidth=0.5)
@@ -49,25 +47,27 @@ def piano_roll(piece: Piece, seconds: float = 10.0) -> figures.Picture:
     for bar in range(int(seconds * piece.tempo / 60 / piece.meter) + 1):
         for axes in (above, below):
             axes.axvline(bar * piece.meter * 60 / piece.tempo, color="#d9dce1", linewidth=0.7, zorder=0)
-    below.set_xlabel("seconds; a line is a bar")
+    below.set_xlabel("seconds, with bar lines")
     return figure
 
 
 def play(piece: Piece, title: str = "", seconds: float = 10.0) -> figures.Player | str:
-    """The piece and its melody alone, to play; in place of them one sentence where no synthesizer is installed."""
+    """Players of the piece and of its melody alone, or a sentence if no synthesizer is installed."""
     try:
         mix, melody = render(piece, seconds=seconds)
     except (ImportError, FileNotFoundError) as error:
-        return f"This cannot be played here, but data/melodies holds four melodies of the band: {error}"
+        return f"This cannot be played here, but data/melodies has four rendered melodies: {error}"
     waves = [
-        (title or "all of the band", torch.from_numpy(mix)),
+        (title or "the whole piece", torch.from_numpy(mix)),
         ("the melody alone", torch.from_numpy(melody)),
     ]
     return figures.players(waves, RATE)
 
 
 def page(path: str | Path, pieces: int = 10, first_seed: int = 0) -> Path:
-    """HTML page at `path` with so many pieces: what each is, what its captions say, its piano roll, its sound."""
+    """HTML page at `path` with this number of pieces: attributes, captions, piano roll and players of
+    each.
+    """
     items: list[str | figures.Player | figures.Picture] = []
     for seed in range(first_seed, first_seed + pieces):
         piece = compose(seed)
@@ -75,27 +75,28 @@ def page(path: str | Path, pieces: int = 10, first_seed: int = 0) -> Path:
         tune = f", the tune {piece.tune}" if piece.tune else ""
         drums = "with drums" if piece.drums else "no drums"
         items.append(
-            f"{seed}. {piece.style}, {piece.lead}, {key}, {piece.tempo} beats a minute in {piece.meter}/4, {piece.mood}, "
-            f"{piece.density}, {drums}{tune}."
+            f"{seed}. {piece.style}, {piece.lead}, {key}, {piece.tempo} beats per minute in {piece.meter}/4, "
+            f"{piece.mood}, {piece.density}, {drums}{tune}."
         )
-        items += [f"“{text}”" for text in captions(piece, seed, SAID)]
+        items += [f"“{text}”" for text in captions(piece, seed, CAPTIONS)]
         items += [piano_roll(piece), play(piece)]
-    return figures.page(items, path, "What the band plays")
+    return figures.page(items, path, "Composed pieces")
 
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit train preview`."""
     form = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="python -m mgkit train preview", formatter_class=form,
-        description="One page with pieces of the band: players, piano rolls, captions.",
-    )  # fmt: skip
+        prog="python -m mgkit train preview",
+        formatter_class=form,
+        description="Write an HTML page with composed pieces: players, piano rolls, captions.",
+    )
     parser.add_argument("--out", default="runs/preview.html", help="page to write")
-    parser.add_argument("--pieces", type=int, default=10)
-    parser.add_argument("--first-seed", type=int, default=0, help="of the pieces; each has the next")
+    parser.add_argument("--pieces", type=int, default=10, help="number of pieces")
+    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first piece")
     args = parser.parse_args(argv)
     if args.pieces < 1:
-        raise ValueError(f"--pieces is {args.pieces}; give 1 or more")
+        raise ValueError(f"--pieces is {args.pieces}; give at least 1")
     print(page(args.out, args.pieces, args.first_seed))
 
 

@@ -1,4 +1,4 @@
-"""Instruments, scales, moods and styles: the tables that `compose` draws from and `render` plays with."""
+"""Instruments, scales, moods and styles: the data tables of `compose` and `render`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Lead:
-    """An instrument that can play the melody."""
+    """An instrument for the melody."""
 
     program: int  # General MIDI, from 0
     centre: int  # MIDI pitch at the middle of its melodies

@@ -1,6 +1,6 @@
 """Rendering: a `Piece` to audio through a soundfont, with a light room and a fixed loudness.
 
-    track -> soundfont -> level for its role -> sum -> reverberation -> gain -> soft limiter -> mix  [N] float32
+    track -> soundfont -> level for its role -> sum -> reverb -> gain -> soft limiter -> mix  [N] float32
 
 The melody track, without reverberation but with the same gain, comes out beside the mix.
 """
@@ -29,7 +29,7 @@ LEVELS = {
     "drums": -7.0,
 }  # dB relative to the melody
 LOUDNESS = -16.0  # dBFS, RMS of the mix
-KNEE, PEAK = 0.7, 0.97  # amplitudes: where the limiter sets in, and the highest that it lets through
+KNEE, PEAK = 0.7, 0.97  # threshold and ceiling of the limiter, amplitudes
 
 SOUNDFONTS = {
     "fluidr3mono": ("FluidR3Mono_GM.sf3", "fluidr3mono-gm-soundfont"),
@@ -54,7 +54,7 @@ def find_soundfont(name: str = "fluidr3mono") -> Path:
 def render(
     piece: Piece, *, seconds: float = 10.0, rate: int = RATE, soundfont: str | Path = "fluidr3mono"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mix, melody), mono float32 [seconds * rate] each: the piece in a light room, and its melody alone and dry.
+    """(mix, melody), mono float32 [seconds * rate] each: the piece in a light room; its melody alone, dry.
 
     The mix has an RMS of about -16 dBFS and peaks below 0.98; the melody has the level it has in the mix.
     `soundfont` is a name (see `find_soundfont`) or a file.

@@ -1,8 +1,9 @@
-"""Public-domain tunes, typed by the project from common knowledge: `TUNES`, by title.
+"""Public-domain tunes: `TUNES`, by title.
 
-A melody is written in beats: `E` is E4 for one beat, `C5:.5` half a beat an octave up, `F#`, `Bb`, `r` a
-rest. Bar lines are checked by `parse`. One chord a bar, `C.G` for two halves. Upbeats are left out, so that a
-tune starts on its first full bar; what leads into a later bar is kept.
+Melodies are notated as pitch, octave (4 if omitted) and length in beats (1 if omitted): `E` is E4 for one
+beat, `C5:.5` is C5 for half a beat, `F#` and `Bb` have accidentals, `r` is a rest. `parse` validates the bar
+lines. There is one chord per bar, or two as in `C.G`. Tunes start on their first full bar, without the
+upbeat.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 @dataclass(frozen=True)
 class Tune:
     title: str
-    credit: str  # composer or origin, and the year of first print or writing
-    tonic: str  # of the key in which it is written here
+    credit: str  # composer or origin, and year of first publication or writing
+    tonic: str  # of the key as notated here
     mode: str
-    meter: int  # beats a bar
+    meter: int  # beats per bar
     melody: str
     chords: str
 
 
 def pitch_class(name: str) -> int:
-    """Semitones above C of a note name: `F#` is 6, `Bb` is 10.
+    """Pitch class of a note name, in semitones above C: `F#` is 6, `Bb` is 10.
 
     >>> pitch_class("Bb")
     10
@@ -34,7 +35,9 @@ def pitch_class(name: str) -> int:
 
 
 def parse(tune: Tune) -> list[tuple[float, float, int]]:
-    """The melody as (start in beats, duration in beats, MIDI pitch). ValueError names a bar that is wrong.
+    """The melody as (start in beats, length in beats, MIDI pitch).
+
+    Raises: ValueError with the bar, if a note cannot be read or a bar has the wrong length.
 
     >>> parse(TUNES["ode to joy"])[:2]
     [(0.0, 1.0, 64), (1.0, 1.0, 64)]
@@ -45,7 +48,7 @@ def parse(tune: Tune) -> list[tuple[float, float, int]]:
             match = re.fullmatch(r"(r|[A-G][#b]?)(\d?)(?::([\d.]+))?", token)
             if match is None:
                 raise ValueError(
-                    f"{tune.title}, bar {number + 1}: {token!r} is no note; write like C, F#5 or r:.5"
+                    f"{tune.title}, bar {number + 1}: {token!r} is not a note; write C, F#5 or r:.5"
                 )
             name, octave, length = match.groups()
             duration = float(length or 1)
@@ -61,7 +64,7 @@ def parse(tune: Tune) -> list[tuple[float, float, int]]:
 
 
 def bars(tune: Tune) -> list[list[str]]:
-    """The chord names of each bar: `"C C.G"` is [["C"], ["C", "G"]]."""
+    """Chord symbols of each bar: `"C C.G"` gives [["C"], ["C", "G"]]."""
     return [bar.split(".") for bar in tune.chords.split()]
 
 
@@ -104,8 +107,8 @@ _ALL = (
     Tune("minuet in g", "Christian Petzold, 1725", "G", "major", 3,
          "D5 G:.5 A:.5 B:.5 C5:.5 | D5 G G | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G G |"
          "C5 D5:.5 C5:.5 B:.5 A:.5 | B C5:.5 B:.5 A:.5 G:.5 | F# G:.5 A:.5 B:.5 G:.5 | A:3 |"
-         "D5 G:.5 A:.5 B:.5 C5:.5 | D5 G G | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G G | C5 D5:.5 C5:.5 B:.5 A:.5 | B C5:.5 B:.5 A:.5 G:.5 |"
-         "A B:.5 A:.5 G:.5 F#:.5 | G:3",
+         "D5 G:.5 A:.5 B:.5 C5:.5 | D5 G G | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G G |"
+         "C5 D5:.5 C5:.5 B:.5 A:.5 | B C5:.5 B:.5 A:.5 G:.5 | A B:.5 A:.5 G:.5 F#:.5 | G:3",
          "G G C G C G D D G G C G C G D G"),
     Tune("brahms lullaby", "Johannes Brahms, 1868", "C", "major", 3,
          "G:2 E:.5 E:.5 | G:2 E:.5 G:.5 | C5 B A | A G D:.5 E:.5 | F D D:.5 E:.5 | F:2 D:.5 F:.5 |"

@@ -1,1 +1,1 @@
-"""Training the model that ships with the repository: band, codec, language model, measures."""
+"""Training and fine-tuning: codec, language model, text encoder, reinforcement."""

@@ -4,8 +4,8 @@ Letters: B batch, L text length, W width of T5.
 
     caption -> T5 -> [B, L, W] -> mean over L -> one linear classifier per attribute
 
-The published models start from a T5 pretrained on large text corpora. A freshly initialized one gets almost no
-gradient through the language model, whose predictions hardly depend on the text at first; a few minutes of
+The published models start from a T5 pretrained on large text corpora. A freshly initialized one gets almost
+no gradient through the language model, whose predictions hardly depend on the text at first; a few minutes of
 attribute classification make its vectors meaningful.
 """
 
@@ -46,7 +46,8 @@ def pretrain_text_encoder(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Trains `encoder` to predict attributes from captions; returns the loss of each attribute every 50 steps.
+    """Trains `encoder` to predict attributes from captions; returns the loss of each attribute every 50
+    steps.
 
     A caption names only some attributes, so the losses do not fall to zero.
     """

@@ -11,10 +11,10 @@ from mgkit.band.dataset import ClipRow, Metadata
 
 
 class Clips:
-    """A rendered data set: `mix` and `melody` int16 [clips, N], memory-mapped, and `pieces`, one row per clip.
+    """A rendered dataset: `mix` and `melody` int16 [clips, N], memory-mapped, and `pieces`, a row per clip.
 
-    Raises: FileNotFoundError if the folder is missing or unfinished; ValueError if its sample rate is not `rate` or
-    its files do not match its metadata.
+    Raises: FileNotFoundError if the folder is missing or unfinished; ValueError if its sample rate is not
+    `rate` or its files do not match its metadata.
     """
 
     def __init__(self, folder: str | Path, rate: int):
@@ -35,8 +35,8 @@ class Clips:
         ]
         if not self.pieces or len(self.pieces) != metadata["clips"]:
             raise ValueError(
-                f"{folder}/pieces.jsonl has {len(self.pieces)} rows, but dataset.json lists {metadata['clips']} clips: "
-                "render it again"
+                f"{folder}/pieces.jsonl has {len(self.pieces)} rows, but dataset.json lists "
+                f"{metadata['clips']} clips: render it again"
             )
         self.mix, self.melody = (
             _memory_map(folder / name, metadata["clips"], metadata["samples"])

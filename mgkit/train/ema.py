@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights: smoother than the last step's, and the ones to use after training."""
+"""Exponential moving average of a model's weights, for validation and for the final model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,10 @@ from torch import nn
 
 
 class EMA:
-    """Averaged `weights` by parameter name. The decay rises to `decay`, so that early steps do not dominate."""
+    """Averaged `weights` by parameter name.
+
+    The decay rises to `decay` over the first steps, so early weights do not dominate.
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay

@@ -1,4 +1,4 @@
-"""Packages a trained codec and language model as a float16 model for `MusicGen.get_pretrained` and transformers."""
+"""Packages a trained codec and language model as one model, in float16."""
 
 import argparse
 from pathlib import Path
@@ -21,14 +21,14 @@ def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 
     config, shape = codec_model.config, trained.lm.config
     if (shape.codebooks, shape.codebook_size) != (config.codebooks * shape.channels, config.codebook_size):
         raise ValueError(
-            f"{lm} predicts {shape.codebooks} codebooks of {shape.codebook_size}, but {codec} has {config.codebooks} of "
-            f"{config.codebook_size}: give the codec that encoded its training tokens"
+            f"{lm} predicts {shape.codebooks} codebooks of {shape.codebook_size}, but {codec} has "
+            f"{config.codebooks} of {config.codebook_size}: give the codec that encoded its training tokens"
         )
     expected, frames = trained.conditioner.melody_frames, 1 + int(seconds * config.sample_rate) // HOP
     if expected not in (None, frames):
         raise ValueError(
-            f"{lm} takes {expected} melody frames, but {seconds:g} s at the {config.sample_rate} Hz of {codec} are {frames}: "
-            "give a codec with the sample rate of its training data"
+            f"{lm} takes {expected} melody frames, but {seconds:g} s at the {config.sample_rate} Hz of "
+            f"{codec} are {frames}: give a codec with the sample rate of its training data"
         )
     model = MusicGen(checkpoint.Model(codec_model, trained.lm, trained.conditioner, "nano", seconds, hub.MIT))
     model.save_pretrained(str(out), torch.float16)

@@ -4,11 +4,11 @@ Letters: B batch, C channels, K codebooks, T frames, F chroma frames, N samples.
 
     folder -> the model's codec -> codes, pitch classes -> random crops -> the language model's training loss
 
-Works for text and melody models, mono and stereo. Codec and T5 stay frozen: a few recordings would harm them more
-than help. `layers` trains only the last layers of the transformer, which saves memory (gradients, optimizer state)
-and time (no backward pass through the layers below).
+Works for text and melody models, mono and stereo. Codec and T5 stay frozen: a few recordings would harm them
+more than help. `layers` trains only the last layers of the transformer, which saves memory (gradients,
+optimizer state) and time (no backward pass through the layers below).
 
-    model/        the result, for MusicGen.get_pretrained and transformers, with the licence of the original weights
+    model/        the result, for MusicGen.get_pretrained and transformers
     index.html    samples before and after
     tokens.pt     the recordings as tokens
     run.json, checkpoint.pt, log.csv, log.png    see `loop`
@@ -66,7 +66,9 @@ class TuneRun:
 
 
 def split(examples: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, validation) examples: one file in ten is held out, or the last fifth of each if there are fewer."""
+    """(training, validation) examples: one file in ten is held out, or the last fifth of each if there are
+    fewer.
+    """
     if len(examples) < FILES_TO_HOLD_OUT:
         return [_fifths(e, 0, 4) for e in examples], [_fifths(e, 4, 5) for e in examples]
     order = np.random.default_rng(seed).permutation(len(examples))
@@ -121,9 +123,9 @@ class TuneLearner:
         return {"loss": float(by_codebook.mean()), "norm": float(norm)}
 
     def crops(self, examples: Sequence[Example], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Random crops: codes [B, K, T], padded with the special token, and pitch classes [B, F] from the same moment.
+        """Random crops: codes [B, K, T], padded with the special token, and pitch classes [B, F].
 
-        The pitch classes wrap around at the end of the recording.
+        Pitch classes start at the same moment and wrap around at the end of the recording.
         """
         code_stride, chroma_stride = strides(self.model.codec)
         chroma_frames = self.model.conditioner.melody_frames or 0
@@ -145,7 +147,7 @@ class TuneLearner:
         keep_text: Tensor,
         keep_melody: Tensor,
     ) -> Tensor:
-        """Cross-entropy [K] of each codebook; captions and melodies are dropped where `keep_…` [B] is false."""
+        """Cross-entropy [K] by codebook; `keep_…` [B] false drops a caption or melody."""
         conditioner = self.model.conditioner
         with autocast(self.model.lm.device, self.run.bf16):
             texts = conditioner.describe([example.caption for example in examples])
@@ -194,7 +196,7 @@ class TuneLearner:
 
 
 def trainable_parameters(model: MusicGen, layers: int | None) -> list[nn.Parameter]:
-    """Parameters to train, with gradients switched on: all but codec and T5, or the last `layers` and the heads.
+    """Parameters to train, with gradients enabled: all but codec and T5, or the last `layers` and the heads.
 
     Raises: ValueError if `layers` is not between 1 and the model's number of layers.
     """
@@ -220,8 +222,8 @@ def model_card(model: MusicGen) -> str:
     return (
         f"---\nlicense: {tag}\npipeline_tag: text-to-audio\ntags: [music, MusicGen]\n---\n\n"
         f"{model.name}, fine-tuned on a folder of recordings with `python -m mgkit train tune`.\n\n"
-        f"The licence of the original weights applies to these, too: {model.licence}. The recordings have licences of "
-        "their own; ask the person who trained the model.\n"
+        f"The licence of the original weights applies to these, too: {model.licence}. The recordings have "
+        "licences of their own; ask the person who trained the model.\n"
     )
 
 
@@ -233,9 +235,10 @@ def sample(model: MusicGen, recordings: list[Recording]) -> list[tuple[str, Tens
 
 
 def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Metrics, Metrics]:
-    """(fine-tuned model, metrics before, metrics after). Writes everything into `out`, resuming a stopped run there.
+    """(fine-tuned model, metrics before, metrics after). Writes into `out`, resuming a stopped run there.
 
-    Raises: ValueError or FileNotFoundError for an unusable folder, and if `out` holds a run with other settings.
+    Raises: ValueError or FileNotFoundError for an unusable folder, and if `out` holds a run with other
+    settings.
     """
     out, recordings, processes = Path(out), find(run.folder), Processes()
     model = MusicGen.get_pretrained(run.model, processes.device, torch.float32)
@@ -274,8 +277,8 @@ def write_page(
 ) -> None:
     """Writes `out`/index.html with samples of the first captions before and after."""
     items: list[str | figures.Player] = [
-        f"Validation loss in nats per token: {start['valid_text']:.3f} before, {end['valid_text']:.3f} after. "
-        f"Licence of the weights: {tuned.licence}."
+        f"Validation loss in nats per token: {start['valid_text']:.3f} before, {end['valid_text']:.3f} "
+        f"after. Licence of the weights: {tuned.licence}."
     ]
     for (caption, old), (_, new) in zip(before, after, strict=True):
         items += [caption, figures.players([("before", old), ("after", new)], tuned.sample_rate)]
@@ -287,8 +290,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mgkit train tune",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description="Fine-tune a model on a folder of audio files, each with its caption in a .txt beside it, or "
-        "all captions in captions.csv or metadata.jsonl (file, caption).",
+        description="Fine-tune a model on a folder of audio files, each with its caption in a .txt beside "
+        "it, or all captions in captions.csv or metadata.jsonl (file, caption).",
     )
     parser.add_argument("folder", help="captioned recordings")
     parser.add_argument(

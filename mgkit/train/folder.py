@@ -41,7 +41,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class Example:
-    """A recording as training data: `codes` [K, T] int16, `melody` [F] int8, the loudest pitch class per chroma frame."""
+    """A recording as training data: `codes` [K, T] int16, `melody` [F] int8 (loudest pitch class per
+    frame).
+    """
 
     caption: str
     codes: Tensor
@@ -51,8 +53,8 @@ class Example:
 def find(folder: str | Path) -> list[Recording]:
     """Recordings in `folder` and its subfolders, sorted by path.
 
-    Raises: FileNotFoundError if there is no folder; ValueError if it has no audio files, if captions are missing
-    (listing the files), or if a table of captions is malformed or names a missing file.
+    Raises: FileNotFoundError if there is no folder; ValueError if it has no audio files, if captions are
+    missing (listing the files), or if a table of captions is malformed or names a missing file.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -68,9 +70,11 @@ def find(folder: str | Path) -> list[Recording]:
         recordings.append(Recording(file, " ".join(caption.split())))
     uncaptioned = [rec.file.relative_to(folder).as_posix() for rec in recordings if not rec.caption]
     if uncaptioned:
+        example = Path(uncaptioned[0]).with_suffix(".txt")
         raise ValueError(
-            f"{len(uncaptioned)} of {len(recordings)} files in {folder} have no caption: {_abbreviate(uncaptioned)}; "
-            f"describe the sound in {Path(uncaptioned[0]).with_suffix('.txt')}, or list all in captions.csv (file,caption)"
+            f"{len(uncaptioned)} of {len(recordings)} files in {folder} have no caption: "
+            f"{_abbreviate(uncaptioned)}; describe the sound in {example}, or list all in captions.csv "
+            "(file,caption)"
         )
     missing = [name for name in table if not (folder / name).is_file()]
     if missing:
@@ -135,7 +139,7 @@ def read(recording: Recording, rate: int, channels: int) -> tuple[Tensor, int]:
 
 
 def tokenize(model: MusicGen, recordings: Sequence[Recording], cache: str | Path) -> list[Example]:
-    """Encodes the recordings with the model's codec, or loads them from the file `cache` if it holds the same ones.
+    """The recordings encoded with the model's codec, or loaded from the file `cache` if it is up to date.
 
     Prints one note each for resampled files and for files shorter than the model's window.
 
@@ -165,8 +169,8 @@ def tokenize(model: MusicGen, recordings: Sequence[Recording], cache: str | Path
         print(f"resampled files at {rates} Hz to the model's {model.sample_rate} Hz", file=sys.stderr)
     if short:
         print(
-            f"{short} of {len(recordings)} files are shorter than the model's window of {model.max_duration:g} s: "
-            "the rest of the window is masked out of the loss",
+            f"{short} of {len(recordings)} files are shorter than the model's window of "
+            f"{model.max_duration:g} s: the rest of the window is masked out of the loss",
             file=sys.stderr,
         )
     rows = [(example.caption, example.codes, example.melody) for example in examples]

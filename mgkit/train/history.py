@@ -15,7 +15,7 @@ Metrics = dict[str, float]
 
 
 def mean(rows: Sequence[Metrics]) -> Metrics:
-    """Mean of each metric over the rows that have it."""
+    """Mean of each metric over the rows with it."""
     return {name: float(np.mean([row[name] for row in rows if name in row])) for name in _names(rows)}
 
 
@@ -40,7 +40,7 @@ def write(folder: Path, rows: Sequence[Metrics]) -> None:
 
 
 def read(path: str | Path) -> list[Metrics]:
-    """Rows of a log.csv, each with the metrics it has.
+    """Rows of a log.csv, each with its own metrics.
 
     Raises: FileNotFoundError; ValueError for a file without a column named step.
     """
@@ -52,7 +52,7 @@ def read(path: str | Path) -> list[Metrics]:
 
 
 def plot(path: str | Path) -> figures.Picture:
-    """Picture of a log.csv: training loss and validation losses (`valid_…`) over steps. Raises: as `read`."""
+    """Picture of a log.csv: training and validation losses (`valid_…`) over steps. Raises: as `read`."""
     rows = read(path)
     names = [name for name in _names(rows) if name == "loss" or name.startswith("valid_")]
     figure = figures.Picture(figsize=(9, 3.2), layout="constrained")

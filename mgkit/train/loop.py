@@ -4,8 +4,8 @@
     checkpoint.pt    state of the run; replaced as a whole
     log.csv, .png    history of its metrics
 
-A learner holds one model and its optimizer. `train` calls it until the budget is used up. Ctrl-C or SIGTERM ends the
-run after the current step and saves it; the same command resumes it.
+A learner holds one model and its optimizer. `train` calls it until the budget is used up. Ctrl-C or SIGTERM
+ends the run after the current step and saves it; the same command resumes it.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ REPORT_EVERY = 20  # steps averaged in one row of the history
 
 
 class Run(Protocol):
-    """Settings of a run, a dataclass; its budget is `steps` or `minutes`, whichever is set."""
+    """Settings of a run, a dataclass; the budget is `steps` or `minutes`, whichever is set."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
@@ -48,13 +48,13 @@ class Learner(Protocol):
     """A model in training."""
 
     def step(self, step: int, lr: float) -> Metrics:
-        """Updates the model with batch number `step`, which depends on nothing else; returns training metrics."""
+        """Updates the model with batch number `step`; returns training metrics."""
 
     def measure(self) -> Metrics:
         """Metrics on validation data."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Complete state, for resuming."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a state."""
@@ -78,10 +78,12 @@ def learning_rate(peak: float, progress: float, warmup: float = 0.02) -> float:
 def train(run: Run, out: str | Path, learner: Learner, *, lr: float, measure_every: int) -> Metrics:
     """Trains until `run.steps` or `run.minutes` are used up; returns the last validation metrics.
 
-    Resumes from `out`/checkpoint.pt if there is one. With `steps`, a resumed run ends exactly like an uninterrupted
-    one; with `minutes`, the learning rate follows the clock. Validates and saves every `measure_every` steps.
+    Resumes from `out`/checkpoint.pt if there is one. With `steps`, a resumed run ends exactly like an
+    uninterrupted one; with `minutes`, the learning rate follows the clock. Validates and saves every
+    `measure_every` steps.
 
-    Raises: ValueError if `out` holds a run with other settings; FloatingPointError if the loss is NaN or infinite.
+    Raises: ValueError if `out` holds a run with other settings; FloatingPointError if the loss is NaN or
+    infinite.
     """
     loop = Loop(run, Path(out), learner, lr)
     return loop.train(measure_every)
@@ -154,8 +156,8 @@ class Loop:
         self.progress.step += 1
         if not all(math.isfinite(value) for value in metrics.values()):
             raise FloatingPointError(
-                f"the loss of step {self.progress.step} is NaN or infinite; the last good checkpoint is in {self.out}: "
-                "resume it with a lower learning rate"
+                f"the loss of step {self.progress.step} is NaN or infinite; the last good checkpoint is in "
+                f"{self.out}: resume it with a lower learning rate"
             )
         return metrics
 
@@ -164,7 +166,7 @@ class Loop:
         self.progress.record(self.progress.validation)
 
     def interrupted(self, stop: threading.Event) -> bool:
-        """Whether any process was asked to stop. All processes take over the clock of process 0, so that they agree."""
+        """Whether any process was asked to stop; all adopt the clock of process 0 and stop together."""
         progress, processes = self.progress, self.processes
         if processes.size == 1:
             return stop.is_set()
@@ -178,7 +180,7 @@ class Loop:
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return
-        # Our own file, trusted: it holds NumPy numbers, which weights_only refuses.
+        # A trusted file of our own, with NumPy numbers, which weights_only refuses.
         state = torch.load(path, map_location=self.processes.device, weights_only=False)
         self.learner.load_state_dict(state["learner"])
         progress = self.progress
@@ -218,7 +220,7 @@ def _postfix(progress: Progress) -> dict[str, str]:
 def claim(out: Path, run: Run) -> None:
     """Writes `run` to `out`/run.json, creating the folder.
 
-    Raises: ValueError if the folder holds a run with other settings, naming them.
+    Raises: ValueError if the folder holds a run with other settings, listing the differences.
     """
     text = json.dumps(dataclasses.asdict(run), indent=1)
     path = out / "run.json"
@@ -238,7 +240,7 @@ def claim(out: Path, run: Run) -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the current step can finish and be saved."""
+    """An event set by Ctrl-C or SIGTERM, for ending the run after the current step."""
     stop = threading.Event()
     # Python delivers signals to the main thread only.
     if threading.current_thread() is not threading.main_thread():

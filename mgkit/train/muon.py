@@ -3,8 +3,9 @@
     gradient [M, N] -> momentum -> orthogonalize: all singular values near 1 -> step
 
 An orthogonalized update moves a matrix equally in every direction, not only in the few with a large gradient.
-torch.optim.Muon always computes in bfloat16, which a CPU without bfloat16 instructions emulates: a training step of
-two seconds took eighteen. This version computes in a dtype of the caller's choice and updates matrices in parallel.
+torch.optim.Muon always computes in bfloat16, which a CPU without bfloat16 instructions emulates: a training
+step of two seconds took eighteen. This version computes in a dtype of the caller's choice and updates
+matrices in parallel.
 """
 
 import math
@@ -43,7 +44,7 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer for matrices only, equal to torch.optim.Muon with adjust_lr_fn="match_rms_adamw" and Nesterov momentum.
+    """Optimizer for matrices, like torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
 
     The RMS of an update is 0.2 `lr`, as with AdamW, so both can share a learning rate.
     """

@@ -2,8 +2,8 @@
 
     accelerate launch --multi_gpu --num_processes 2 -m mgkit train lm …
 
-starts two processes, on GPUs if there are any and on the CPU otherwise. (With `--cpu`, Accelerate starts only one,
-whatever the number asked for.)
+starts two processes, on GPUs if there are any and on the CPU otherwise. (With `--cpu`, Accelerate starts only
+one, whatever the number asked for.)
 """
 
 import os
@@ -76,9 +76,9 @@ def backward(
 ) -> Tensor:
     """Sets `.grad` to the gradient of the mean loss over all shards; returns the mean loss [...].
 
-    Each shard runs in a thread of its own: on a CPU, two threads with an operation each beat two threads that share
-    every operation and wait for each other after it. With several processes each one takes a shard, and all of them
-    end up with the same gradients.
+    Each shard runs in a thread of its own: on a CPU, two threads with separate operations are faster than two
+    threads sharing every operation and synchronizing after it. With several processes, each one takes a
+    shard, and all of them end up with the same gradients.
     """
 
     def shard_gradients(shard: Shard) -> tuple[Tensor, tuple[Tensor | None, ...]]:

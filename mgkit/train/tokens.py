@@ -26,7 +26,8 @@ from mgkit.codec import Codec
 from mgkit.train import codec as codec_training
 from mgkit.train.clips import Clips, to_float
 
-# Code frames and chroma frames of equal duration: 32 * 640 = 5 * 4096 samples. Crops start at multiples of it.
+# Code frames and chroma frames of equal duration: 32 * 640 = 5 * 4096 samples. Crops start at multiples of
+# it.
 CODE_STRIDE, CHROMA_STRIDE = 32, 5
 
 
@@ -56,7 +57,8 @@ def digest(module: nn.Module) -> str:
 def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     """Encodes the first `clips` clips of `data` into `out`, unless they are already there.
 
-    Raises: ValueError if `out` holds the tokens of another codec, or if the codec's frame length is not 640 samples.
+    Raises: ValueError if `out` holds the tokens of another codec, or if the codec's frame length is not 640
+    samples.
     """
     out, config = Path(out), codec.config
     if CODE_STRIDE * config.hop != CHROMA_STRIDE * melody.HOP:
@@ -90,8 +92,8 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
         tune = to_float(data.melody[clip])[None]
         pitch_classes[clip] = melody.classes(tune, config.sample_rate, pitch_classes.shape[1]).numpy()
 
-    # One clip and one thread per core: a clip's working set fits a core's cache, and cores that share an operation
-    # wait for each other.
+    # One clip and one thread per core: a clip's working set fits a core's cache, and cores that share an
+    # operation wait for each other.
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for _ in tqdm(pool.map(encode, range(clips)), total=clips, desc="tokens", unit="clip"):
             pass
@@ -104,7 +106,8 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
 class Tokens:
     """A folder of tokens: `codes` [clips, K, T], `melody` [clips, F], and `pieces` and `captions` per clip.
 
-    Raises: FileNotFoundError if the folder is missing or unfinished; ValueError if `data` describes fewer clips.
+    Raises: FileNotFoundError if the folder is missing or unfinished; ValueError if `data` describes fewer
+    clips.
     """
 
     def __init__(self, folder: str | Path, data: str | Path):
@@ -135,7 +138,7 @@ class Tokens:
         return captions(Piece.from_attributes(self.pieces[row]), int(rng.integers(2**31)), 1)[0]
 
     def batch(self, rows: np.ndarray, frames: int, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Crops of clips: codes [B, K, frames] from frame `start` * CODE_STRIDE, and pitch classes [B, F].
+        """Crops: codes [B, K, frames] from frame `start` * CODE_STRIDE, and pitch classes [B, F].
 
         The pitch classes start at the same moment and wrap around at the end of the clip.
         """
