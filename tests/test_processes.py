@@ -1,4 +1,4 @@
-"""Training in several processes: `accelerate launch` shares every batch and ends where one process does."""
+"""Training in several processes: `accelerate launch` shares every batch and matches one process."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess:
-    """`python -m mgkit` of two processes on the CPU."""
+    """Runs `python -m mgkit` in two processes on the CPU."""
     pytest.importorskip("accelerate", reason="needs accelerate: pip install accelerate")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -30,7 +30,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def token_folder(folder: Path, clips: int = 6) -> Path:
-    """Random codes with true descriptions, laid out as `train tokens` writes them."""
+    """Random codes with true descriptions, in the layout of `train tokens`."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     np.save(folder / "codes.npy", rng.integers(0, 1024, (clips, 4, 100)).astype(np.int16))
@@ -50,7 +50,7 @@ def losses_of(out: Path) -> list[dict[str, float]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """The same curves, but for the rounding of sums in another order, which the norm of the gradient shows first."""
+    """The same curves up to rounding: sums in another order show first in the gradient norm."""
     for a, b in zip(losses_of(one), losses_of(other), strict=True):
         assert a.keys() == b.keys()
         for name in a:
@@ -58,7 +58,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_teach_the_language_model_what_one_does(tmp_path):
+def test_two_processes_train_the_language_model_like_one(tmp_path):
     folder = str(token_folder(tmp_path / "tokens"))
     command = ["train", "lm", "--text-steps", "0", "--steps", "20", "--batch", "2"]
     for name in ("--data", "--valid", "--tokens", "--valid-tokens"):
@@ -69,11 +69,12 @@ def test_two_processes_teach_the_language_model_what_one_does(tmp_path):
     assert "2 processes share every batch" in done.stderr
     assert_same(tmp_path / "one", tmp_path / "two")
     assert [row["step"] for row in losses_of(tmp_path / "one")] == [0, 20, 20]
-    assert done.stdout.count("valid_all") == 1  # said once, by the first process
+    # Only the first process prints.
+    assert done.stdout.count("valid_all") == 1
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one_does(tmp_path):
+def test_two_processes_fine_tune_like_one(tmp_path):
     tiny(melody=True, window=2.0).save_pretrained(str(tmp_path / "start"))
     sounds(tmp_path / "own")
     command = tune_command(tmp_path, "--steps", "20", "--batch", "4")
@@ -86,7 +87,7 @@ def test_two_processes_fine_tune_as_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_two_processes_cannot_do_is_said_in_a_sentence(tmp_path):
+def test_two_processes_report_errors_in_a_sentence(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
     sounds(tmp_path / "own")
     command = tune_command(tmp_path, "--steps", "1", "--batch", "3")
@@ -98,7 +99,7 @@ def test_what_two_processes_cannot_do_is_said_in_a_sentence(tmp_path):
     assert "mgkit: the codec is taught by one process" in done.stderr
 
 
-def test_parts_of_a_batch_are_all_of_it_and_of_one_size():
+def test_shards_cover_a_batch_and_have_one_size():
     processes = parallel.Processes()
     assert (processes.size, processes.rank) == (1, 0)
     for size in (1, 2, 3):
@@ -111,7 +112,7 @@ def test_parts_of_a_batch_are_all_of_it_and_of_one_size():
     assert processes.shards(3) == (slice(0, 3),)
 
 
-def test_bfloat16_is_used_only_where_asked_for_and_where_it_is_no_imitation(monkeypatch):
+def test_bfloat16_is_used_only_on_request_and_with_hardware_support(monkeypatch):
     cpu = torch.device("cpu")
     for able in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
