@@ -1,4 +1,4 @@
-"""Shared by the tests of bad input: the check of one clear sentence, and waves that are not accepted."""
+"""Shared by the tests of invalid input: the check for one clear sentence, and invalid waves."""
 
 import math
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from tiny import RATE, tune
 
 SECONDS = 0.2
-FRAMES = 10  # of SECONDS
-STEPS = FRAMES + 3  # the last codebook is three steps late
+FRAMES = 10  # in SECONDS
+STEPS = FRAMES + 3  # the last codebook has a delay of 3
 
 GOOD = tune(0.1)
 BAD_WAVES = {
@@ -35,7 +35,7 @@ BAD_WAVES = {
 
 
 def refusal(action, *words, kinds=(ValueError,)):
-    """The sentence that `action` is refused with: one line, not a page, that holds the `words`."""
+    """The error message of `action`, which must be one sentence with all of the `words`."""
     with pytest.raises(kinds) as caught:
         action()
     sentence = str(caught.value)

@@ -1,4 +1,4 @@
-"""Bad descriptions are refused in one clear sentence before any step is made."""
+"""Invalid descriptions are refused in one clear sentence before the first step."""
 
 import numpy as np
 import pytest
@@ -25,13 +25,13 @@ def test_descriptions_are_a_list_of_strings(text, given, words):
     refusal(lambda: text.stream(given), *words) if words else refusal(lambda: list(text.stream(given)))
 
 
-def test_any_iterable_of_strings_will_do_and_none_is_no_text(text):
+def test_any_iterable_of_strings_is_accepted_and_none_means_no_text(text):
     assert text.generate(("calm", None, "")).shape[0] == 3
     assert text.generate(np.array(["calm", "sad"])).shape[0] == 2
     assert text.generate(word for word in ("calm", "sad")).shape[0] == 2
 
 
-def test_ten_thousand_words_are_refused_before_a_step_is_made(text):
+def test_too_long_texts_are_refused_before_the_first_step(text):
     steps = []
     long = "calm piano " * 5000
     for prompts in ({"descriptions": [long]}, {"descriptions": ["calm"], "negative": long}):
@@ -44,10 +44,10 @@ def test_ten_thousand_words_are_refused_before_a_step_is_made(text):
 
 
 @pytest.mark.parametrize("given", [5, [], [5], ["a", "b"], b"sad"])
-def test_negative_descriptions_are_as_many_strings(text, given):
+def test_invalid_negative_descriptions_are_refused(text, given):
     refusal(lambda: text.generate(["calm"], negative=given), "negative")
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, "2", None])
-def test_the_number_of_unconditional_samples_is_a_whole_number(text, number):
+def test_the_number_of_unconditional_samples_is_a_positive_integer(text, number):
     refusal(lambda: text.generate_unconditional(number), "num_samples", repr(number))

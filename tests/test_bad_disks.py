@@ -22,13 +22,13 @@ def load(folder):
 
 
 def contents(folder):
-    """Every file of the folder, hidden ones too, and what is in it."""
+    """Content of each file in the folder by name, hidden files included."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @contextmanager
 def full_disk(free):
-    """No file can grow past `free` bytes: the system refuses the write, as it does when the disk is full."""
+    """No file can grow past `free` bytes: the system refuses the write, as with a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
@@ -41,7 +41,7 @@ def full_disk(free):
 
 @pytest.fixture
 def read_only(monkeypatch):
-    """Nothing can be created, as on a disk that is mounted read-only (permissions do not bind root)."""
+    """Nothing can be created, as on a disk mounted read-only; file permissions would not stop root."""
     real_open, real_mkdir = os.open, os.mkdir
 
     def refuse(path):
@@ -60,7 +60,7 @@ FIRST = {"mgkit": "0.1.0", "licence": "MIT", "text": "first"}
 
 @pytest.fixture(params=list(audio.FORMATS))
 def recording(request, tmp_path):
-    """A file that must survive."""
+    """A file to preserve."""
     return audio.write(tmp_path / f"a{request.param}", tune(0.1), RATE, manifest=FIRST)
 
 
@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_the_earlier_recording(recording, seconds, free):
     assert audio.read_manifest(recording)["text"] == "first"
 
 
-def test_a_disk_with_no_room_for_the_manifest_leaves_the_earlier_recording(recording):
+def test_a_disk_too_full_for_the_manifest_leaves_the_earlier_recording(recording):
     before = contents(recording.parent)
     with full_disk(20000):
         refusal(
@@ -133,7 +133,7 @@ def test_an_interrupted_save_leaves_the_earlier_weights(models, folder, monkeypa
     assert contents(folder) == before
 
 
-def test_a_new_model_in_an_old_folder_is_whole(models, folder):
+def test_a_new_model_replaces_an_old_one_completely(models, folder):
     models["melody"].save_pretrained(folder)
     assert load(folder).conditioner.melody_frames
     assert not [name for name in os.listdir(folder) if name.startswith(".")]
