@@ -119,6 +119,14 @@ def test_torchaudio_is_imported_only_inside_the_function_that_needs_it():
         assert "torchaudio" not in loaded, path.name
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_text_files_are_read_and_written_as_utf8(path):
+    """Whatever the system's encoding is. ruff (PLW1514) sees `open` alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+            assert "encoding" in {keyword.arg for keyword in node.keywords}, f"line {node.lineno}"
+
+
 def test_importing_mgkit_loads_nothing_heavy():
     heavy = ("torch", "numpy", "transformers", "librosa", "matplotlib", "soundfile", "IPython")
     code = f"import mgkit, sys; print([name for name in {heavy} if name in sys.modules])"

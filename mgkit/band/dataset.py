@@ -77,7 +77,7 @@ def write_dataset(
         "soundfont": soundfont,
     }
     finished = folder / "dataset.json"
-    if finished.is_file() and json.loads(finished.read_text()) == metadata:
+    if finished.is_file() and json.loads(finished.read_text(encoding="utf-8")) == metadata:
         return
     # A missing soundfont or synthesizer is reported here rather than by a worker.
     require_synthesizer(soundfont)
@@ -96,7 +96,9 @@ def write_dataset(
             mixes.write(mix.tobytes())
             melodies.write(melody.tobytes())
             pieces.write(json.dumps(row) + "\n")
-    audio.replace_file(finished, lambda draft: draft.write_text(json.dumps(metadata, indent=1) + "\n"))
+    audio.replace_file(
+        finished, lambda draft: draft.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    )
 
 
 def _make_clip(seed: int, seconds: float, soundfont: str) -> tuple[np.ndarray, np.ndarray, ClipRow]:

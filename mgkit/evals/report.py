@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
             cards[hub.embedded().parents[1] / "README.md"] = summary(rows)
         for card, text in cards.items():
             if card.is_file():
-                filled = insert_tables(card.read_text(), caption + text)
+                filled = insert_tables(card.read_text(encoding="utf-8"), caption + text)
                 audio.replace_file(card, partial(Path.write_text, data=filled))
     print(caption + tables(rows))
 

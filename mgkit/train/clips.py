@@ -24,14 +24,14 @@ class Clips:
             raise FileNotFoundError(
                 f"{folder} has no dataset.json: finish rendering it first (python -m mgkit train data)"
             )
-        metadata: Metadata = json.loads(file.read_text())
+        metadata: Metadata = json.loads(file.read_text(encoding="utf-8"))
         if metadata["rate"] != rate:
             raise ValueError(
                 f"{folder} was rendered at {metadata['rate']} Hz, but the codec works at {rate} Hz: "
                 "render it again or use another codec"
             )
         self.pieces: list[ClipRow] = [
-            json.loads(line) for line in (folder / "pieces.jsonl").read_text().splitlines()
+            json.loads(line) for line in (folder / "pieces.jsonl").read_text(encoding="utf-8").splitlines()
         ]
         if not self.pieces or len(self.pieces) != metadata["clips"]:
             raise ValueError(

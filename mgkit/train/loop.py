@@ -224,8 +224,8 @@ def claim(out: Path, run: Run) -> None:
     """
     text = json.dumps(dataclasses.asdict(run), indent=1)
     path = out / "run.json"
-    if path.is_file() and path.read_text() != text:
-        old, new = json.loads(path.read_text()), json.loads(text)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
         changes = ", ".join(
             f"{name} {old.get(name)} (now {new.get(name)})"
             for name in sorted(old | new)
@@ -235,7 +235,7 @@ def claim(out: Path, run: Run) -> None:
             f"{out} holds another run: {changes}; start in another folder, or with the earlier settings"
         )
     out.mkdir(parents=True, exist_ok=True)
-    audio.replace_file(path, lambda draft: draft.write_text(text))
+    audio.replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

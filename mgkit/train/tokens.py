@@ -77,7 +77,7 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
         "codec": digest(codec),
     }
     if (out / "tokens.json").is_file():
-        existing = json.loads((out / "tokens.json").read_text())
+        existing = json.loads((out / "tokens.json").read_text(encoding="utf-8"))
         if existing == metadata:
             return
         if existing["codec"] != metadata["codec"]:
@@ -100,7 +100,7 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     np.save(out / "codes.npy", codes)
     np.save(out / "melody.npy", pitch_classes)
     text = json.dumps(metadata, indent=1) + "\n"
-    audio.replace_file(out / "tokens.json", lambda path: path.write_text(text))
+    audio.replace_file(out / "tokens.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 class Tokens:
@@ -116,10 +116,11 @@ class Tokens:
             raise FileNotFoundError(
                 f"{folder} has no tokens.json: make the tokens first (python -m mgkit train tokens)"
             )
-        self.metadata: Metadata = json.loads((folder / "tokens.json").read_text())
+        self.metadata: Metadata = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
         self.codes, self.melody = np.load(folder / "codes.npy"), np.load(folder / "melody.npy")
         pieces: list[ClipRow] = [
-            json.loads(line) for line in (Path(data) / "pieces.jsonl").read_text().splitlines()
+            json.loads(line)
+            for line in (Path(data) / "pieces.jsonl").read_text(encoding="utf-8").splitlines()
         ]
         if len(pieces) < len(self.codes):
             raise ValueError(
