@@ -1,4 +1,4 @@
-"""`python -m mgkit`: the command line. `generate`, `replay` and `fetch` are here, other commands in their modules."""
+"""`python -m mgkit`, the command line: generate, replay, fetch, and a table of the other commands."""
 
 import argparse
 import sys

@@ -1,7 +1,8 @@
 """`python -m mgkit bench`: time to generate music, side by side with transformers on the same weights.
 
-The lower bound of a step is the time to read every weight of the language model once: bytes over memory bandwidth.
-Runs of the two alternate, and a machine slowing down slows both; the ratio is the median over pairs of runs.
+The lower bound of a step is the time to read every weight of the language model once: bytes over memory
+bandwidth. Runs of the two alternate, and a machine slowing down slows both; the ratio is the median over
+pairs of runs.
 """
 
 import argparse
@@ -24,7 +25,7 @@ TEXT = "calm piano with soft strings"
 
 
 def random_small(folder: str) -> str:
-    """Write a model of the size of `facebook/musicgen-small`, with random weights and nano's tokenizer, to `folder`."""
+    """Write a model of small's size, with random weights and nano's tokenizer, to `folder`."""
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
     tokenizer = AutoTokenizer.from_pretrained(hub.embedded())
@@ -90,7 +91,8 @@ def bench(model: str, seconds: float, pairs: int) -> None:
     ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(b / a for a, b in times)
     print(
-        f"{model}: {seconds:g} s of music, guidance 3, float32, {torch.get_num_threads()} threads, {pairs} pairs"
+        f"{model}: {seconds:g} s of music, guidance 3, float32, {torch.get_num_threads()} threads, "
+        f"{pairs} pairs of runs"
     )
     print(f"  lower bound   {bound:7.2f} s   {size / 1e6:.0f} MB of weights are read at each step")
     print(f"  mgkit         {ours:7.2f} s   {seconds / ours:.2f} x real time, peak memory {peak:.1f} GB")

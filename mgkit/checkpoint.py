@@ -1,7 +1,7 @@
 """A folder to a `Model`, strictly, from either published layout.
 
-    Hugging Face   config.json                  -> empty modules <- *.safetensors
-    audiocraft     xp.cfg and shapes of tensors -> empty modules <- state_dict.bin, compression_state_dict.bin, T5
+    Hugging Face   config.json            -> empty modules <- *.safetensors
+    audiocraft     xp.cfg, tensor shapes  -> empty modules <- state_dict.bin, compression_state_dict.bin, T5
 
 Modules are built on the meta device, allocated, and filled tensor by tensor.
 """
@@ -66,7 +66,7 @@ class Model:
             yield from getattr(self, part).named_parameters(prefix=part)
 
     def memory(self, seconds: float = 0.0) -> float:
-        """Approximate bytes of the weights and of the KV cache for `seconds` of music on a CPU; see `hub.memory`."""
+        """Approximate bytes of weights and KV cache for `seconds` of music on a CPU; see `hub.memory`."""
         weights = sum(p.numel() * p.element_size() for _, p in self.named_parameters())
         steps = min(seconds, self.window) * self.codec.config.frame_rate
         return weights + hub.kv_cache(self.lm.config.layers, self.lm.config.dim, steps)
@@ -107,7 +107,7 @@ def _licence_of_card(folder: Path) -> str:
     return hub.CC_BY_NC if match[1] == "cc-by-nc-4.0" else match[1]
 
 
-# --- Hugging Face -------------------------------------------------------------------------------------------------
+# --- Hugging Face -------------------------------------------------------------------------------------------
 
 
 def _from_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -165,7 +165,7 @@ def _codec_config(config: "EncodecConfig", codebooks: int, where: Path) -> Codec
     return codec
 
 
-# --- audiocraft ---------------------------------------------------------------------------------------------------
+# --- audiocraft ---------------------------------------------------------------------------------------------
 
 
 def _from_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -208,15 +208,15 @@ def _from_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _find_t5(folder: Path, name: str) -> Path:
-    """Folder of the text encoder `name` of an audiocraft model: inside the model's folder, or from the hub."""
+    """Folder of the text encoder `name`: inside the folder of an audiocraft model, or from the hub."""
     if (folder / name).is_dir():
         return folder / name
     try:
         return hub.find(f"google-t5/{name}")
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{folder} needs the text encoder {name}, which is not in the cache and could not be downloaded; on a "
-            f"machine with a network, run: python -m mgkit fetch google-t5/{name} --dest {folder / name}"
+            f"{folder} needs the text encoder {name}, which is not in the cache and could not be downloaded; "
+            f"on a machine with a network, run: python -m mgkit fetch google-t5/{name} --dest {folder / name}"
         ) from None
 
 
@@ -246,7 +246,7 @@ def _audiocraft_codec(path: Path) -> tuple[CodecConfig, dict[str, Read], Callabl
     return codec, file.source, audiocraft
 
 
-# --- empty modules ------------------------------------------------------------------------------------------------
+# --- empty modules ------------------------------------------------------------------------------------------
 
 
 def _validate_lm(config: LMConfig, where: Path) -> None:

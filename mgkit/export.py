@@ -81,8 +81,8 @@ def _config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
     kind = "Musicgen" if frames is None else "MusicgenMelody"
     if t5.d_model == lm.dim:
         raise ValueError(
-            f"text encoder and language model are both {lm.dim} wide, and then transformers has no projection "
-            "between them; choose another width for the language model"
+            f"text encoder and language model are both {lm.dim} wide, in which case transformers has no "
+            "projection between them; choose another width for the language model"
         )
     bits = math.ceil(math.log2(codec.codebook_size))
     encodec = transformers.EncodecConfig(

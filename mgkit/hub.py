@@ -44,8 +44,8 @@ def embedded() -> Path:
 def find(name: str) -> Path:
     """Folder of the model `name`, downloaded unless it is in the cache.
 
-    Raises: ValueError for an unknown name, with the nearest known one; FileNotFoundError if the model is neither in
-    the cache nor reachable.
+    Raises: ValueError for an unknown name, with the nearest known one; FileNotFoundError if the model is
+    neither in the cache nor reachable.
     """
     if name == "nano":
         return embedded()
@@ -66,7 +66,7 @@ def hub_id(name: str) -> str:
         return repository
     if "/" in name or os.sep in name:
         raise ValueError(
-            f"there is no folder {name!r}; give an existing folder, or a hub id such as facebook/musicgen-small"
+            f"there is no folder {name!r}; give a folder, or a hub id such as facebook/musicgen-small"
         )
     near = get_close_matches(name.lower().removeprefix("musicgen-"), NAMES, n=1, cutoff=0.5)
     suggestion = f"did you mean {near[0]!r}? " if near else ""
@@ -77,7 +77,7 @@ def hub_id(name: str) -> str:
 
 
 def download(hub_id: str, dest: Path | None = None) -> Path:
-    """Download the files of `hub_id` used by mgkit, and return their folder: `dest`, or one in the hub's cache.
+    """Download the files of `hub_id` used by mgkit to `dest` or to the hub's cache, and return their folder.
 
     Raises: FileNotFoundError without a network, with the command to run on a machine that has one.
     """
@@ -93,8 +93,9 @@ def download(hub_id: str, dest: Path | None = None) -> Path:
     # OSError: no network, and nothing in the cache.
     except (HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
-            f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); on a machine with "
-            f"a network, run: python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}  and load that folder"
+            f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); on a machine "
+            f"with a network, run: python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}  and load "
+            "that folder"
         ) from None
     return folder
 
@@ -109,8 +110,8 @@ def licence(name: str) -> str | None:
 def memory(name: str, seconds: float = 0.0) -> float | None:
     """Approximate bytes of the weights of `name` in float32 and of the KV cache for `seconds` of music.
 
-    Estimated without loading, for published models and for folders (without the cache); None for any other name.
-    Python and its libraries take about half a gigabyte more.
+    Estimated without loading, for published models and for folders (without the cache); None for any other
+    name. Python and its libraries take about half a gigabyte more.
     """
     if name == "nano" or (name and Path(name).is_dir()):
         return _stored(find(name)) or None
@@ -119,7 +120,7 @@ def memory(name: str, seconds: float = 0.0) -> float | None:
         return None
     layers, width = SHAPES[size]
     codebooks = 8 if "stereo" in name else 4
-    # The melody models take text as a prefix and have no cross-attention: 4 of 16 matrices less, one norm less.
+    # The melody models take text as a prefix; without cross-attention they have 4 matrices and a norm less.
     matrices, norms = (12, 2) if "melody" in size else (16, 3)
     parameters = layers * (matrices * width**2 + norms * 2 * width) + 2 * width
     parameters += codebooks * (2048 + 1 + 2048) * width

@@ -3,8 +3,9 @@
     Hugging Face   config.json, *.safetensors
     audiocraft     state_dict.bin (language model, projections), compression_state_dict.bin (codec)
 
-Both hold the same numbers. The tables rename every tensor; `fill` copies one after the other from the mapped file
-into the module, which takes little more memory than one copy, and refuses missing, unknown and misshapen tensors.
+Both hold the same numbers. The tables rename every tensor; `fill` copies one after the other from the mapped
+file into the module, which takes little more memory than one copy, and refuses missing, unknown and misshapen
+tensors.
 """
 
 import re
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from mgkit.readers import Read, WeightsError
 
-# --- names of tensors ---------------------------------------------------------------------------------------------
+# --- names of tensors ---------------------------------------------------------------------------------------
 
 # Our name, their name. `*` matches one part of a name, `**` several; the first matching row applies.
 HUGGING_FACE = """
@@ -105,7 +106,7 @@ def _rules(table: str) -> list[tuple[re.Pattern[str], str]]:
     ]
 
 
-# --- names of settings --------------------------------------------------------------------------------------------
+# --- names of settings --------------------------------------------------------------------------------------
 
 # Our field: transformers' field, for loading and saving.
 LM_SETTINGS = {
@@ -143,7 +144,7 @@ CODEC_REQUIRED = {
 PAD_MODES = ("reflect", "constant")
 
 
-# --- the copy -----------------------------------------------------------------------------------------------------
+# --- the copy -----------------------------------------------------------------------------------------------
 
 
 def fill(

@@ -1,7 +1,7 @@
-"""Readers of a checkpoint's files: JSON, safetensors, audiocraft's .bin, transformers' configs and tokenizers.
+"""Readers of the files of a checkpoint: JSON, safetensors, audiocraft's .bin, configs and tokenizers.
 
-Loading catches errors here alone, around each parser: a damaged file becomes a `WeightsError` of one sentence, a bug
-in mgkit keeps its traceback.
+Loading catches errors here alone, around each parser: a damaged file becomes a `WeightsError` of one
+sentence, a bug in mgkit keeps its traceback.
 """
 
 import json
@@ -89,8 +89,9 @@ def meta_t5(config: "PretrainedConfig", folder: Path) -> "T5EncoderModel":
 def _t5_encoder() -> "type[T5EncoderModel]":
     """transformers' T5 encoder, even if an installed torchaudio cannot be imported.
 
-    transformers imports torchaudio along with any model class, if it is installed. Built for another version of
-    torch, it raises OSError or RuntimeError. MusicGen does not need it: the second attempt hides it from transformers.
+    transformers imports torchaudio along with any model class, if it is installed. Built for another version
+    of torch, it raises OSError or RuntimeError. MusicGen does not need it: the second attempt hides it from
+    transformers.
     """
     try:
         from transformers import T5EncoderModel
@@ -107,7 +108,7 @@ def _t5_encoder() -> "type[T5EncoderModel]":
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' warning about MusicGen's special token, which lies outside the codebook by design."""
+    """Silence transformers' warning about the special token, which lies outside the codebook by design."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,9 +1,10 @@
 """The published weights give the published numbers; with a network, run `pytest --hub tests/test_hub.py`.
 
-Numbers and tolerance come from transformers' own tests (`tests/models/musicgen`, `musicgen_melody`), which compute
-them in single precision. Those tests contain no codes of the 32 kHz codec; here the published waves test its decoder,
-logits after an audio prompt its encoder, and one test compares both with transformers. The downloads are about 11 GB,
-each model with its first test; tests of a model neither cached nor reachable are skipped.
+Numbers and tolerance come from transformers' own tests (`tests/models/musicgen`, `musicgen_melody`), which
+compute them in single precision. Those tests contain no codes of the 32 kHz codec; here the published waves
+test its decoder, logits after an audio prompt its encoder, and one test compares both with transformers. The
+downloads are about 11 GB, each model with its first test; tests of a model neither cached nor reachable are
+skipped.
 """
 
 import json
@@ -98,7 +99,7 @@ def start(model: MusicGen) -> Tensor:
     return torch.full((2, model.lm.config.codebooks, 1), model.lm.config.special)
 
 
-# --- small ------------------------------------------------------------------------------------------------------
+# --- small --------------------------------------------------------------------------------------------------
 
 
 def test_logits_of_small_after_a_text_match_the_published_ones() -> None:
@@ -153,7 +154,7 @@ def test_greedy_continuation_of_small_matches_the_published_music() -> None:
     assert close(model.generate_continuation(prompts(), RATE, TEXTS)[0, 0, -16:], published)
 
 
-# --- stereo -----------------------------------------------------------------------------------------------------
+# --- stereo -------------------------------------------------------------------------------------------------
 
 
 def test_unconditional_greedy_music_of_stereo_small_matches_the_published_music() -> None:
@@ -188,7 +189,7 @@ def test_guided_greedy_continuation_of_stereo_small_matches_the_published_music(
     assert close(wave[0, :, -16:], [left, right])
 
 
-# --- melody -----------------------------------------------------------------------------------------------------
+# --- melody -------------------------------------------------------------------------------------------------
 
 
 def test_logits_of_melody_after_a_text_match_the_published_ones() -> None:
@@ -217,7 +218,7 @@ def test_logits_of_melody_after_a_melody_and_a_text_match_the_published_ones() -
     assert close(logits_of(model, start(model), chroma)[0, 1:3, 0, 32:40], published)
 
 
-# --- side by side with transformers -----------------------------------------------------------------------------
+# --- side by side with transformers -------------------------------------------------------------------------
 
 
 @torch.no_grad()
