@@ -92,10 +92,10 @@ def download(hub_id: str, dest: Path | None = None) -> Path:
             folder = Path(snapshot_download(hub_id, allow_patterns=["*state_dict.bin"], local_dir=dest))
     # OSError: no network, and nothing in the cache.
     except (HfHubHTTPError, OSError) as error:
+        command = f"python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}"
         raise FileNotFoundError(
-            f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); on a machine "
-            f"with a network, run: python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}  and load "
-            "that folder"
+            f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); on a "
+            f"machine with a network, run: {command}  and load that folder"
         ) from None
     return folder
 
