@@ -45,7 +45,10 @@ def test_muon_is_torchs_own_in_bfloat16():
     mine, torchs = (
         [nn.Parameter(torch.ones(shape)) for shape in ((32, 48), (48, 32), (16, 16))] for _ in "ab"
     )
-    optimizers = Muon(mine, 1e-2, 0.05, torch.bfloat16), torch.optim.Muon(torchs, 1e-2, 0.05, adjust_lr_fn="match_rms_adamw")  # fmt: skip
+    optimizers = (
+        Muon(mine, 1e-2, 0.05, torch.bfloat16),
+        torch.optim.Muon(torchs, 1e-2, 0.05, adjust_lr_fn="match_rms_adamw"),
+    )
     for _ in range(3):
         for a, b in zip(mine, torchs, strict=True):
             a.grad = b.grad = torch.randn_like(a)

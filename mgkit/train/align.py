@@ -1,15 +1,16 @@
 """Attention heads initialized to follow the melody.
 
-Letters: B batch, F chroma frames, P prefix positions, S steps, D width, E width of a head, M rows of a regression.
+Letters: B batch, F chroma frames, P prefix positions, S steps, D width, E width of a head, M rows of a
+regression.
 
-    query at step s          ~  cos and sin of w s / 6.4  --.
-    key at chroma frame j    ~  cos and sin of w j        --+-> attention is largest at the current frame, j = s / 6.4
+    query at step s         ~  cos and sin of w s / 6.4  --.
+    key at chroma frame j   ~  cos and sin of w j        --+-> attention is largest at j = s / 6.4
 
-To follow a melody, the model must attend from step s to the chroma frame that sounds at the same time: 6.4 times
-fewer, and ahead of a text of any length. The loss alone teaches this too slowly for a small computer: after hours of
-training the melody was followed for half a second. Since positions are sinusoids, one linear map of the query and one
-of the key are enough, and ridge regression on the inputs of the layer gives both in closed form. Training then starts
-from there.
+To follow a melody, step s must attend to the chroma frame of the same time. Chroma frames are 6.4 times
+longer than steps, and a text of any length comes between them. Training alone finds this too slowly on a
+small computer: after hours the melody was followed for half a second. Positions are sinusoids, so one linear
+map of the queries and one of the keys are enough, and ridge regression on the layer's inputs gives both in
+closed form. Training starts from there.
 """
 
 import torch
@@ -45,9 +46,9 @@ def ridge(inputs: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor) -> list[float]:
-    """Initialize the last head of each of LAYERS from examples: `codes` [B, K, S], `texts` and `melody` [B, F].
+    """Initialize the last head of each of LAYERS from `codes` [B, K, S], `texts` and `melody` [B, F].
 
-    Returns the fraction of each head's attention that falls within two chroma frames of the current one.
+    Returns the fraction of attention within two chroma frames of the current one, for each of these heads.
     """
     lm, conditioner = model.lm, model.conditioner
     config = lm.config

@@ -1,15 +1,15 @@
-"""An auxiliary head that predicts musical labels from a middle layer of the language model.
+"""An auxiliary head for musical labels on a middle layer of the language model.
 
 Letters: B batch, T frames, D width, Q labels of a frame.
 
-    piece -> labels int8 [Q, T]: key, tempo, position in the bar, melody, bass, chord, drums (mgkit.band.labels)
+    piece -> labels int8 [Q, T]: key, tempo, position in the bar, melody, bass, … (mgkit.band.labels)
     residual stream [B, T, D] -> `AuxiliaryHead` -> cross-entropy of the labels
 
-The codes are mostly noise to a small model, and a gradient through them hardly connects "d minor" in a caption with
-the notes: without this head the model followed its caption for no longer than the first second. The labels are exact,
-since the band knows every note it plays. To predict them, the lower layers learn to propagate the caption, to count
-beats and to listen to the history, and the upper layers make use of it. The head is used in training only and is not
-part of the released model.
+Codes are mostly noise to a small model, and their gradient hardly connects "d minor" in a caption with notes:
+without this head the model followed its captions for one second. The labels are exact, because the composer
+knows every note. To predict them, the lower layers learn to propagate the caption, count beats and recognize
+harmony, and the upper layers build on it. The head is used in training only; the released model does not
+contain it.
 """
 
 import torch
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from mgkit.band.labels import BINARY, CLASSES
 from mgkit.lm import LMConfig
 
-# Rhythm depends on the position in the bar, which is the hardest to predict. All other labels have weight 1.
+# The position in the bar is the hardest label and the basis of rhythm. All other weights are 1.
 LOSS_WEIGHTS = {"beat": 2.0, "phase": 3.0}
 
 
 class AuxiliaryHead(nn.Module):
-    """Label predictions from the residual stream that enters layer number `layer`, by default two thirds of the way up."""
+    """Predictions of frame labels from the input of layer `layer`, by default two thirds of the way up."""
 
     def __init__(self, config: LMConfig, layer: int | None = None):
         super().__init__()
@@ -38,9 +38,10 @@ class AuxiliaryHead(nn.Module):
         return list(self.linear(self.norm(residual)).float().split(sizes, dim=-1))
 
     def forward(self, residual: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross-entropies [len(CLASSES) + 1], in nats per frame, of `labels` [B, Q, T]; the last is BINARY's sum.
+        """Weighted cross-entropies [len(CLASSES) + 1] of `labels` [B, Q, T], in nats per frame.
 
-        The residual at the step that predicts a frame [B, T, D] predicts the labels of this frame.
+        The last entry is the sum over BINARY. The `residual` [B, T, D] at step t, where the codes of frame t
+        are predicted, predicts the labels of frame t.
         """
         labels = labels.to(residual.device)
         *categorical, binary = self.logits(residual)

@@ -1,4 +1,4 @@
-"""The batches of language-model training: crops of clips, dropped conditions, corrupted captions and histories.
+"""Batches of language-model training: crops of clips, dropped conditions, corrupted captions and histories.
 
 Letters: B batch, K codebooks, T frames, F chroma frames, Q labels of a frame.
 """
@@ -26,15 +26,15 @@ class Crop(NamedTuple):
     random_start: bool
 
 
-# Used in turn. After a second of music, the music itself says most of what its caption says, so a model that reads
-# long crops ignores its captions; short crops from the beginning train the text.
+# Used in turn. One second of music reveals most of its caption, so long crops barely train the text encoder;
+# short crops from the beginning of a clip do.
 CROPS = (Crop(1.0, 1, False), Crop(0.2, 4, False), Crop(1.0, 1, False), Crop(0.4, 2, True))
 
-# A caption that names a tempo or a key
+# Matches captions with a tempo or a key.
 TEMPO_OR_KEY = re.compile(r"\d|major|minor", re.IGNORECASE)
-# Mean lengths in frames of a corrupted history's segments
+# Mean lengths, in frames, of the own and the foreign segments of a corrupted history
 MEAN_OWN, MEAN_FOREIGN = 60, 30
-# Frames before the first foreign segment, if no caption names the key and the tempo
+# Frames before the first foreign segment, if the caption names neither key nor tempo
 MIN_OWN = 100
 
 
@@ -46,7 +46,7 @@ class Augmentation:
     drop_all: float = 0.2
     # the melody alone
     drop_melody: float = 0.65
-    # the caption of an example that keeps its melody
+    # the caption alone, if the melody is kept
     drop_caption: float = 0.15
     # a quarter of the caption's words
     drop_words: float = 0.3
@@ -68,16 +68,16 @@ def corrupt_caption(text: str, options: Augmentation, rng: np.random.Generator) 
 
 
 def corrupt_history(codes: Tensor, informed: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
-    """`codes` [B, K, T] with segments of the next clip in a `share` of the rows.
+    """`codes` [B, K, T] with segments of the next clip, in a fraction `share` of the rows.
 
-    The history predicts true music better than the caption does, so a model trained on true histories alone
-    continues in the key and the tempo of its last few frames, right or wrong. Corrupted histories train it to return
-    to its condition. `informed` [B] marks rows whose caption names the tempo or the key: half of these start with a
-    foreign segment. The others start with MIN_OWN frames of their own, for only these say what should follow.
+    In a training clip, the history predicts the next codes better than the caption does. Trained on true
+    histories alone, the model stays in the key and tempo of its last few frames, right or wrong; corrupted
+    histories train it to return to its condition. `informed` [B] marks captions with a key or tempo. Other
+    rows start with MIN_OWN frames or more of their own, since nothing else determines their continuation.
 
-        informed, half of them   |foreign| own      |foreign| own ...
-        the other half           | own      |foreign| own ...
-        not informed             | own, MIN_OWN frames or more |foreign| own ...
+        informed, half of the rows    | foreign | own      | foreign | own ...
+        informed, the other half      | own      | foreign | own ...
+        not informed                  | own, at least MIN_OWN | foreign | own ...
     """
     count, _, frames = codes.shape
     swapped = np.zeros((count, frames), bool)
@@ -97,7 +97,7 @@ class Batch:
 
     # [B, K, T], the targets
     codes: Tensor
-    # [B, K, T], the codes that the model reads
+    # [B, K, T], the inputs; equal to `codes` unless corrupted
     history: Tensor
     captions: list[str]
     # [B, F] pitch classes; 0 if dropped
@@ -123,7 +123,7 @@ class Batch:
 
 
 class Batches:
-    """Every batch of a training run, a function of its seed and step alone."""
+    """The batches of a training run; each one depends on the seed and its step alone."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Batches:
         options, rng = self.augmentation, np.random.default_rng((self.seed, step))
         crop, total = CROPS[step % len(CROPS)], self.data.codes.shape[-1]
         rows, frames = self.rows(step), round(crop.length * total)
-        # in units of CODE_STRIDE frames, at which codes and chroma are aligned
+        # in units of CODE_STRIDE frames, where codes and chroma frames coincide
         start = int(rng.integers(1 + (total - frames) // CODE_STRIDE)) if crop.random_start else 0
         codes, melody = self.data.batch(rows, frames, start)
         captions = [corrupt_caption(self.data.caption(i, rng), options, rng) for i in rows]
@@ -150,7 +150,8 @@ class Batches:
         keep_caption = torch.from_numpy(rng.random(len(rows)) >= options.drop_all)
         keep_melody = torch.from_numpy(rng.random(len(rows)) >= options.drop_melody) & keep_caption
         keep_caption &= ~(keep_melody & torch.from_numpy(rng.random(len(rows)) < options.drop_caption))
-        # Half of the null texts are as long as a caption, as in guidance, and half are those of an empty one.
+        # A null text is as long as the caption, as in guidance; in half of the cases it is that of an empty
+        # caption.
         captions = [
             text if keep or rng.random() < 0.5 else ""
             for text, keep in zip(captions, keep_caption, strict=True)
@@ -165,7 +166,7 @@ class Batches:
         return Batch(codes, history, captions, melody * keep_melody[:, None], keep_caption, labels)
 
     def rows(self, step: int) -> np.ndarray:
-        """The clips of a batch: all of them once, shuffled, then all of them again in another order."""
+        """Clip numbers of a batch, from passes over all clips that are each shuffled anew."""
         factors = [crop.factor for crop in CROPS]
         rounds, turn = divmod(step, len(CROPS))
         first = self.size * (rounds * sum(factors) + sum(factors[:turn]))

@@ -3,16 +3,16 @@
 Letters: B batch, K codebooks, T frames, F chroma frames, Q auxiliary losses.
 
     caption, melody -> Condition (prefix) --.
-    codes [B, K, T] -> delayed steps -------+-> language model -> cross-entropy of each codebook      (loss.py)
-                                            '-> a middle layer -> musical labels of each frame        (auxiliary.py)
+    codes [B, K, T] -> delayed steps -------+-> language model -> cross-entropy per codebook    (loss.py)
+                                            '-> middle layer -> labels of every frame           (auxiliary.py)
 
-In order: train the text encoder on the captions' attributes, initialize heads that follow the melody (--align), then
-take gradient steps on batches of crops (batches.py), with Muon for the transformer's matrices and AdamW for the
-rest. The result is a moving average of the weights. For classifier-free guidance, conditions are dropped at random
-in the form in which generation uses the null condition: zeros for the text, pitch class 0 for the melody.
+The run, in order: pretrain the text encoder on the attributes in the captions (attributes.py); initialize
+heads that follow the melody (--align, align.py); then take gradient steps on batches of crops (batches.py),
+with Muon for the matrices of the transformer and AdamW for everything else. The result is an exponential
+moving average of the weights. Conditions are dropped at random for classifier-free guidance, exactly as in
+generation: zeros for the text, pitch class 0 for the melody.
 
-Left out: gradient accumulation, weight decay schedules, sharded optimizers, mixed-precision loss scaling (bfloat16
-needs none).
+Left out: gradient accumulation, sharded optimizers, and loss scaling, which bfloat16 does not need.
 """
 
 import argparse
@@ -76,11 +76,11 @@ class LMRun:
     text_steps: int = 400
     steps: int | None = None
     minutes: float | None = 36.0
-    # On a CPU each half of an even batch gets a thread; several processes get a part each.
+    # An even number on a single CPU, where each half gets a thread; a multiple of the number of processes
     batch: int = 6
     lr: float = 2e-3
-    # T5's learning rate relative to `lr`. At the full rate it maps all captions to one vector before the language
-    # model attends to them.
+    # Learning rate of T5 relative to `lr`. At the full rate T5 collapses to one vector for all captions
+    # before the language model attends to it.
     text_lr_ratio: float = 0.15
     # Decay of the moving average of the weights
     average: float = 0.995
@@ -104,7 +104,7 @@ class LMLearner:
         self.run, self.data, self.valid, self.tokenizer = run, data, valid, tokenizer
         frames, device = data.codes.shape[-1], self.processes.device
 
-        # 1. The model: weights, then the text encoder's own training, then heads that follow the melody
+        # 1. The model: initial weights, a pretrained text encoder, heads that follow the melody
         if run.start:
             self.model = load(run.start)
         else:
@@ -126,7 +126,7 @@ class LMLearner:
             self.auxiliary = AuxiliaryHead(self.model.lm.config).to(device)
         self.batches = Batches(data, run.batch, run.augmentation, run.seed, self.labels)
 
-        # 3. Optimizers: Muon takes fewer steps to the same loss, and applies to matrices only
+        # 3. Optimizers: Muon needs fewer steps than AdamW, but only applies to matrices.
         self.model.to(device)
         matrices = [p for p in self.model.lm.layers.parameters() if p.dim() == 2]
         t5 = list(self.model.conditioner.text.t5.parameters())
@@ -165,7 +165,7 @@ class LMLearner:
         return row | {f"book{k}": value for k, value in enumerate(each)}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Weighted losses [K] or [K + Q]: of the codebooks, then of the auxiliary head. Their mean is minimized."""
+        """Weighted losses to average: [K] of the codebooks, and [Q] of the auxiliary head if there is one."""
         model, lm = self.model, self.model.lm
         with self.autocast():
             condition = model.condition(batch.captions, batch.melody, batch.keep_caption)
@@ -179,7 +179,7 @@ class LMLearner:
             return torch.cat([codebooks, self.auxiliary(middle, batch.labels) * self.run.auxiliary])
 
     def update(self, step: int, lr: float) -> float:
-        """Clip the gradients, take an optimizer step, update the average; the norm of the gradients."""
+        """Clip the gradients, step the optimizers, update the average; returns the gradient norm."""
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, ratio in zip(self.optimizers, self.lr_ratios, strict=True):
             for group in optimizer.param_groups:
@@ -195,7 +195,7 @@ class LMLearner:
         codes, melody = self.valid.batch(np.arange(count), self.valid.codes.shape[-1])
         texts = [captions[0] for captions in self.valid.captions[:count]]
         other_texts, other_melody, no_melody = texts[1:] + texts[:1], melody.roll(1, 0), melody * 0
-        # texts, melody, and whether the text is kept
+        # name: texts, melody, whether the texts are kept
         cases = {
             "all": (texts, melody, True),
             "text": (texts, no_melody, True),
@@ -251,13 +251,18 @@ class LMLearner:
 
 
 def validate_codebooks(run: LMRun, data: Tokens) -> None:
-    """Raises: ValueError if the tokens have other codebooks than the language model."""
+    """Check the tokens' codebooks against the language model's.
+
+    Raises:
+        ValueError: Their number or size differs.
+    """
     found = data.metadata["codebooks"], data.metadata["codebook_size"]
     expected = run.lm.codebooks, run.lm.codebook_size
     if found != expected:
         raise ValueError(
-            f"{run.tokens} has {found[0]} codebooks of {found[1]}, but the language model predicts {expected[0]} of "
-            f"{expected[1]}: encode the clips with a codec of that shape (python -m mgkit train tokens)"
+            f"{run.tokens} has {found[0]} codebooks of {found[1]}, but the language model predicts "
+            f"{expected[0]} of {expected[1]}: encode the clips with a codec of that shape "
+            "(python -m mgkit train tokens)"
         )
 
 

@@ -101,8 +101,8 @@ def losses(lm: LM, codes: Tensor, condition: Condition, history: Tensor | None =
     """Mean cross-entropy [K], in nats, of each codebook of `codes` [B, K, T].
 
     The language model reads `history` [B, K, T] instead of `codes`, if given, and still predicts `codes`.
-    Past the end of a clip `codes` hold the special token, which is not counted; every clip has the same weight,
-    whatever its length.
+    Past the end of a clip `codes` hold the special token, which is not counted; every clip has the same
+    weight, whatever its length.
     """
     targets = delayed(lm, codes)[..., 1:]
     inputs = delayed(lm, codes if history is None else history)[..., :-1]

@@ -1,4 +1,4 @@
-"""The model to train: a language model with its conditioner, freshly initialized or loaded.
+"""The trained model, fresh or loaded: a language model and its conditioner.
 
 Letters: B batch, F chroma frames, L text length.
 """
@@ -32,7 +32,7 @@ class TextConfig:
 
 
 class ConditionalLM(nn.Module):
-    """A language model and its conditioner: everything that is trained."""
+    """A language model and its conditioner, trained together."""
 
     def __init__(self, lm: LM, conditioner: Conditioner):
         super().__init__()
@@ -41,7 +41,7 @@ class ConditionalLM(nn.Module):
     def condition(self, texts: list[str], melody: Tensor, keep_text: Tensor) -> Condition:
         """Condition on `texts` and `melody` [B, F], differentiable.
 
-        Where `keep_text` [B] is False, the text vectors are zero, as in the null condition of guidance.
+        If `keep_text` [B] is False, the text vectors are zero, as in the null condition of guidance.
         """
         conditioner = self.conditioner
         ids, mask = (x.to(conditioner.text_proj.weight.device) for x in conditioner.text.tokens(texts))
@@ -78,7 +78,8 @@ def new_model(
         nn.init.normal_(embedding.weight, std=0.3)
     for head in lm.heads:
         nn.init.normal_(head.weight, std=0.02)
-    # The residual stream sums 2 outputs a layer; scaled like this its variance does not grow with depth (GPT-2).
+    # Every layer adds two outputs to the residual stream; with this scale its variance is independent of
+    # depth (GPT-2).
     for layer in lm.layers:
         for output in (layer.attention.out_proj, layer.linear2):
             nn.init.normal_(output.weight, std=(2 * lm_config.layers * output.in_features) ** -0.5)
@@ -87,7 +88,7 @@ def new_model(
 
 
 def load(folder: str | Path) -> ConditionalLM:
-    """The model of a training run's folder, or of a released model's name or folder, in float32 and eval mode.
+    """The model of a run's folder, or of a released model's name or folder, in float32 and eval mode.
 
     Raises:
         FileNotFoundError: The folder holds neither.

@@ -2,16 +2,17 @@
 
 Letters: B samples, K codebooks, T frames, S delayed steps, L text length, D width, V codebook size.
 
-    prompts -> policy, with guidance -> samples [B, K, T] -> rewards -> advantages [B, T]             (rewards.py)
+    prompts -> policy, with guidance -> samples [B, K, T] -> rewards -> advantages [B, T]         (rewards.py)
             -> policy loss: minus the mean of advantage times log-probability
 
-A model trained on true music never sees the consequences of its own choices: in its samples one late beat or one note
-of another key is the history of everything after it. Here the policy is trained on these histories. A round draws
-samples for a few prompts, a third of the rounds as continuations of true music, and takes a few gradient steps. Each
-step adds a batch of true music with the loss of lm.py, which keeps the policy near the data without a KL penalty.
+Trained on its data alone, a model never sees the consequences of its own errors: in a sample, one late beat
+or one note in another key is part of the history of everything after it. Here the policy trains on such
+histories. Each round draws samples for a few prompts and takes a few gradient steps; in every third round the
+samples continue training clips. Every gradient step also includes a batch of clips with the loss of lm.py.
+It keeps the policy near the data, in place of a KL penalty.
 
-The baseline is the mean over a prompt's samples (as in GRPO, arXiv:2402.03300); MusicRL (arXiv:2402.04229) trained a
-published music model on listeners' preferences.
+The mean over a prompt's samples is the baseline, as in GRPO (arXiv:2402.03300). MusicRL (arXiv:2402.04229)
+trains a music model on listeners' preferences.
 """
 
 import argparse
@@ -44,27 +45,27 @@ from mgkit.train.tokens import Tokens, add_options, open_splits
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# One round in so many continues true music.
+# Every third round, the samples continue training clips.
 CONTINUE_EVERY = 3
 
 
 @dataclass(frozen=True)
 class ReinforceRun(LMRun):
-    """Every setting of a run: those of `LMRun` for the batches of true music, and these for the policy gradient."""
+    """Every setting of a run: those of `LMRun` for the batches of clips, and the policy gradient's."""
 
-    # in a round
+    # per round
     prompts: int = 12
-    # of each prompt
+    # per prompt
     samples: int = 4
-    # gradient steps of a round
+    # gradient steps per round
     updates: int = 4
     guidance: float = 3.0
-    # Weight of the policy loss, relative to the loss on true music
+    # Weight of the policy loss, relative to the loss on training clips
     policy_weight: float = 2.0
 
 
 class Prompt(NamedTuple):
-    """A caption, the clip whose attributes it names, and how many frames of the clip the sample continues."""
+    """A caption, the number and tempo of its clip, and the number of the clip's frames to continue from."""
 
     text: str
     row: int
@@ -73,10 +74,7 @@ class Prompt(NamedTuple):
 
 
 def prompt_text(piece: ClipRow, rng: np.random.Generator, continuation: bool) -> str:
-    """A caption with every attribute that is rewarded, in random order.
-
-    For a continuation it leaves out tempo and key, which the true beginning determines.
-    """
+    """A caption with the rewarded attributes, in random order; without key and tempo for a continuation."""
     always: dict[str, str | bool] = {"style": piece["style"], "lead": piece["lead"], "drums": piece["drums"]}
     words = [str(rng.choice(synonyms(name, value))) for name, value in always.items()]
     if not continuation:
@@ -85,7 +83,7 @@ def prompt_text(piece: ClipRow, rng: np.random.Generator, continuation: bool) ->
 
 
 class ReinforceLearner(LMLearner):
-    """A language model trained on its own samples and on true music."""
+    """A language model trained on its own samples and on training clips."""
 
     run: ReinforceRun
     labels: np.ndarray
@@ -113,7 +111,7 @@ class ReinforceLearner(LMLearner):
         prompts = self.prompts(rng, continuation=step % CONTINUE_EVERY == CONTINUE_EVERY - 1)
         texts, codes = self.sample(prompts, step)
         rewards = self.rewards(prompts, codes)
-        # the frames of true music are not the policy's
+        # The policy did not choose the frames it continues.
         given = prompts[0].frames
         advantage = advantages(rewards, run.samples)
         advantage[:, :given] = 0
@@ -140,7 +138,7 @@ class ReinforceLearner(LMLearner):
         return row | {f"reward_{name}{suffix}": x for name, x in zip(REWARDS, means, strict=True)}
 
     def prompts(self, rng: np.random.Generator, continuation: bool) -> list[Prompt]:
-        """The prompts of a round, each `samples` times; continuations share the length of their true beginning."""
+        """The prompts of a round, each repeated `samples` times; all continue the same number of frames."""
         length = self.data.codes.shape[-1]
         given = int(rng.integers(length // 5, length // 2)) if continuation else 0
         prompts = []
@@ -151,7 +149,7 @@ class ReinforceLearner(LMLearner):
         return prompts
 
     def sample(self, prompts: list[Prompt], step: int) -> tuple[list[Tensor], Tensor]:
-        """The projected texts [L, D] of the prompts, and samples [B, K, T] from the policy, true beginnings included."""
+        """Encoded texts [L, D] of the prompts, and the policy's samples [B, K, T], audio prompts included."""
         run, lm, conditioner = self.run, self.model.lm, self.model.conditioner
         length, given = self.data.codes.shape[-1], prompts[0].frames
         with torch.no_grad():
@@ -183,10 +181,9 @@ class ReinforceLearner(LMLearner):
         return torch.cat(found, dim=1)
 
     def policy_loss(self, codes: Tensor, texts: list[Tensor], advantage: Tensor) -> Tensor:
-        """Minus the mean of log-probability times `advantage` [B, T], over the tokens of the samples `codes` [B, K, T].
+        """Minus the mean of log-probability times `advantage` [B, T] over the tokens of `codes` [B, K, T].
 
-        Probabilities are those of the guided logits. The null condition's logits are constants: the gradient passes
-        through the conditional ones alone.
+        The probabilities are those after guidance. The gradient passes through the conditional logits only.
         """
         lm, conditioner = self.model.lm, self.model.conditioner
         steps = delayed(lm, codes)

@@ -1,14 +1,14 @@
-"""Rewards and advantages of generated music.
+"""Rewards and advantages of samples.
 
 Letters: B samples, K codebooks, T frames, D width, Q labels of a frame, R rewards.
 
     codes [B, K, T] -> language model with null conditions -> auxiliary head -> label probabilities
-                    -> rewards [R, B, T]: agreement with the requested tempo, key, lead and drums, at each frame
-                    -> advantages [B, T]: improvement after a frame, compared with the same prompt's other samples
+                    -> rewards [R, B, T]: agreement with the requested tempo, key, lead and drums per frame
+                    -> advantages [B, T]: later improvement, compared with the prompt's other samples
 
-The reward model is the language model as it was at the start, so its weights and its judgement stay fixed. It reads
-the samples without their prompts: whatever its auxiliary head predicts must be audible. The metrics of `measure` have
-no part in the reward and remain an independent test.
+The reward model is the initial language model, and it stays fixed. It reads the samples without their
+prompts, so its auxiliary head can only predict labels from the music itself. The metrics of `python -m mgkit
+measure` are not used in the reward and remain independent of it.
 """
 
 import math
@@ -40,7 +40,7 @@ FIT_CLIPS, FIT_EPOCHS = 1000, 8
 class RewardModel:
     """A frozen language model and its auxiliary head, from a run's folder, or a model's name or folder.
 
-    `pretrained` is True if the folder holds the head that the model was trained with; call `fit` otherwise.
+    `pretrained` says if the folder holds the head of the model's own training; otherwise, call `fit`.
     """
 
     def __init__(self, folder: str | Path, device: torch.device):
@@ -66,7 +66,7 @@ class RewardModel:
         return residual[:, -codes.shape[-1] :]
 
     def fit(self, codes: Tensor, labels: Tensor) -> None:
-        """Train the head alone on true music: `codes` [clips, K, T] and `labels` [clips, Q, T]."""
+        """Train the head alone on training clips: `codes` [clips, K, T] and `labels` [clips, Q, T]."""
         with ThreadPoolExecutor(2) as pool:
             found = pool.map(self.residual, codes.split(8))
             residual = torch.cat(list(tqdm(found, total=-(-len(codes) // 8), desc="reward model")))
@@ -83,9 +83,9 @@ class RewardModel:
 
     @torch.no_grad()
     def rewards(self, codes: Tensor, tempos: list[float], labels: Tensor) -> Tensor:
-        """Rewards [R, B, T] of `codes` [B, K, T], given the requested `tempos` [B] in bpm and `labels` [B, Q, T].
+        """Rewards [R, B, T] of `codes` [B, K, T], given requested `tempos` [B] in bpm and `labels` [B, Q, T].
 
-        The tempo reward is within ±1 (`tempo_reward`); the others are the requested label's log odds.
+        They are the `tempo_reward` and the log odds of the requested key, lead and drums.
         """
         predictions = self.head.logits(self.residual(codes))
         logits = {name: x.cpu() for name, x in zip(CLASSES, predictions, strict=False)}
@@ -96,8 +96,8 @@ class RewardModel:
 def tempo_reward(phases: Tensor, tempos: list[float]) -> Tensor:
     """Agreement [B, T] of the beat with `tempos` [B] in bpm, from probabilities of its phase [B, T, classes].
 
-    The phase of LAG frames ago, advanced at the requested tempo, is compared with the current phase: 1 for the same
-    phase, -1 for half a beat of difference, 0 if the probabilities are uniform, and in the first LAG frames.
+    It compares the current phase with the phase LAG frames ago, advanced at the requested tempo: 1 if they
+    agree, -1 if they are half a beat apart, 0 for uniform probabilities and in the first LAG frames.
     """
     circle = torch.polar(torch.ones(()), torch.arange(phases.shape[-1]) * 2 * math.pi / phases.shape[-1])
     # the mean phase as a point in the unit disc, one turn per beat
@@ -116,9 +116,10 @@ def log_odds(logits: Tensor, values: Tensor) -> Tensor:
 def advantages(rewards: Tensor, samples: int) -> Tensor:
     """Advantages [B, T] from `rewards` [R, B, T], where each prompt's `samples` are adjacent in B.
 
-    The return of a frame is the mean reward of the next HORIZON frames less the reward at the frame itself, so it has
-    no credit for earlier frames, which would dominate it. The baseline is the mean return over the prompt's samples;
-    each reward's advantages are scaled by their standard deviation and averaged over the rewards.
+    The return of a frame is the mean reward of the next HORIZON frames minus the reward at the frame itself:
+    otherwise the contribution of earlier frames would dominate it. The baseline is the mean return of the
+    prompt's samples. For each reward, the differences are divided by their standard deviation over all
+    samples and frames; the advantage is the mean over the rewards.
     """
     frames = rewards.shape[-1]
     total = F.pad(rewards, (1, 0)).cumsum(dim=-1)

@@ -14,7 +14,7 @@ MAX_TEXTS = 20000
 
 @lru_cache
 def frequent_words() -> list[str]:
-    """The 1,000 most frequent words of Python's help pages, the one English text on every machine with Python."""
+    """The 1,000 most frequent words of Python's help pages, an English text on every machine with Python."""
     from pydoc_data.topics import topics
 
     counts = Counter(re.findall(r"\b[a-z]{3,10}\b", " ".join(topics.values()).lower()))
@@ -24,7 +24,8 @@ def frequent_words() -> list[str]:
 def make_tokenizer(captions: Iterable[list[str]], pieces: int) -> "PreTrainedTokenizerFast":
     """Train a T5-like unigram tokenizer with a vocabulary of at most `pieces`.
 
-    It ignores case and accents. Every printable ASCII character is a piece, so almost no text has unknown tokens.
+    It ignores case and accents. Every printable ASCII character is a piece, so almost no text has unknown
+    tokens.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
