@@ -44,6 +44,7 @@ RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
 BAND_CODE = (
     "mgkit.band.captions",
     "mgkit.band.compose",
+    "mgkit.band.parts",
     "mgkit.band.piece",
     "mgkit.band.styles",
     "mgkit.band.synth",

@@ -164,15 +164,12 @@ class TuneLearner:
             for first in range(0, min(32, len(self.valid)), self.run.batch):
                 examples = self.valid[first : first + self.run.batch]
                 codes, pitch_classes = self.crops(examples, rng)
-                none = torch.zeros(len(examples), dtype=torch.bool)
-                batches.append(
-                    [
-                        float(self.loss(examples, codes, pitch_classes, keep_text, none).mean())
-                        for keep_text in (~none, none)
-                    ]
-                )
-        with_text, unconditional = np.mean(batches, axis=0)
-        return {"valid_text": float(with_text), "valid_none": float(unconditional)}
+                drop = torch.zeros(len(examples), dtype=torch.bool)
+                with_text = self.loss(examples, codes, pitch_classes, ~drop, drop)
+                unconditional = self.loss(examples, codes, pitch_classes, drop, drop)
+                batches.append([float(with_text.mean()), float(unconditional.mean())])
+        text, none = np.mean(batches, axis=0)
+        return {"valid_text": float(text), "valid_none": float(none)}
 
     def state_dict(self) -> dict[str, Any]:
         """See `loop.Learner`."""
