@@ -88,7 +88,7 @@ def test_a_folder_without_captioned_recordings_is_refused_in_a_sentence(tmp_path
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (np.full(64000, np.nan, np.float32), "holds NaN or infinity"),
+    (np.full(64000, np.nan, np.float32), "contains NaN or infinity"),
     (np.zeros(8000, np.float32), "lasts 0.25 s; give at least 1 s"),
     (np.zeros((64000, 6), np.float32), "1 or 2 channels"),
     (None, "is not audio that can be read"),
