@@ -1,4 +1,4 @@
-"""Two takes side by side on one level scale, and a button that switches between them at the same position."""
+"""Two takes side by side on one level scale, and a button to switch between them at the same position."""
 
 import html
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from ipywidgets import HTML, Accordion, Dropdown, HBox, Layout, VBox
 
 from mgkit.lab.takes import Take
 
-# The player that starts continues at the position of the other one.
+# The player which starts takes over the position of the other one.
 SWITCH = (
     "const [a, b] = this.parentNode.querySelectorAll('audio'); const [on, off] = a.paused ? [b, a] : [a, b]; "
     "off.currentTime = on.currentTime; on.pause(); off.play()"

@@ -223,7 +223,7 @@ def _main_inputs(models: Sequence[str], model: str) -> dict[str, Widget]:
         ),
         "audio_prompt": Source("recordings", "melodies"),
         "audio_prompt_seconds": FloatText(
-            2.0, description="seconds to keep", step=0.5, style=free, layout=Layout(**SHORT)
+            2.0, description="seconds of audio", step=0.5, style=free, layout=Layout(**SHORT)
         ),
     }
 
