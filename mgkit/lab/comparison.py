@@ -7,7 +7,7 @@ from ipywidgets import HTML, Accordion, Dropdown, HBox, Layout, VBox
 
 from mgkit.lab.takes import Take
 
-# The player which starts takes over the position of the other one.
+# The starting player takes over the position of the other one.
 SWITCH = (
     "const [a, b] = this.parentNode.querySelectorAll('audio'); const [on, off] = a.paused ? [b, a] : [a, b]; "
     "off.currentTime = on.currentTime; on.pause(); off.play()"

@@ -106,7 +106,7 @@ class Controls(VBox):
             self._assign(name, value)
 
     def request(self) -> TakeRequest:
-        """The take that the controls describe, with a new seed unless it is kept.
+        """The take described by the controls, with a new seed unless it is kept.
 
         Raises: ValueError for a missing model or audio, or an invalid setting.
         """
@@ -176,7 +176,7 @@ class Controls(VBox):
 
 
 def example_prompts() -> list[str]:
-    """The prompts that ship with mgkit, in the vocabulary of nano."""
+    """Example prompts shipped with mgkit, in the vocabulary of nano."""
     path = hub.embedded().parent / "prompts.txt"
     return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ["calm piano in C major"]
 
@@ -184,7 +184,7 @@ def example_prompts() -> list[str]:
 def read_value(control: Widget) -> Any:
     """Value of an input; for an optional number, None if empty.
 
-    Text which is not a number is returned as it is, for `Settings` to reject.
+    Text other than a number is returned unchanged, for `Settings` to reject.
     """
     if not isinstance(control, Text):
         return control.value

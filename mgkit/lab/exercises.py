@@ -1,7 +1,6 @@
 """Exercises in notebooks: check the reader's answer and print the result.
 
-A missing answer, left as `...`, is not wrong: a notebook runs to its end before the exercises are
-done.
+A missing answer, left as `...`, is not wrong: a notebook runs to its end before the exercises are done.
 """
 
 from collections.abc import Callable

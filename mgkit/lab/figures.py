@@ -262,7 +262,7 @@ def windows(plan: Sequence[Window], rate: int, prompts: Sequence[tuple[float, st
 def real_time(progress: Sequence[tuple[float, float]]) -> Picture:
     """Seconds of music generated against elapsed seconds, [(elapsed, music), …], beside real-time playback.
 
-    The dashed line is playback which starts with the first chunk; below it, playback would stall.
+    The dashed line is playback from the first chunk on; wherever the solid line is below it, playback stalls.
     Raises: ValueError for an empty list.
     """
     if not progress:

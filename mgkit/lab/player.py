@@ -7,7 +7,7 @@ Letters: C channels, N samples, n samples of a chunk.
     Recorder      the microphone, as a wave in the kernel
 
 Their browser side is `player.js`, embedded in the widget, so nothing is fetched. It needs the package
-anywidget (in the `lab` extra and on Colab); without it, each is a plain HTML widget which names the missing
+anywidget (in the `lab` extra and on Colab); without it, each is a plain HTML widget naming the missing
 package. All are written to ipywidgets 7.7 and work on 8.
 
 Every button has an equivalent in code: `LivePlayer.play()`, `LivePlayer.stop.set()`, `Recorder.wave = …`.
@@ -98,7 +98,7 @@ class Player(Widget):
 class LivePlayer(Widget):
     """Plays a wave during generation, chunks joined without gaps or clicks.
 
-    With a source, Play starts a worker thread which generates the music, and Stop ends it:
+    With a source, Play starts a worker thread to generate the music, and Stop ends it:
 
         live = LivePlayer(model.sample_rate, model.audio_channels, seconds=30,
                           source=lambda stop: (wave[0] for wave in model.stream(["calm piano"], stop=stop)))
@@ -114,7 +114,7 @@ class LivePlayer(Widget):
     behind.
 
     The browser reports, in traits to `observe`: `started` (Play was pressed, and the piece has not ended),
-    `played` (seconds), `underruns` (number of stalls), `discontinuities` (joins which were not exact to the
+    `played` (seconds), `underruns` (number of stalls), `discontinuities` (joins not exact to the
     sample), `context_rate` (sampling rate of the browser's audio, normally `rate`).
     """
 

@@ -1,4 +1,4 @@
-"""Choosing audio: a clip which ships with mgkit, an upload, a file on the kernel's machine, or a recording.
+"""Choosing audio: a clip shipped with mgkit, an upload, a file on the kernel's machine, or a recording.
 
 Written to the API of ipywidgets 7.7, which Colab has; version 8 supports it too.
 """
@@ -25,7 +25,7 @@ UPLOAD_HINT = "WAV, MP3, OGG or FLAC, up to 10 MB (1 MB on Colab). Open larger f
 
 
 def clips(folder: str) -> dict[str, Path]:
-    """Title → file of the clips that ship with mgkit in `folder`, `melodies` or `recordings`."""
+    """Title → file of the clips shipped with mgkit in `folder`, `melodies` or `recordings`."""
     paths = sorted((hub.embedded().parent / folder).glob("*.*"))
     return {path.stem.replace("_", " "): path for path in paths if path.suffix in audio.FORMATS}
 

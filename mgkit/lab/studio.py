@@ -76,7 +76,7 @@ class Studio(VBox):
     def __init__(self, model: str | MusicGen = "nano"):
         """A name is loaded on first use; a loaded model is shared, with settings of its own."""
         self.takes: list[Take] = []
-        # The error which ended the last run without a take.
+        # Error of the last run, if it produced no take.
         self.error: Exception | None = None
         self._model: MusicGen | None = None
         self._loaded = ""
@@ -147,7 +147,7 @@ class Studio(VBox):
                 self.stop()
 
     def generate(self, **values: Any) -> Take:
-        """Assign `values`, run, and return the take. Raises: the error that the panel would show."""
+        """Assign `values`, run, and return the take. Raises: the error shown in the panel."""
         self.set(**values)
         if self.busy:
             raise ValueError("a run is in progress: wait() for it or stop() it first")

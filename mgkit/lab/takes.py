@@ -139,7 +139,7 @@ def generate_take(
 
 
 def card(take: Take) -> str:
-    """HTML of a take: player, the settings which differ from the defaults, and a download link."""
+    """HTML of a take: player, settings other than the defaults, and a download link."""
     with tempfile.TemporaryDirectory() as folder:
         file = take.save(Path(folder) / take.file_name).read_bytes()
     manifest, seconds = take.manifest, take.wave.shape[-1] / take.rate
