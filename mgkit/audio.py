@@ -82,7 +82,7 @@ def write(
 ) -> Path:
     """Write `wave` [C, N] in the format of the file extension, 16-bit or compressed, and return the path.
 
-    `strategy` sets the level; see `normalize`. The `manifest` goes into the file's comment, its licence into the
+    `strategy` sets the level; see `normalize`. The `manifest` is stored in the comment, and its licence in the
     licence tag. The file is written completely or not at all; see `replace_file`.
 
     Raises: ValueError for another extension, wave or sample rate; OSError if the file cannot be written.
@@ -142,8 +142,8 @@ def replace_files(
         write(drafts)   creates   folder/.draft-x7f2/a.json, folder/.draft-x7f2/b.bin
         os.replace      moves     folder/a.json,             folder/b.bin
 
-    After a failure, Ctrl-C included, the earlier versions are unchanged and the drafts are gone. Drafts have the
-    final file names, because some writers choose the format by the extension, and the umask's permissions.
+    After a failure, Ctrl-C included, the earlier versions are unchanged and the drafts are gone. Drafts have
+    the final file names, because some writers choose the format by the extension; the umask applies.
 
     Raises: OSError about `subject` (default: `folder`) if the disk is full or read-only.
     """
@@ -156,7 +156,8 @@ def replace_files(
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise OSError(
-            f"could not write {subject or folder} ({reason}); an earlier version, if there is one, is unchanged"
+            f"could not write {subject or folder} ({reason}); "
+            "an earlier version, if there is one, is unchanged"
         ) from error
 
 
@@ -181,7 +182,7 @@ def read_manifest(path: str | os.PathLike) -> dict:
 
 
 def _with_riff_comment(wav: bytes, comment: str) -> bytes:
-    """A WAV file with `comment` in a chunk at its end; comments written by libsndfile break over about 50 kB."""
+    """A WAV file with `comment` in a chunk at its end; libsndfile corrupts files with comments over 50 kB."""
     text = comment.encode()
     text += b"\0" * (len(text) % 2)
     info = b"INFOICMT" + len(text).to_bytes(4, "little") + text

@@ -5,8 +5,8 @@ Axes: B batch, C channels, K codebooks per channel, T frames, N samples, W width
     wave [B, 1, N]  -> encoder -> latents [B, D, T] -> residual quantization -> codes [B, K, T]
     codes [B, K, T] -> sum of codewords [B, D, T]   -> decoder               -> wave [B, 1, T * hop]
 
-A frame is `hop` samples: 640, or 20 ms, at 32 kHz. Stereo is coded as two mono waves with alternating codebooks:
-1L 1R 2L 2R …
+A frame is `hop` samples: 640, or 20 ms, at 32 kHz. Stereo is coded as two mono waves whose codebooks
+alternate: 1L 1R 2L 2R …
 """
 
 import math
@@ -93,7 +93,7 @@ class LSTM(nn.LSTM):
 
 
 class Residual(nn.Module):
-    """x + block(x); the block is ELU, a 3-tap convolution to half the width, ELU and a 1-tap convolution back."""
+    """x + block(x); the block is ELU, a 3-tap convolution to half the width, ELU, a 1-tap convolution."""
 
     def __init__(self, width: int, pad_mode: str):
         super().__init__()
@@ -170,7 +170,7 @@ class Span(NamedTuple):
 
 
 class FrameBuffer:
-    """Frames that arrive in chunks and leave in overlapping spans, each frame as new once its context is complete.
+    """Frames that arrive in chunks and leave in overlapping spans, when their context is complete.
 
         chunks       | 0 1 2 3 4 | 5 6 7 8 | …          context = 2
         first span   [ 0 1 2 ] 3 4                      [ new ]
@@ -190,7 +190,7 @@ class FrameBuffer:
         self.frames = frames if self.frames is None else torch.cat([self.frames, frames], dim=-1)
 
     def take(self, last: bool) -> Span | None:
-        """The next span, or None if no new frame is ready. The `last` span extends to the end of the stream."""
+        """The next span, or None if no new frame is ready. The `last` one ends at the end of the stream."""
         if self.frames is None:
             return None
         ready = self.frames.shape[-1] - (0 if last else self.context)
@@ -243,10 +243,10 @@ class Codec(nn.Module):
         return self.decoder(latents).view(codes.shape[0], channels, -1)
 
     def decode_stream(self, chunks: Iterable[Tensor], channels: int = 1) -> Iterator[Tensor]:
-        """Waves [B, C, n] of chunks of codes [B, K * C, t], as they arrive; concatenated, they equal `decode`.
+        """Waves [B, C, n] of chunks of codes [B, K * C, t] as they arrive; concatenated, they equal `decode`.
 
-        The LSTM runs forward in time and carries its state. The convolutions before and after it need a few later
-        frames, so audio lags behind its codes by LOOKAHEAD + CONTEXT frames: 0.1 s. Memory stays constant.
+        The LSTM runs forward in time and carries its state. The convolutions before and after it need a few
+        later frames, so audio lags behind its codes by LOOKAHEAD + CONTEXT frames: 0.1 s. Memory is constant.
 
             codes -> latents -> buffer -> first convolution, LSTM -> buffer -> other layers -> wave
                               LOOKAHEAD                            CONTEXT

@@ -2,12 +2,12 @@
 
 Axes: B batch, K codebooks, T frames, S delayed steps.
 
-Each codebook is shifted right by its delay. One transformer step then predicts one token per codebook, and the token
-of codebook k depends on those of codebooks 0 to k - 1 of the same frame, which are in earlier columns:
+Each codebook is shifted right by its delay. A transformer step then predicts one token per codebook, and the
+token of codebook k depends on those of codebooks 0 to k - 1 of its frame, which are in earlier columns:
 
-    codes        a0 a1 a2          steps    _  a0 a1 a2 _
-                 b0 b1 b2    ->             _  _  b0 b1 b2        _  the special token
-                                            ↑ generation starts here
+    codes   a0 a1 a2      steps   _  a0 a1 a2 _
+            b0 b1 b2  ->          _  _  b0 b1 b2      _  the special token
+                                  ↑ generation starts here
 """
 
 from torch import Tensor

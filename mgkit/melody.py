@@ -1,4 +1,4 @@
-"""Melody conditioning: a wave to its strongest pitch class, 7.8 times per second (arXiv:2306.05284, section 2.3).
+"""Melody conditioning: a wave to 7.8 pitch classes per second (MusicGen, arXiv:2306.05284, section 2.3).
 
 Axes: C channels, N samples, F chroma frames.
 
@@ -28,8 +28,9 @@ Separate = Callable[[Tensor, int], Tensor]
 def chroma(wave: Tensor, rate: int) -> Tensor:
     """Chroma [12, F] of `wave` [C, N] on the CPU: energy per pitch class from C to B, F = 1 + N // HOP.
 
-    Channels are averaged, each frame is scaled to a maximum of 1, and a wave shorter than N_FFT is padded with
-    silence on both sides. Equal to audiocraft's ChromaExtractor and transformers' MusicgenMelodyFeatureExtractor.
+    Channels are averaged, each frame is scaled to a maximum of 1, and a wave shorter than N_FFT is padded
+    with silence on both sides. Source: audiocraft, `ChromaExtractor`; the same in transformers,
+    `MusicgenMelodyFeatureExtractor`.
     """
     wave = wave.float().mean(dim=0)
     short = max(0, N_FFT - wave.shape[-1])
@@ -70,20 +71,21 @@ def parse_classes(classes: Tensor, name: str = "the melody") -> Tensor:
     """
     if classes.is_floating_point() or classes.dim() != 1 or len(classes) == 0:
         raise ValueError(
-            f"{name} is {classes.dtype} of shape {list(classes.shape)}; pitch classes must be integers [frames]"
+            f"{name} has {classes.dtype} values of shape {list(classes.shape)}; "
+            "pitch classes must be integers [frames]"
         )
     if classes.min() < 0 or classes.max() > 11:
         raise ValueError(
-            f"{name} has values from {classes.min()} to {classes.max()}; pitch classes are 0 (C) to 11 (B), and audio "
-            "samples must be floats from -1 to 1"
+            f"{name} has values from {classes.min()} to {classes.max()}; "
+            "pitch classes are 0 (C) to 11 (B), and audio samples must be floats from -1 to 1"
         )
     return classes.detach().cpu().long()
 
 
 def edit(classes: Tensor, to: str, start: float, end: float, rate: int) -> Tensor:
-    """Copy of `classes` [F] with the pitch class `to` (F♯ or F#) in the frames with `start` <= time < `end` seconds.
+    """Copy of `classes` [F] with the pitch class `to`, such as F♯ or F#, from `start` to `end` seconds.
 
-    A frame lasts HOP / `rate` seconds, at the sample rate of the model.
+    A frame lasts HOP / `rate` seconds, at the sample rate of the model; the one at `end` is not changed.
 
     Raises: ValueError for an unknown pitch class or invalid `classes`.
 
@@ -100,10 +102,10 @@ def edit(classes: Tensor, to: str, start: float, end: float, rate: int) -> Tenso
 
 
 def tones(classes: Tensor, rate: int) -> Tensor:
-    """Wave [1, (F - 1) * HOP] of `classes` [F] as Shepard tones: each pitch class sounds in five octaves at once.
+    """Wave [1, (F - 1) * HOP] of `classes` [F] as Shepard tones: each class sounds in five octaves at once.
 
-    `classes(tones(x))` is `x` for notes of at least two frames. Each tone fades in and out, over 16 ms at 32 kHz,
-    so that nothing clicks.
+    `classes` of this wave returns the same classes, for notes of at least two frames. Each tone fades in and
+    out to avoid clicks, in 16 ms at 32 kHz.
 
     Raises: ValueError for a single frame, which has no duration, or invalid `classes`.
     """
@@ -171,7 +173,7 @@ def demucs(device: str = "cpu") -> Separate:
     # with another version of torch, importing torchaudio raises any of these; so does a failed download
     except (ImportError, OSError, RuntimeError) as error:
         raise RuntimeError(
-            f"stem separation needs torchaudio with its HDemucs weights, which could not be loaded ({error}); "
+            f"stem separation needs torchaudio and its HDemucs weights, which could not be loaded ({error}); "
             "use the melody as it is, or a recording of the melody alone"
         ) from error
     keep = [model.sources.index(name) for name in ("vocals", "other")]

@@ -1,12 +1,12 @@
-"""From logits to tokens: prompt mixing, guidance, temperature, top-k, top-p, and noise from a generator per sample.
+"""From logits to tokens: prompt mixing, guidance, temperature, top-k, top-p, and one generator per sample.
 
 Axes: B batch, K codebooks, V codebook size.
 
     logits -> mix -> guide -> probabilities(temperature, top-k or top-p) -> draw -> token
 
-A token is drawn as argmax(p / e) with e ~ Exp(1), which is also how `torch.multinomial` works inside. Each sample has
-a generator of its own and draws the same amount of noise at every step, so its tokens depend neither on the other
-samples of the batch nor on the settings of earlier steps.
+A token is drawn as argmax(p / e) with e ~ Exp(1), which is also how `torch.multinomial` works inside. Each
+sample has its own generator and draws the same amount of noise at every step, so its tokens depend neither on
+the other samples of the batch nor on the settings of earlier steps.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from torch import Tensor
 
 
 def mix(prompts: Sequence[Tensor], weights: Tensor, base: Tensor) -> Tensor:
-    """Logits [B, K, V] of several prompts at once: base + sum of weight * (prompt - base), with `weights` [n, B].
+    """Mixed logits [B, K, V] of n prompts: base + the sum of weight * (prompt - base), with `weights` [n, B].
 
-    With the null logits as `base`, guide(mix(...), null, coef) guides towards prompt i with coef * weight i. A
-    single prompt of weight 1 is unchanged.
+    With the null logits as `base`, guide(mix(...), null, coef) guides towards prompt i with coef * weight i.
+    A single prompt of weight 1 is unchanged.
     """
     total = sum(weight[:, None, None] * logits for weight, logits in zip(weights, prompts, strict=True))
     return total + (1 - weights.sum(dim=0))[:, None, None] * base
@@ -31,7 +31,7 @@ def guide(conditional: Tensor, null: Tensor, coef: float) -> Tensor:
 
 
 def guide_double(conditional: Tensor, melody: Tensor, null: Tensor, coef: float, beta: float) -> Tensor:
-    """Double guidance (MusicGen-Style, arXiv:2407.12563): from null to melody, and further to melody with text.
+    """Double guidance (MusicGen-Style, arXiv:2407.12563): from null to melody, then to melody with text.
 
     `melody` holds the logits of the melody without text; `beta` weights the text relative to the melody.
     """
@@ -41,8 +41,8 @@ def guide_double(conditional: Tensor, melody: Tensor, null: Tensor, coef: float,
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     """Probabilities [..., V] after temperature and top-p (if > 0), else top-k (if > 0).
 
-    Top-k keeps ties with the k-th most likely token. Top-p keeps the smallest set of most likely tokens with a total
-    probability of at least p. Source: audiocraft, `sample_top_k` and `sample_top_p`.
+    Top-k keeps ties with the k-th most likely token. Top-p keeps the smallest set of most likely tokens whose
+    total probability is at least p. Source: audiocraft, `sample_top_k` and `sample_top_p`.
 
     >>> probabilities(torch.tensor([0.0, 1.0, 2.0]), top_k=1)
     tensor([0., 0., 1.])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def stft(wave: Tensor, n_fft: int, hop: int, pad_mode: str = "reflect") -> Tensor:
-    """Complex spectrogram [..., n_fft / 2 + 1, T] of `wave` [..., N] in centred Hann windows, T = 1 + N // hop."""
+    """Complex spectrogram [..., n_fft / 2 + 1, T] of `wave` [..., N] in centred Hann windows."""
     window = torch.hann_window(n_fft, device=wave.device)
     flat = wave.reshape(-1, wave.shape[-1])
     spectrum = torch.stft(flat, n_fft, hop, window=window, pad_mode=pad_mode, return_complex=True)
@@ -19,7 +19,7 @@ def stft(wave: Tensor, n_fft: int, hop: int, pad_mode: str = "reflect") -> Tenso
 
 @lru_cache
 def mel_filters(rate: int, n_fft: int, bands: int) -> Tensor:
-    """Mel filterbank [M, n_fft / 2 + 1] with triangles of equal area (Slaney's Auditory Toolbox, as in librosa)."""
+    """Mel filterbank [M, n_fft / 2 + 1] of triangles of equal area (librosa's default, after Slaney)."""
     from librosa.filters import mel
 
     return torch.from_numpy(mel(sr=rate, n_fft=n_fft, n_mels=bands))

@@ -40,8 +40,8 @@ class TextEncoder(nn.Module):
         for text, row in zip(texts, rows, strict=True):
             if len(row) > MAX_TOKENS:
                 raise ValueError(
-                    f"the prompt {text[:40]!r}… has {len(row)} tokens; shorten it to at most {MAX_TOKENS}, the limit "
-                    "of the text encoder"
+                    f"the prompt {text[:40]!r}… has {len(row)} tokens; "
+                    f"shorten it to at most {MAX_TOKENS}, the limit of the text encoder"
                 )
         longest = max(len(row) for row in rows)
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)

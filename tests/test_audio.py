@@ -1,4 +1,4 @@
-"""Audio files keep their samples and manifest and are written completely or not at all; levels are standard."""
+"""Audio files keep their samples and manifest, and are written completely or not at all; levels."""
 
 import json
 import math
@@ -102,7 +102,7 @@ def test_arrays_doubles_and_halves_are_written_like_float32_tensors(tmp_path):
 
 
 def test_a_long_piece_can_be_written_from_a_thread_with_a_small_stack(tmp_path):
-    """libsndfile's OGG encoder puts a whole `write` on the stack, which has 512 kB in worker threads on macOS."""
+    """libsndfile's OGG encoder puts a whole `write` on the stack: 512 kB in worker threads on macOS."""
     program = (
         "import sys, threading, torch; from mgkit import audio;"
         "threading.stack_size(512 * 1024);"

@@ -142,7 +142,7 @@ def test_a_folder_that_lacks_a_part_is_refused(folder, missing):
     refusal(lambda: load(folder), str(folder), kinds=(ValueError, FileNotFoundError))
 
 
-# --- audiocraft's layout ---------------------------------------------------------------------------------------
+# --- audiocraft's layout ------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -227,7 +227,7 @@ def test_a_text_encoder_of_other_weights_is_not_made_up_at_random(saved, audiocr
     assert len(capfd.readouterr().err.splitlines()) < 3
 
 
-# --- names -----------------------------------------------------------------------------------------------------
+# --- names --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

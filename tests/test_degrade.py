@@ -1,4 +1,4 @@
-"""Without an optional package or the network, features that need it raise one clear sentence and the rest works.
+"""Without an optional package or the network, its users raise one clear sentence and the rest works.
 
 Each case is a process in which the package cannot be found, as if it had never been installed, or no socket
 connects. It runs some code and reports each result.
@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, actions, hidden=(), offline=False, broken=""):
-    """Result of each action (name: code), "works" or the error, in a process without the hidden packages; its stderr."""
+    """Result of each action (name: code), "works" or the error, and stderr of their process."""
     code = PRELUDE.format(hidden=tuple(hidden), offline=offline, broken=broken, actions=actions)
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
@@ -89,18 +89,26 @@ def is_one_sentence(error, *words):
     return "\n" not in error and all(word in error for word in words) and len(error) < 600
 
 
-LOAD = "from mgkit import MusicGen; model = MusicGen.get_pretrained('model'); model.set_generation_params(duration=0.2)"
-GENERATE = f"{LOAD}; assert model.generate(['calm piano'], seed=1).shape == (1, 1, 6400)"
+LOAD = """from mgkit import MusicGen
+model = MusicGen.get_pretrained('model')
+model.set_generation_params(duration=0.2)"""
+GENERATE = f"{LOAD}\nassert model.generate(['calm piano'], seed=1).shape == (1, 1, 6400)"
 WITH_MELODY = f"""{LOAD}
 from mgkit import audio
 assert model.generate_with_chroma(['calm piano'], *audio.read('tune.wav'), seed=1).shape == (1, 1, 6400)"""
-PLAYER = "from mgkit import audio; from mgkit.lab import figures; assert '<audio' in figures.player(*audio.read('tune.wav')).html"
+PLAYER = """
+from mgkit import audio
+from mgkit.lab import figures
+assert '<audio' in figures.player(*audio.read('tune.wav')).html
+"""
 TEST = """
 from mgkit import audio
 from mgkit.lab import blind_test, preferences
 wave, rate = audio.read('tune.wav')
-test = blind_test.BlindTest([blind_test.Pair('better?', 'tune', {'a': wave, 'b': -wave})], rate, 'answers.csv', 'Ada')
+pair = blind_test.Pair('better?', 'tune', {'a': wave, 'b': -wave})
+test = blind_test.BlindTest([pair], rate, 'answers.csv', 'Ada')
 """
+WAVE = "import numpy as np; wave = np.ones(32000, 'f4')"
 CLI = "assert main({argv!r}) == 2"
 SEPARATE = ["generate", "x", "--model", "model", "--duration", "0.2", "--melody", "tune.wav", "--separate"]
 
@@ -154,7 +162,11 @@ def test_without_ipywidgets_everything_but_the_widgets_works(folder):
 
 def test_without_anywidget_the_studio_and_the_players_are_plain_html(folder):
     actions = {
-        "player": "from mgkit import audio; from mgkit.lab import player; assert '<audio' in player.Player(*audio.read('tune.wav')).value",
+        "player": """
+from mgkit import audio
+from mgkit.lab import player
+assert '<audio' in player.Player(*audio.read('tune.wav')).value
+""",
         "live player": "from mgkit.lab import player; assert player.NEEDS in player.LivePlayer(32000).value",
         "recorder": "from mgkit.lab import player; assert player.NEEDS in player.Recorder(32000).value",
         "studio": "from mgkit.lab import studio; studio.Studio('model')",
@@ -168,7 +180,7 @@ def test_without_anywidget_the_studio_and_the_players_are_plain_html(folder):
 def test_without_a_synthesizer_rendering_is_refused_before_any_work(soundfont, folder):
     actions = {
         "compose": "from mgkit.band.compose import compose; assert compose(1).tracks",
-        "render": "from mgkit.band.compose import compose; from mgkit.band.synth import render; render(compose(1))",
+        "render": "from mgkit.band import compose, synth; synth.render(compose.compose(1))",
         "command": command("train", "data", "--out", "data", "--clips", "1"),
     }
     results, stderr = run(folder, actions, hidden=["tinysoundfont"])
@@ -182,8 +194,8 @@ def test_without_a_synthesizer_rendering_is_refused_before_any_work(soundfont, f
 
 def test_without_onnxruntime_transcription_names_the_package_and_other_metrics_work(folder):
     actions = {
-        "tempo": "import numpy as np; from mgkit.evals import metrics; metrics.tempo(np.ones(32000, 'f4'), 32000)",
-        "notes": "import numpy as np; from mgkit.evals import metrics; metrics.transcribe(np.ones(32000, 'f4'), 32000)",
+        "tempo": f"{WAVE}; from mgkit.evals import metrics; metrics.tempo(wave, 32000)",
+        "notes": f"{WAVE}; from mgkit.evals import metrics; metrics.transcribe(wave, 32000)",
         "command": command("measure", "model", "--count", "2", "--out", "scores"),
     }
     results, stderr = run(folder, actions, hidden=["onnxruntime"])
@@ -229,7 +241,10 @@ def test_a_shared_cache_is_enough_without_a_network(folder):
     (snapshot.parent.parent / "refs").mkdir()
     (snapshot.parent.parent / "refs" / "main").write_text("a" * 40)
     actions = {
-        "by name": "import mgkit; assert mgkit.MusicGen.get_pretrained('large').licence.startswith('CC-BY-NC')",
+        "by name": """
+from mgkit import MusicGen
+assert MusicGen.get_pretrained('large').licence.startswith('CC-BY-NC')
+""",
         "by path": f"import mgkit; mgkit.MusicGen.get_pretrained({str(folder / 'model')!r})",
     }
     results, _ = run(folder, actions, offline=True)
