@@ -82,7 +82,7 @@ def write(
 ) -> Path:
     """Write `wave` [C, N] in the format of the file extension, 16-bit or compressed, and return the path.
 
-    `strategy` sets the level; see `normalize`. The `manifest` is stored in the comment, and its licence in the
+    `strategy` sets the level; see `normalize`. The `manifest` goes into the comment, its licence into the
     licence tag. The file is written completely or not at all; see `replace_file`.
 
     Raises: ValueError for another extension, wave or sample rate; OSError if the file cannot be written.
