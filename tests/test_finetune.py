@@ -26,7 +26,7 @@ each_kind = pytest.mark.parametrize(
 NOTES = ((60, 64, 67), (72, 71, 69, 67), (48, 55))
 
 
-def sounds(folder: Path, seconds: float = 3.0, rate: int = 32000) -> Path:
+def recordings(folder: Path, seconds: float = 3.0, rate: int = 32000) -> Path:
     """A folder of three recordings with captions beside them."""
     folder.mkdir()
     for i, notes in enumerate(NOTES):
@@ -44,7 +44,7 @@ def plan(folder: Path, model: str, **changed) -> TuneRun:
 
 
 def test_captions_stand_beside_their_files_or_in_a_table(tmp_path):
-    folder = sounds(tmp_path / "own")
+    folder = recordings(tmp_path / "own")
     beside = folders.find(folder)
     assert [(s.file.name, s.caption) for s in beside][0] == ("0.wav", "calm piano")
     for file in folder.glob("*.txt"):
@@ -64,7 +64,7 @@ def test_a_folder_without_captioned_recordings_is_refused_in_a_sentence(tmp_path
     (tmp_path / "notes.md").write_text("no sound")
     with pytest.raises(ValueError, match=r"has no audio files: put \.wav"):
         folders.find(tmp_path)
-    folder = sounds(tmp_path / "own")
+    folder = recordings(tmp_path / "own")
     (folder / "1.txt").unlink()
     (folder / "2.txt").write_text(" \n")
     with pytest.raises(ValueError, match=r"2 of 3 files .* have no caption: 1\.wav, 2\.wav; .* 1\.txt"):
@@ -94,7 +94,7 @@ def test_a_folder_without_captioned_recordings_is_refused_in_a_sentence(tmp_path
     (None, "is not audio that can be read"),
 ], ids=["nan", "short", "six channels", "no audio"])  # fmt: skip
 def test_a_bad_file_is_named_before_training_starts(tmp_path, wrong, message):
-    folder, model = sounds(tmp_path / "own"), tiny()
+    folder, model = recordings(tmp_path / "own"), tiny()
     if wrong is None:
         (folder / "1.wav").write_text("words")
     else:
@@ -106,7 +106,7 @@ def test_a_bad_file_is_named_before_training_starts(tmp_path, wrong, message):
 
 
 def test_other_rates_and_short_files_are_accepted_with_one_note_each(tmp_path, capsys):
-    folder, model = sounds(tmp_path / "own"), tiny()
+    folder, model = recordings(tmp_path / "own"), tiny()
     soundfile.write(folder / "1.wav", melody_of(3.0)[0, ::2].numpy(), 16000)
     soundfile.write(folder / "2.wav", melody_of(12.0)[0, ::4].numpy(), 8000)
     examples = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
@@ -118,7 +118,7 @@ def test_other_rates_and_short_files_are_accepted_with_one_note_each(tmp_path, c
 
 @each_kind
 def test_recordings_become_tokens_of_the_models_codec_and_are_cached(tmp_path, melody, channels, monkeypatch):
-    folder, model = sounds(tmp_path / "own"), tiny(melody, channels)
+    folder, model = recordings(tmp_path / "own"), tiny(melody, channels)
     found = folders.find(folder)
     examples = folders.tokenize(model, found, tmp_path / "tokens.pt")
     wave = folders.read(found[1], 32000, channels)[0]
@@ -188,7 +188,7 @@ def test_any_model_learns_its_folder_and_keeps_codec_and_text_encoder(tmp_path, 
     start = tiny(melody, channels, window=4.0)
     start.model.licence = hub.CC_BY_NC
     start.save_pretrained(str(tmp_path / "start"))
-    folder = sounds(tmp_path / "own")
+    folder = recordings(tmp_path / "own")
     tuned, before, after = tune(plan(folder, str(tmp_path / "start"), steps=12), tmp_path / "out")
     assert after["valid_text"] < before["valid_text"]
     assert tuned.licence == hub.CC_BY_NC and "cc-by-nc-4.0" in (tmp_path / "out/model/README.md").read_text()
@@ -209,7 +209,9 @@ def test_any_model_learns_its_folder_and_keeps_codec_and_text_encoder(tmp_path, 
 def test_only_the_chosen_layers_are_trained(tmp_path):
     start = tiny(layers=3)
     start.save_pretrained(str(tmp_path / "start"))
-    tuned, _, _ = tune(plan(sounds(tmp_path / "own"), str(tmp_path / "start"), layers=1), tmp_path / "out")
+    tuned, _, _ = tune(
+        plan(recordings(tmp_path / "own"), str(tmp_path / "start"), layers=1), tmp_path / "out"
+    )
     changed = [
         not torch.equal(new.linear1.weight, old.linear1.weight.half().float())
         for new, old in zip(tuned.lm.layers, start.lm.layers, strict=True)
@@ -222,7 +224,7 @@ def test_only_the_chosen_layers_are_trained(tmp_path):
 
 def test_stopped_and_resumed_fine_tuning_ends_as_an_unbroken_one(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
-    folder = sounds(tmp_path / "own")
+    folder = recordings(tmp_path / "own")
     model, data = MusicGen.get_pretrained(str(tmp_path / "start")), None
     data = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
     settings = plan(folder, str(tmp_path / "start"))
@@ -245,7 +247,7 @@ def test_stopped_and_resumed_fine_tuning_ends_as_an_unbroken_one(tmp_path):
 
 def test_a_folder_that_has_changed_is_another_run(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
-    folder = sounds(tmp_path / "own")
+    folder = recordings(tmp_path / "own")
     settings = plan(folder, str(tmp_path / "start"), steps=1)
     tune(settings, tmp_path / "out")
     (folder / "0.txt").write_text("loud drums")
@@ -272,7 +274,7 @@ def tune_command(folder: Path, *options: str) -> list[str]:
 
 def test_command_line_tunes_and_reports_errors_in_one_line(tmp_path, capsys):
     tiny().save_pretrained(str(tmp_path / "start"))
-    sounds(tmp_path / "own")
+    recordings(tmp_path / "own")
     out = str(tmp_path / "out")
     command = tune_command(tmp_path, "--out", out, "--seconds", "1")
     assert main([*command, "--steps", "2", "--batch", "1"]) == 0
@@ -289,7 +291,7 @@ def test_command_line_tunes_and_reports_errors_in_one_line(tmp_path, capsys):
 
 def test_a_caption_too_long_for_the_text_encoder_is_refused(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
-    folder = sounds(tmp_path / "own")
+    folder = recordings(tmp_path / "own")
     (folder / "0.txt").write_text("calm piano " * 400)
     with pytest.raises(ValueError, match="shorten it to at most 512"):
         tune(plan(folder, str(tmp_path / "start")), tmp_path / "out")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_finetune import sounds, tune_command
+from test_finetune import recordings, tune_command
 from tiny import tiny
 
 from mgkit.__main__ import main
@@ -76,7 +76,7 @@ def test_two_processes_train_the_language_model_like_one(tmp_path):
 @pytest.mark.slow
 def test_two_processes_fine_tune_like_one(tmp_path):
     tiny(melody=True, window=2.0).save_pretrained(str(tmp_path / "start"))
-    sounds(tmp_path / "own")
+    recordings(tmp_path / "own")
     command = tune_command(tmp_path, "--steps", "20", "--batch", "4")
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     done = launch(*command, "--out", str(tmp_path / "two"))
@@ -89,7 +89,7 @@ def test_two_processes_fine_tune_like_one(tmp_path):
 @pytest.mark.slow
 def test_two_processes_report_errors_in_a_sentence(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
-    sounds(tmp_path / "own")
+    recordings(tmp_path / "own")
     command = tune_command(tmp_path, "--steps", "1", "--batch", "3")
     done = launch(*command, "--out", str(tmp_path / "out"))
     assert done.returncode != 0

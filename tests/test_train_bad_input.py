@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_finetune import plan, sounds
+from test_finetune import plan, recordings
 from tiny import CODEC, tiny
 from tiny import codec as tiny_codec
 
@@ -36,7 +36,7 @@ def disk():
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_the_last_one(tmp_path, monkeypatch, disk):
     tiny().save_pretrained(str(tmp_path / "start"))
-    settings, out = plan(sounds(tmp_path / "own"), str(tmp_path / "start"), steps=4), tmp_path / "out"
+    settings, out = plan(recordings(tmp_path / "own"), str(tmp_path / "start"), steps=4), tmp_path / "out"
     monkeypatch.setattr(tuning, "MEASURE_EVERY", 2)
     step = TuneLearner.step
 

@@ -2,7 +2,7 @@
 
 codes.npy    int16 [clips, K, T]
 melody.npy   int8 [clips, F], the loudest pitch class in each of F chroma frames
-tokens.json  where they come from; written last
+tokens.json  metadata of codec and clips; written last
 """
 
 import argparse
