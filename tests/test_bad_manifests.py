@@ -15,7 +15,7 @@ def manifest(text):
 
 
 @pytest.mark.parametrize("ending", list(audio.FORMATS))
-def test_a_file_that_does_not_say_how_it_was_made_is_refused(tmp_path, ending):
+def test_a_file_without_a_manifest_is_refused(tmp_path, ending):
     for comment in (None, "recorded at home", "[]", '{"title": "song"}', "{"):
         form, encoding = audio.FORMATS[ending]
         with soundfile.SoundFile(tmp_path / f"a{ending}", "w", RATE, 1, encoding, format=form) as file:
@@ -48,7 +48,7 @@ def test_a_broken_manifest_is_refused(text, manifest, key, value):
 
 
 @pytest.mark.parametrize("manifest", [None, {}, [], "calm", {"mgkit": "9.9"}])
-def test_what_is_no_manifest_is_refused(text, manifest):
+def test_an_object_that_is_not_a_manifest_is_refused(text, manifest):
     refusal(lambda: text.replay(manifest))
 
 

@@ -1,4 +1,4 @@
-"""Bad settings and seeds are refused in one clear sentence that names them."""
+"""Invalid settings and seeds are named in one clear sentence."""
 
 import json
 import math
@@ -25,13 +25,13 @@ BAD_SETTINGS = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, bad in BAD_SETTINGS.items() for value in bad]
 )
-def test_a_setting_that_makes_no_sense_is_named_and_the_others_stay(text, name, value):
+def test_an_invalid_setting_is_named_and_the_others_stay(text, name, value):
     before = text.settings
     refusal(lambda: text.set_generation_params(**{name: value}), name, str(value), "must be")
     assert text.settings == before
 
 
-def test_numbers_of_numpy_and_whole_floats_are_numbers(text):
+def test_numpy_numbers_and_integral_floats_are_accepted(text):
     text.set_generation_params(
         duration=np.float32(SECONDS), top_k=3.0, temperature=np.float64(0.9), use_sampling=1
     )
@@ -39,9 +39,10 @@ def test_numbers_of_numpy_and_whole_floats_are_numbers(text):
 
 
 @pytest.mark.parametrize("stride", [10, 18, 1e-9])
-def test_a_stride_that_no_window_can_take_is_refused_where_it_matters(text, stride):
+def test_an_impossible_stride_is_refused_only_for_several_windows(text, stride):
     text.set_generation_params(duration=SECONDS, extend_stride=stride)
-    text.generate(["calm"])  # within one window the stride is of no account
+    # within one window the stride does not matter
+    text.generate(["calm"])
     text.set_generation_params(duration=12, extend_stride=stride)
     refusal(lambda: text.generate(["calm"]), "extend_stride", f"{stride:g}", "10 s")
 
@@ -58,14 +59,14 @@ def test_double_guidance_without_a_melody_is_refused(text, melody):
 @pytest.mark.parametrize(
     "seed", [3.5, "12", "ab", 2**70, -(2**70), [1.7, 2], ["a", 1], [None, 1], [2**70, 1], [1], [1, 2, 3], []]
 )
-def test_seeds_are_whole_numbers_one_for_each_sample(text, seed):
+def test_seeds_are_integers_one_per_sample(text, seed):
     refusal(lambda: text.generate(["calm", "sad"], seed=seed), "seed")
 
 
 @pytest.mark.parametrize(
     "seed", [np.int64(3), np.uint8(3), torch.tensor(3), [3, 4], (3, 4), np.array([3, 4]), range(3, 5)]
 )
-def test_seeds_may_be_whole_numbers_of_any_make(text, seed):
+def test_seeds_may_be_integers_of_any_type(text, seed):
     tokens = [text.generate(["calm", "sad"], return_tokens=True, seed=s)[1] for s in (3, seed)]
     assert torch.equal(*tokens)
     json.dumps(text.manifests)

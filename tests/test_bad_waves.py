@@ -1,4 +1,4 @@
-"""Bad prompts, melodies and tokens are refused in one clear sentence."""
+"""Invalid audio prompts, melodies and tokens are refused in one clear sentence."""
 
 import math
 
@@ -17,52 +17,52 @@ from mgkit import audio
         *(("melody", case) for case in BAD_WAVES if case != "None"),
     ],
 )
-def test_a_wave_that_is_none_is_refused_by_its_role(text, melody, role, case):
+def test_an_invalid_wave_is_refused_and_its_role_named(text, melody, role, case):
     wave, words = BAD_WAVES[case]
-    ways = {
+    calls = {
         "audio prompt": lambda: text.generate_continuation(wave, RATE, ["calm"]),
         "melody": lambda: melody.generate_with_chroma(["calm"], wave, RATE),
     }
-    refusal(ways[role], role, *words)
+    refusal(calls[role], role, *words)
 
 
 @pytest.mark.parametrize("case", [case for case in BAD_WAVES if case != "too many"])
-def test_a_prompt_without_descriptions_is_refused_just_so(text, case):
+def test_an_invalid_prompt_without_descriptions_is_refused(text, case):
     wave, words = BAD_WAVES[case]
     refusal(lambda: text.generate_continuation(wave, RATE), *words)
 
 
 @pytest.mark.parametrize("rate", [0, -44100, math.nan, math.inf, "44100", None])
-def test_a_sample_rate_that_is_none_is_refused(text, melody, rate):
+def test_an_invalid_sample_rate_is_refused(text, melody, rate):
     refusal(lambda: text.generate_continuation(GOOD, rate, ["calm"]), "sample rate", str(rate))
     refusal(lambda: melody.generate_with_chroma(["calm"], GOOD, rate), "sample rate", str(rate))
     refusal(lambda: audio.resample(GOOD, RATE, rate), "sample rate", str(rate))
 
 
-def test_one_sample_is_a_prompt_and_a_melody(text, melody, stereo):
+def test_one_sample_is_a_valid_prompt_and_a_valid_melody(text, melody, stereo):
     for model in (text, stereo):
         assert model.generate_continuation(GOOD[:, 99:100], 44100, ["calm"]).shape[-1] == SECONDS * RATE
     assert melody.generate_with_chroma(["calm"], GOOD[:, 99:100], 44100).shape[-1] == SECONDS * RATE
 
 
-def test_a_wave_far_over_full_scale_is_a_prompt_and_a_melody(text, melody):
+def test_a_wave_far_above_full_scale_is_a_valid_prompt_and_a_valid_melody(text, melody):
     assert text.generate_continuation(1e6 * GOOD, RATE, ["calm"]).isfinite().all()
     assert melody.generate_with_chroma(["calm"], 1e6 * GOOD, RATE).isfinite().all()
 
 
-def test_silence_is_a_prompt_but_no_melody(text, melody):
+def test_silence_is_a_valid_prompt_but_not_a_melody(text, melody):
     assert text.generate_continuation(0 * GOOD, RATE, ["calm"]).shape[-1] == SECONDS * RATE
     refusal(lambda: melody.generate_with_chroma(["calm"], 0 * GOOD, RATE), "silent", "melody")
 
 
-@pytest.mark.parametrize("grid", [[12, 0], [-1, 0], [], [[[0]]]])
-def test_whole_numbers_that_are_no_pitch_classes_are_no_melody(text, melody, grid):
-    grid = torch.tensor(grid, dtype=torch.long)
-    refusal(lambda: melody.generate_with_chroma(["calm"], grid, RATE), "the melody", "pitch classes")
-    refusal(lambda: text.generate_continuation(grid, RATE, ["calm"]), "prompt")
+@pytest.mark.parametrize("classes", [[12, 0], [-1, 0], [], [[[0]]]])
+def test_integers_other_than_pitch_classes_are_not_a_melody(text, melody, classes):
+    classes = torch.tensor(classes, dtype=torch.long)
+    refusal(lambda: melody.generate_with_chroma(["calm"], classes, RATE), "the melody", "pitch classes")
+    refusal(lambda: text.generate_continuation(classes, RATE, ["calm"]), "prompt")
 
 
-def test_pitch_classes_are_one_row_or_as_many_as_the_samples(melody):
+def test_pitch_classes_are_one_row_or_one_per_sample(melody):
     refusal(lambda: melody.generate_with_chroma(["calm"] * 3, torch.zeros(2, 9).long()), "2", "3")
 
 
@@ -73,13 +73,13 @@ def test_a_list_of_prompts_is_a_batch(text):
     refusal(lambda: text.generate_continuation([GOOD, None], RATE, ["calm", "sad"]), "None")
 
 
-def test_waves_are_one_or_as_many_as_the_samples(text, melody):
+def test_waves_are_one_or_one_per_sample(text, melody):
     waves = torch.stack([GOOD, GOOD])
     refusal(lambda: text.generate_continuation(waves, RATE, ["calm"] * 3), "2", "3")
     refusal(lambda: melody.generate_with_chroma(["calm"] * 3, waves, RATE), "2", "3")
 
 
-def test_a_melody_needs_a_model_that_takes_one(text, stereo):
+def test_a_melody_needs_a_melody_model(text, stereo):
     for model in (text, stereo):
         refusal(lambda model=model: model.generate_with_chroma(["calm"], GOOD, RATE), "tiny", "melody-large")
 
@@ -90,13 +90,13 @@ def test_a_prompt_as_long_as_the_duration_is_refused(text, seconds):
     assert "longer duration" in sentence and "shorter prompt" in sentence
 
 
-def test_a_stream_needs_the_rates_of_its_waves(text, melody):
+def test_a_stream_needs_the_sample_rates_of_its_waves(text, melody):
     refusal(lambda: text.stream(["calm"], prompt=GOOD), "sample rate")
     refusal(lambda: melody.stream(["calm"], melody_wavs=GOOD), "sample rate")
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "1", None])
-def test_chunks_last_more_than_nothing(text, seconds):
+def test_chunk_seconds_must_be_positive(text, seconds):
     refusal(lambda: text.stream(["calm"], chunk_seconds=seconds), "chunk_seconds", str(seconds))
 
 
@@ -110,11 +110,11 @@ def test_chunks_last_more_than_nothing(text, seconds):
         (torch.full((1, 4, 3), -1), "-1"),
     ],
 )
-def test_tokens_that_no_codec_has_are_refused(text, tokens, word):
+def test_invalid_tokens_are_refused(text, tokens, word):
     refusal(lambda: text.generate_audio(tokens), word)
 
 
-def test_refusals_leave_the_model_as_it_was(melody):
+def test_refusals_leave_the_model_unchanged(melody):
     def tokens():
         return melody.generate_with_chroma(["calm", "sad"], GOOD, RATE, return_tokens=True, seed=1)[1]
 

@@ -1,4 +1,4 @@
-"""Damaged or foreign weights are refused in one clear sentence, and their code is never run."""
+"""Damaged or foreign weights are refused in one clear sentence, and code in them never runs."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ def load(folder):
 
 
 def edit(file, **changes):
-    """Changes values of a JSON file; `a__b` is the key b in a; ... takes a key away."""
+    """Change values of a JSON file; `a__b` is the key b of a, and ... deletes a key."""
     content = json.loads(file.read_text())
     for name, value in changes.items():
         *path, last = name.split("__")
@@ -31,7 +31,7 @@ def edit(file, **changes):
     file.write_text(json.dumps(content))
 
 
-def test_a_good_folder_loads_by_string_and_by_path(folder):
+def test_a_valid_folder_loads_by_string_and_by_path(folder):
     for name in (str(folder), folder):
         model = MusicGen.get_pretrained(name)
         model.set_generation_params(duration=SECONDS)
@@ -40,7 +40,7 @@ def test_a_good_folder_loads_by_string_and_by_path(folder):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
-def test_a_cut_safetensors_file_is_refused(folder, keep):
+def test_a_truncated_safetensors_file_is_refused(folder, keep):
     file = folder / "model.safetensors"
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * keep) if keep == 0.5 else keep])
@@ -59,7 +59,7 @@ def test_the_safetensors_of_another_model_are_refused(saved, folder, other):
     refusal(lambda: load(folder), str(folder))
 
 
-def test_a_tensor_too_many_is_refused_by_name(folder):
+def test_an_unexpected_tensor_is_refused_by_name(folder):
     safetensors.torch.save_file({"stowaway": torch.zeros(3)}, folder / "more.safetensors")
     refusal(lambda: load(folder), "stowaway")
 
@@ -116,12 +116,13 @@ def test_a_codec_of_another_architecture_is_refused(folder, change):
 def test_a_broken_json_file_is_refused_or_does_not_matter(folder, name, content):
     (folder / name).write_text(content)
     if name == "generation_config.json" and content in ("{}", '{"model_type": 5}'):
-        load(folder)  # nothing that is needed was in it
+        # no required value was in it
+        load(folder)
     else:
         refusal(lambda: load(folder), str(folder))
 
 
-def test_a_window_that_is_no_length_is_refused(folder):
+def test_an_invalid_window_length_is_refused(folder):
     for length in (-1, "long", [5]):
         edit(folder / "generation_config.json", max_length=length)
         refusal(lambda: load(folder), str(folder))
@@ -136,7 +137,7 @@ def test_a_model_of_another_type_is_refused_by_type(folder, kind):
 @pytest.mark.parametrize(
     "missing", [["config.json"], ["model.safetensors"], ["tokenizer.json", "tokenizer_config.json"]]
 )
-def test_a_folder_that_lacks_a_part_is_refused(folder, missing):
+def test_an_incomplete_folder_is_refused(folder, missing):
     for name in missing:
         (folder / name).unlink()
     refusal(lambda: load(folder), str(folder), kinds=(ValueError, FileNotFoundError))
@@ -146,7 +147,7 @@ def test_a_folder_that_lacks_a_part_is_refused(folder, missing):
 
 
 class Payload:
-    """A pickle that creates a file when it is opened."""
+    """A pickle that creates a file when loaded."""
 
     def __init__(self, file):
         self.file = str(file)
@@ -169,7 +170,7 @@ def pickled(content, file):
 
 @pytest.mark.parametrize("write", [zipped, legacy, pickled])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_code_in_a_bin_file_is_not_run(tmp_path, write, hidden):
+def test_code_in_a_bin_file_never_runs(tmp_path, write, hidden):
     ran = tmp_path / "ran"
     payload = Payload(ran)
     write(
@@ -177,20 +178,20 @@ def test_code_in_a_bin_file_is_not_run(tmp_path, write, hidden):
     )
     sentence = refusal(lambda: load(tmp_path), "state_dict.bin")
     assert not ran.exists()
-    assert "weights_only" not in sentence, "tells how to run the code after all"
+    assert "weights_only" not in sentence, "the message explains how to run the code after all"
     payload.__reduce__()[0](ran)
-    assert ran.exists(), "the payload would not have done anything"
+    assert ran.exists(), "the payload is harmless, so the test proves nothing"
 
 
 @pytest.fixture
 def audiocraft(tmp_path):
-    """The least that passes for audiocraft's first file."""
+    """Folder with a minimal first file of audiocraft's layout."""
     torch.save({"best_state": {"x": torch.zeros(3)}, "xp.cfg": "a: 1"}, tmp_path / "state_dict.bin")
     return tmp_path
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
-def test_a_cut_bin_file_is_refused(audiocraft, keep):
+def test_a_truncated_bin_file_is_refused(audiocraft, keep):
     file = audiocraft / "state_dict.bin"
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * keep) if keep == 0.5 else keep])
@@ -213,16 +214,16 @@ def test_a_cut_bin_file_is_refused(audiocraft, keep):
         {"best_state": {}, "xp.cfg": "conditioners: {description: {t5: {name: 5}}}"},
     ],
 )
-def test_a_bin_file_of_another_make_is_refused(audiocraft, content):
+def test_a_bin_file_with_other_content_is_refused(audiocraft, content):
     torch.save(content, audiocraft / "state_dict.bin")
     refusal(lambda: load(audiocraft), str(audiocraft))
 
 
-def test_a_text_encoder_of_other_weights_is_not_made_up_at_random(saved, audiocraft, capfd):
-    """transformers fills what it does not find with random numbers and prints a page."""
+def test_a_text_encoder_with_other_weights_is_not_filled_with_random_numbers(saved, audiocraft, capfd):
+    """transformers fills missing tensors with random numbers and prints a page of warnings."""
     shutil.copytree(saved / "text", audiocraft / "t5-base")
-    said = "conditioners: {description: {t5: {name: t5-base}}}"
-    torch.save({"best_state": {"x": torch.zeros(3)}, "xp.cfg": said}, audiocraft / "state_dict.bin")
+    config = "conditioners: {description: {t5: {name: t5-base}}}"
+    torch.save({"best_state": {"x": torch.zeros(3)}, "xp.cfg": config}, audiocraft / "state_dict.bin")
     refusal(lambda: load(audiocraft), str(audiocraft))
     assert len(capfd.readouterr().err.splitlines()) < 3
 
@@ -240,29 +241,29 @@ def test_a_text_encoder_of_other_weights_is_not_made_up_at_random(saved, audiocr
         ("stereo_medium", "'stereo-medium'"),
     ],
 )
-def test_an_unknown_name_suggests_the_nearest(name, nearest):
+def test_an_unknown_name_suggests_the_nearest_known_one(name, nearest):
     refusal(lambda: MusicGen.get_pretrained(name), repr(name), nearest)
 
 
 @pytest.mark.parametrize("name", ["", "   ", None, 5, b"nano", "xyzzy"])
-def test_what_is_no_name_is_refused(name):
+def test_an_invalid_name_is_refused(name):
     refusal(lambda: MusicGen.get_pretrained(name), repr(name))
 
 
-def test_a_file_is_not_a_folder(folder):
+def test_a_file_in_place_of_a_folder_is_refused(folder):
     refusal(lambda: load(folder / "model.safetensors"), "model.safetensors", "folder")
 
 
-def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path):
+def test_a_missing_folder_is_not_mistaken_for_a_hub_id(tmp_path):
     refusal(lambda: load(tmp_path / "nope"), "nope", "no folder", kinds=(ValueError, FileNotFoundError))
 
 
-def test_an_empty_folder_says_what_should_be_in_it(tmp_path):
+def test_an_empty_folder_is_refused_with_the_expected_files(tmp_path):
     refusal(lambda: load(tmp_path), "config.json", "state_dict.bin", kinds=FileNotFoundError)
 
 
 @pytest.mark.parametrize("name", ["small", "facebook/musicgen-melody", "someone/something"])
-def test_without_a_network_the_command_is_named(name, monkeypatch, tmp_path):
+def test_without_a_network_the_download_command_is_named(name, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     sentence = refusal(
         lambda: MusicGen.get_pretrained(name), "python -m mgkit fetch", kinds=FileNotFoundError
@@ -270,7 +271,7 @@ def test_without_a_network_the_command_is_named(name, monkeypatch, tmp_path):
     assert name.split("/")[-1] in sentence
 
 
-def test_a_device_that_is_not_here_is_refused(folder):
+def test_a_missing_device_is_refused(folder):
     kinds = (ValueError, RuntimeError, AssertionError)
     refusal(lambda: MusicGen.get_pretrained(str(folder), device="gpu"), "gpu", kinds=kinds)
     if not torch.cuda.is_available():
