@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit memorization`."""
     parser = argparse.ArgumentParser(
         prog="python -m mgkit memorization",
-        description="Compares generated clips with the training clips nearest to them.",
+        description="Compare generated clips with the nearest training clips.",
     )
     parser.add_argument("model", nargs="?", default="nano", help="name or folder of the model")
     parser.add_argument(

@@ -152,7 +152,7 @@ def insert_tables(card: str, text: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit measure`."""
     parser = argparse.ArgumentParser(
-        prog="python -m mgkit measure", description="Scores a model on held-out prompts."
+        prog="python -m mgkit measure", description="Score a model on held-out prompts."
     )
     parser.add_argument("model", nargs="?", default="nano", help="name or folder of the model")
     parser.add_argument(
