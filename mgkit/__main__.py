@@ -70,20 +70,25 @@ def _generate(arguments: argparse.Namespace) -> None:
     Settings(**chosen)
     model = MusicGen.get_pretrained(arguments.model, arguments.device)
     model.set_generation_params(**{"duration": model.duration, **chosen})
-    common = {"progress": True, "seed": arguments.seed, "negative": arguments.negative}
+    common = {
+        "progress": True,
+        "seed": arguments.seed,
+        "negative": arguments.negative,
+        "return_manifests": True,
+    }
     texts = [arguments.prompt]
     if arguments.melody:
         separate = import_module("mgkit.melody").demucs() if arguments.separate else None
-        wave = model.generate_with_chroma(texts, *audio.read(arguments.melody), separate=separate, **common)
+        melody = audio.read(arguments.melody)
+        wave, manifests = model.generate_with_chroma(texts, *melody, separate=separate, **common)
     elif arguments.prompt_audio:
-        wave = model.generate_continuation(*audio.read(arguments.prompt_audio), texts, **common)
+        wave, manifests = model.generate_continuation(*audio.read(arguments.prompt_audio), texts, **common)
     else:
-        wave = model.generate(texts, **common)
-    assert not isinstance(wave, tuple)
+        wave, manifests = model.generate(texts, **common)
     if wave.shape[-1] == 0:
         raise ValueError("stopped before the first frame; no file was written")
-    path = audio.write(arguments.out, wave[0], model.sample_rate, arguments.strategy, model.manifests[0])
-    print(f"{path}: {wave.shape[-1] / model.sample_rate:g} s, seed {model.manifests[0]['seed']}")
+    path = audio.write(arguments.out, wave[0], model.sample_rate, arguments.strategy, manifests[0])
+    print(f"{path}: {wave.shape[-1] / model.sample_rate:g} s, seed {manifests[0]['seed']}")
 
 
 def _replay(arguments: argparse.Namespace) -> None:
@@ -95,7 +100,7 @@ def _replay(arguments: argparse.Namespace) -> None:
     print(f"the tokens are identical: {tokens.shape[-1]} frames")
     if arguments.out:
         strategy = manifest.get("strategy", "loudness")
-        print(audio.write(arguments.out, wave[0], model.sample_rate, strategy, model.manifests[0]))
+        print(audio.write(arguments.out, wave[0], model.sample_rate, strategy, manifest))
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -110,7 +115,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mgkit.generate import Settings
+    from mgkit.generate import SETTINGS_HELP, Settings
     from mgkit.hub import NAMES
 
     parser = argparse.ArgumentParser(
@@ -136,13 +141,14 @@ def _parser() -> argparse.ArgumentParser:
     option("--seed", type=int, help="random seed; the same seed gives the same music; by default a new one")
     option("--strategy", default="loudness", choices=STRATEGIES, help="normalization of the output's level")
     for field in fields(Settings):
-        name, help = f"--{field.name.replace('_', '-')}", field.metadata["help"]
-        if field.metadata["kind"] is bool:
+        name, help = f"--{field.name.replace('_', '-')}", SETTINGS_HELP[field.name]
+        kind = float if field.default is None else type(field.default)
+        if kind is bool:
             option(name, action=argparse.BooleanOptionalAction, default=field.default, help=help)
         else:
             # The default duration is the model's, which is at most its window.
             default = None if field.name == "duration" else field.default
-            option(name, type=field.metadata["kind"], default=default, help=help)
+            option(name, type=kind, default=default, help=help)
 
     replay = commands.add_parser("replay", help="generate a file's music again, from the manifest inside it")
     replay.set_defaults(command=_replay)

@@ -60,6 +60,26 @@ class Model:
     window: float = 30.0
     licence: str = "unknown: ask who made these weights"
 
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+        return self.codec.config.sample_rate
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames of tokens per second."""
+        return self.codec.config.frame_rate
+
+    @property
+    def channels(self) -> int:
+        """1, or 2 for stereo."""
+        return self.lm.config.channels
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return round(self.window * self.frame_rate)
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter under its full name: `codec.…`, `lm.…` or `conditioner.…`."""
         for part in ("codec", "lm", "conditioner"):

@@ -1,128 +1,102 @@
-"""From a condition to codes: one window after another, one step after another, one frame after another.
+"""From conditions to codes: window after window, step after step, frame after frame.
 
 Letters: B batch, K codebooks, T frames, S delayed steps, V codebook size.
 
-A model has learned windows of 30 s (nano: 10 s). Longer music is made by windows that overlap: each starts
-`stride` after the last, is shown what it shares with it, and goes on from there (arXiv:2306.05284, section 3).
+A model is trained on windows of 30 s (nano: 10 s). Longer music is generated in overlapping windows: each starts
+`stride` after the previous one, takes the frames that they share as its audio prompt, and continues them
+(arXiv:2306.05284, section 3).
 
     0 s          18 s    30 s            48 s
-    |--- new -----------|                              a window's positions start at 0,
-                 |known |---- new ------|              and so does its melody, turned to its start
-                                 |known |--- new ...
+    |--- new -----------|                              positions in a window start at 0,
+                 |prompt|---- new ------|              and the melody is rotated to its start
+                                |prompt |--- new ...
 
-Where the prompt changes, a window is left and the next begins in the same way: it is shown the end of what was played,
-and goes on under the new prompt.
+If the text changes, the current window ends there and the next one continues the music under the new text.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgkit.condition import Condition
+from mgkit.condition import cat
 from mgkit.delay import delay, delays, undelay
-from mgkit.lm import LM, KVCache
+from mgkit.lm import LM, Condition
 from mgkit.sampling import draw, guide, guide_double, mix, noise, probabilities
 
-UNKNOWN = -1  # a token that is still to be generated
+UNKNOWN = -1  # a token still to be generated
 DAY = 86400  # seconds; the longest piece
+ABOVE_0 = math.ulp(0.0)  # the smallest positive float
+
+SETTINGS_HELP = {  # for the command line and the studio
+    "use_sampling": "draw tokens at random; if off, always take the most likely one",
+    "top_k": "draw from the k most likely tokens only; 0 for all",
+    "top_p": "draw from the smallest set of tokens with this total probability; above 0 it replaces top-k",
+    "temperature": "above 1 more surprising, below 1 safer, 0 always the most likely token",
+    "duration": "length of the result in seconds, including an audio prompt",
+    "cfg_coef": "classifier-free guidance: how strongly to follow the prompt; 1 is no guidance",
+    "cfg_coef_beta": "double guidance: how strongly to follow the text beyond the melody",
+    "two_step_cfg": "run guidance as two small forward passes per step instead of a large one: less memory",
+    "extend_stride": "seconds between the starts of windows in music longer than one; default: 0.6 of a window",
+}
 
 
-def _setting(default: Any, kind: type, takes: str, fits: Callable[[Any], bool], help: str) -> Any:
-    return field(default=default, metadata={"kind": kind, "takes": takes, "fits": fits, "help": help})
-
-
-def _flag(default: bool, help: str) -> Any:
-    return _setting(default, bool, "True or False", lambda x: True, help)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to generate; names and defaults of audiocraft's `set_generation_params`.
+    """How to generate: names and defaults of audiocraft's `set_generation_params`; `SETTINGS_HELP` explains each.
 
-    The command line and the notebooks' panel take their options and their words from here.
-    Errors: ValueError that names the setting, what it is and what it must be.
+    Raises:
+        ValueError: a value of the wrong type or out of range.
     """
 
-    use_sampling: bool = _flag(True, "draw tokens at random; without it, always take the likeliest")
-    top_k: int = _setting(
-        250,
-        int,
-        "a whole number from 0",
-        lambda x: x >= 0,
-        "draw from the k likeliest tokens only; 0 for all",
-    )
-    top_p: float = _setting(
-        0.0,
-        float,
-        "a number from 0 to 1",
-        lambda x: 0 <= x <= 1,
-        "draw from the likeliest tokens that reach this probability; over 0 it replaces top-k",
-    )
-    temperature: float = _setting(
-        1.0,
-        float,
-        "a number from 0",
-        lambda x: x >= 0,
-        "over 1 more surprising, under 1 safer, 0 the likeliest token",
-    )
-    duration: float = _setting(
-        30.0,
-        float,
-        "a number of seconds over 0, a day at most",
-        lambda x: 0 < x <= DAY,
-        "length of the result in seconds, an audio prompt included",
-    )
-    cfg_coef: float = _setting(
-        3.0, float, "a number", lambda x: True, "guidance: how far to follow the prompt; 1 is no guidance"
-    )
-    cfg_coef_beta: float | None = _setting(
-        None,
-        float,
-        "a number",
-        lambda x: True,
-        "double guidance: how far the text is followed beyond the melody",
-    )
-    two_step_cfg: bool = _flag(
-        False, "two small passes a step for guidance instead of a big one: less memory"
-    )
-    extend_stride: float | None = _setting(
-        None,
-        float,
-        "a number of seconds over 0",
-        lambda x: x > 0,
-        "seconds from one window to the next in music longer than a window; left out, 0.6 of a window",
-    )
+    use_sampling: bool = True
+    top_k: int = 250
+    top_p: float = 0.0
+    temperature: float = 1.0
+    duration: float = 30.0
+    cfg_coef: float = 3.0
+    cfg_coef_beta: float | None = None
+    two_step_cfg: bool = False
+    extend_stride: float | None = None
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if not (value is None and setting.default is None):
-                object.__setattr__(self, setting.name, _checked(setting, value))
+        self._parse("use_sampling", bool, "True or False")
+        self._parse("top_k", int, "an integer of at least 0", low=0)
+        self._parse("top_p", float, "a number from 0 to 1", low=0, high=1)
+        self._parse("temperature", float, "a number of at least 0", low=0)
+        self._parse("duration", float, "a number of seconds above 0, at most a day", low=ABOVE_0, high=DAY)
+        self._parse("cfg_coef", float, "a number")
+        self._parse("two_step_cfg", bool, "True or False")
+        if self.cfg_coef_beta is not None:
+            self._parse("cfg_coef_beta", float, "a number, or None")
+        if self.extend_stride is not None:
+            self._parse("extend_stride", float, "a number of seconds above 0, or None", low=ABOVE_0)
 
-
-def _checked(setting: Field, value: Any) -> Any:
-    """`value` as the plain bool, int or float that the setting takes."""
-    kind, fits = setting.metadata["kind"], setting.metadata["fits"]
-    number = isinstance(value, Real) and (kind is bool or not isinstance(value, bool))
-    try:
-        if number and math.isfinite(value) and kind(value) == value and fits(value):
-            return kind(value)
-    except OverflowError:  # an int beyond all floats
-        pass
-    raise ValueError(f"{setting.name} is {value!r}; it must be {setting.metadata['takes']}")
+    def _parse(
+        self, name: str, kind: type, expected: str, low: float = -math.inf, high: float = math.inf
+    ) -> None:
+        """Replaces a field's value by a plain `kind` (bool, int or float)."""
+        value = getattr(self, name)
+        number = isinstance(value, Real) and (kind is bool or not isinstance(value, bool))
+        try:
+            valid = number and low <= value <= high and math.isfinite(value) and kind(value) == value
+        except OverflowError:  # an int beyond all floats
+            valid = False
+        if not valid:
+            raise ValueError(f"{name} is {value!r}; it must be {expected}")
+        object.__setattr__(self, name, kind(value))
 
 
 class Window(NamedTuple):
     """Frames start..end of the piece, the first `known` of them known when the window begins.
 
-    Where the next one begins before its end, it is left there.
+    If the next window begins before `end`, this one stops there.
     """
 
     start: int
@@ -131,10 +105,10 @@ class Window(NamedTuple):
 
 
 def windows(total: int, prompt: int, window: int, stride: int, changes: Iterable[int] = ()) -> list[Window]:
-    """The windows that bring a piece from its `prompt` to `total` frames.
+    """The windows that take a piece from its audio prompt of `prompt` frames to `total` frames.
 
-    One that is full, or comes to one of the frames where the condition `changes`, is followed by one that knows the
-    last `window` - `stride` frames of it, or all where it has fewer.
+    A window that is full, or reaches one of the frames at which the condition `changes`, is followed by one that
+    knows the last `window` - `stride` frames, or all if there are fewer.
 
     >>> windows(3000, 0, window=1500, stride=900)[1:]
     [Window(start=900, known=600, end=2400), Window(start=1800, known=600, end=3000)]
@@ -159,26 +133,28 @@ def lengths(plan: Sequence[Window]) -> list[int]:
     >>> lengths(windows(1200, 0, window=1500, stride=900, changes=[700]))
     [700, 500]
     """
-    left = [later.start + later.known for later in plan[1:]] + [window.end for window in plan[-1:]]
-    return [end - window.start - window.known for window, end in zip(plan, left, strict=True)]
+    ends = [later.start + later.known for later in plan[1:]] + [window.end for window in plan[-1:]]
+    return [end - window.start - window.known for window, end in zip(plan, ends, strict=True)]
 
 
-def steps(lm: LM, plan: Sequence[Window]) -> int:
-    """Steps that the plan takes: one for each new frame, and in each window those in which the delays fill."""
+def count_steps(lm: LM, plan: Sequence[Window]) -> int:
+    """Steps of the plan: one for each new frame, and in each window those in which the delay pattern fills up."""
     return sum(lengths(plan)) + len(plan) * max(delays(lm.config.codebooks, lm.config.channels))
 
 
-class Told(NamedTuple):
-    """What a window is told: the streams of guidance, and how much each prompt among them counts."""
+class Guidance(NamedTuple):
+    """Conditions of one window, a stream of logits each.
 
-    streams: Sequence[
-        Condition
-    ]  # one prompt or several; melody alone, in double guidance; null, where it matters
-    weights: Tensor | None = None  # [n, B] of the n prompts that come first; None for a plain one
+    `streams` holds one prompt, or the n prompts of a mix; for double guidance, the melody alone; and the null
+    condition, unless it would change nothing. `weights` [n, B] are those of a mix, None for one prompt.
+    """
+
+    streams: Sequence[Condition]
+    weights: Tensor | None = None
 
 
 class Stop(Protocol):
-    """Anything that says whether to stop, such as a `threading.Event`."""
+    """Anything with a flag that ends generation, such as a `threading.Event`."""
 
     def is_set(self) -> bool:
         """True once generation should end."""
@@ -186,7 +162,7 @@ class Stop(Protocol):
 
 def frames(
     lm: LM,
-    told: Callable[[Window], Told],
+    conditions: Callable[[Window], Guidance],
     prompt: Tensor,
     plan: Sequence[Window],
     settings: Settings,
@@ -194,19 +170,19 @@ def frames(
     on_step: Callable[[int, int], None] | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
-    """Yields one frame [B, K] after another, from the end of `prompt` [B, K, T] to the end of the `plan`.
+    """Yields one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to the end of the `plan`.
 
-    `told` says what a window is told. `on_step(done, total)` counts steps of the whole piece. When `stop` is set, no
-    further step is made; the frames that were yielded stand.
+    `conditions` gives those of a window. `on_step(done, total)` counts the steps of the whole piece. Once `stop` is
+    set, no further step is made.
     """
-    total = steps(lm, plan)
+    total = count_steps(lm, plan)
     codes, done = prompt, 0
     for window, length in zip(plan, lengths(plan), strict=True):
         if stop is not None and stop.is_set():
             return
         known = codes[..., window.start : window.start + window.known]
         new: list[Tensor] = []
-        for frame in _window(lm, told(window), known, window.end - window.start, settings, generators):
+        for frame in _window(lm, conditions(window), known, window.end - window.start, settings, generators):
             done += 1
             if on_step:
                 on_step(done, total)
@@ -222,7 +198,7 @@ def frames(
 
 def endless(
     lm: LM,
-    told: Callable[[Window], Told],
+    conditions: Callable[[Window], Guidance],
     changed: Callable[[int], bool],
     window: int,
     stride: int,
@@ -230,15 +206,16 @@ def endless(
     generators: list[torch.Generator],
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
-    """Yields one frame [B, K] after another until `stop` is set, in windows as `windows` plans them, planned on the way.
+    """Yields one frame [B, K] after another until `stop` is set, in the windows of `windows`, planned on the way.
 
-    `changed(frame)` is asked, once the frames before it are made, whether the condition changes there. The same
-    changes planned beforehand give the same frames. No more than a window is kept.
+    After each frame, `changed(frame)` says whether the condition changes at the next one. The same changes planned in
+    advance give the same frames. Memory holds one window.
     """
-    known, start = torch.zeros(len(generators), lm.config.codebooks, 0, dtype=torch.long, device=lm.device), 0
+    known = torch.zeros(len(generators), lm.config.codebooks, 0, dtype=torch.long, device=lm.device)
+    start = 0
     while stop is None or not stop.is_set():
-        streams = told(Window(start, known.shape[-1], start + window))
-        for frame in _window(lm, streams, known, window, settings, generators):
+        guidance = conditions(Window(start, known.shape[-1], start + window))
+        for frame in _window(lm, guidance, known, window, settings, generators):
             if frame is not None:
                 known = torch.cat([known, frame[..., None]], dim=-1)
                 yield frame
@@ -253,46 +230,39 @@ def endless(
 @torch.no_grad()
 def _window(
     lm: LM,
-    told: Told,
+    guidance: Guidance,
     known: Tensor,
     length: int,
     settings: Settings,
     generators: list[torch.Generator],
 ) -> Iterator[Tensor | None]:
-    """Yields, for every step, the frame [B, K] that it completes, or None while the delays fill."""
+    """Yields, for every step, the frame [B, K] that it completes, or None while the delay pattern fills up."""
     shifts, first = delays(lm.config.codebooks, lm.config.channels), known.shape[-1]
     codes = F.pad(known, (0, length - first), value=UNKNOWN)
     steps = delay(codes, shifts, lm.config.special)
 
-    streams, weights = told
-    groups = streams if settings.two_step_cfg else [Condition.cat(streams)]
-    caches = [lm.cache(group.batch, group.prefix_length + steps.shape[-1] - 1) for group in groups]
-    fed = 0
+    streams, weights = guidance
+    batches = streams if settings.two_step_cfg else [cat(streams)]
+    caches = [lm.cache(batch.batch, batch.prefix_length + steps.shape[-1] - 1) for batch in batches]
+    done = 0
     for s in range(first + 1, steps.shape[-1]):
-        seen = steps[..., fed:s]
-        logits = [_next(lm, seen, group, cache) for group, cache in zip(groups, caches, strict=True)]
+        new = steps[..., done:s]
+        logits = [
+            lm(new.repeat(batch.batch // len(new), 1, 1), batch, cache, last_only=True)[:, :, 0]
+            for batch, cache in zip(batches, caches, strict=True)
+        ]
         each = torch.cat(logits).chunk(len(streams))
         if weights is not None:
             each = (mix(each[: len(weights)], weights, each[len(weights)]), *each[len(weights) :])
         tokens = choose(each, settings, generators)
         steps[..., s] = torch.where(steps[..., s] == UNKNOWN, tokens, steps[..., s])
-        fed = s
+        done = s
         frame = s - 1 - max(shifts)
         yield undelay(steps[..., frame : s + 1], shifts)[..., 0] if frame >= first else None
 
 
-def _next(lm: LM, seen: Tensor, told: Condition, cache: KVCache) -> Tensor:
-    """Logits [rows, K, V] of the step after `seen` [B, K, s], for every row of the condition."""
-    rows = seen.repeat(told.batch // seen.shape[0], 1, 1)
-    if cache.length == 0:
-        hidden = lm.hidden(rows, cache, told.prefix, told.prefix_mask, told.cross, told.cross_mask)
-    else:
-        hidden = lm.hidden(rows, cache)
-    return lm.logits(hidden[:, -1:])[:, :, 0]
-
-
 def choose(streams: Sequence[Tensor], settings: Settings, generators: list[torch.Generator]) -> Tensor:
-    """Tokens [B, K] from the logits [B, K, V] of each stream: the prompt's; melody alone; null."""
+    """Tokens [B, K] from the logits [B, K, V] of each stream: prompt; melody alone (double guidance only); null."""
     logits = streams[0]
     if len(streams) == 3:
         assert settings.cfg_coef_beta is not None

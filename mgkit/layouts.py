@@ -33,8 +33,6 @@ HUGGING_FACE = """
     lm.layers.*.norm2.*                      decoder.model.decoder.layers.*.final_layer_norm.*
     lm.layers.*.feed_forward.linear1.weight  decoder.model.decoder.layers.*.fc1.weight
     lm.layers.*.feed_forward.linear2.weight  decoder.model.decoder.layers.*.fc2.weight
-    lm.layers.*.linear1.weight               decoder.model.decoder.layers.*.fc1.weight
-    lm.layers.*.linear2.weight               decoder.model.decoder.layers.*.fc2.weight
     lm.norm.*                                decoder.model.decoder.layer_norm.*
     lm.heads.*.weight                        decoder.lm_heads.*.weight
     codec.quantizer.codebooks.*              audio_encoder.quantizer.layers.*.codebook.embed

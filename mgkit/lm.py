@@ -3,28 +3,31 @@
 Letters: B batch, K codebooks, S steps, P prefix positions, L text length, D width, H heads, V codebook size.
 
     steps [B, K, S] -> sum of K embeddings [B, S, D], after an optional prefix [B, P, D]
-                    -> pre-norm layers: causal self-attention, attention to the text, feed-forward
-                    -> K heads -> logits [B, K, S, V]: what each codebook holds one step later
+                    -> pre-norm layers: causal self-attention, cross-attention to the text, feed-forward
+                    -> K heads -> logits [B, K, S, V]: the token of each codebook one step later
 
-Text enters by cross-attention (small, medium, large) or, with the melody, as a prefix (melody models). What one
-step needs of the steps before it is in a `KVCache`, which the caller makes and passes.
+Text enters through cross-attention (small, medium, large) or, behind the melody, as a prefix (melody models). The
+keys and values of earlier steps are in one `KVCache` a layer, which the caller creates and passes.
+
+Every part is an ordinary module, called as one: forward hooks fire at every step of generation.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
-"""Queries, keys and values [B, H, S, D / H], a mask that is True where attention may go (or None), and whether it is
-causal, to values [B, H, S, D / H]."""
+"""An attention kernel: queries, keys and values [B, H, S, D / H], a mask (True where attention is allowed, or None) and
+whether it is causal, to [B, H, S, D / H]."""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Torch's own attention; an `Attend`."""
+    """Torch's own attention kernel; an `Attend`."""
     return F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
 
 
@@ -43,34 +46,66 @@ class LMConfig:
 
     @property
     def special(self) -> int:
-        """The token of the gaps in the delayed pattern."""
+        """The token that fills the gaps of the delay pattern."""
         return self.codebook_size
 
 
-class KVCache:
-    """Keys and values of the steps so far, preallocated, and of the text, projected once.
+@dataclass(frozen=True)
+class Condition:
+    """Conditioning vectors of a batch, for cross-attention or as a prefix; masks are False at padding.
 
-    Positions 0..length-1 are filled. Rows whose prefix is shorter than the batch's longest begin with `pad`
-    positions that nothing attends to and that do not count as positions.
+    Every call of the LM for the same piece takes the same condition: with a cache, the prefix and the text enter in
+    the first call only, the masks in each.
     """
 
-    def __init__(self, config: LMConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.layers, 2, batch, config.heads, length, config.dim // config.heads)
-        self.steps = torch.zeros(shape, device=device, dtype=dtype)
-        self.text: list[tuple[Tensor, Tensor]] = []
-        self.text_mask: Tensor | None = None
-        self.pad: Tensor | None = None  # [B]
-        self.length = 0
+    cross: Tensor | None = None  # [B, L, D], padded on the right
+    cross_mask: Tensor | None = None  # [B, L]
+    prefix: Tensor | None = None  # [B, P, D], padded on the left
+    prefix_mask: Tensor | None = None  # [B, P]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values [B, H, length + S, D / H] of `layer`, after writing the new ones behind them."""
-        end = self.length + keys.shape[2]
-        assert end <= self.steps.shape[4], (
-            f"the cache holds {self.steps.shape[4]} positions; {end} are needed"
-        )
-        self.steps[layer, 0, :, :, self.length : end] = keys
-        self.steps[layer, 1, :, :, self.length : end] = values
-        return self.steps[layer, 0, :, :, :end], self.steps[layer, 1, :, :, :end]
+    @property
+    def batch(self) -> int:
+        """B."""
+        vectors = self.prefix if self.cross is None else self.cross
+        assert vectors is not None
+        return len(vectors)
+
+    @property
+    def prefix_length(self) -> int:
+        """P, the number of positions before the music."""
+        return 0 if self.prefix is None else self.prefix.shape[1]
+
+    @cached_property
+    def padding(self) -> Tensor | None:
+        """Number of padded prefix positions [B]; None if there are none."""
+        if self.prefix_mask is None or self.prefix_mask.all():
+            return None
+        return (~self.prefix_mask).sum(dim=1)
+
+    @cached_property
+    def text_mask(self) -> Tensor | None:
+        """`cross_mask` in the shape of attention weights, [B, 1, 1, L]; None without padding."""
+        if self.cross_mask is None or self.cross_mask.all():
+            return None
+        return self.cross_mask[:, None, None, :]
+
+
+class KVCache:
+    """Keys and values of one layer: of the `length` positions so far, and of the text, projected once."""
+
+    def __init__(self, storage: Tensor):
+        self.storage = storage  # [2, B, H, capacity, D / H]
+        self.length = 0
+        self.text: tuple[Tensor, Tensor] | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values so far [B, H, length + S, D / H], the new ones included."""
+        end, capacity = self.length + keys.shape[2], self.storage.shape[3]
+        assert end <= capacity, f"the cache holds {capacity} positions; {end} are needed"
+        self.storage[0, :, :, self.length : end] = keys
+        self.storage[1, :, :, self.length : end] = values
+        self.length = end
+        return self.storage[0, :, :, :end], self.storage[1, :, :, :end]
 
 
 class Attention(nn.Module):
@@ -88,13 +123,7 @@ class Attention(nn.Module):
         return self._split(self.k_proj(x)), self._split(self.v_proj(x))
 
     def forward(
-        self,
-        x: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None,
-        causal: bool = False,
-        attend: Attend = attend,
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, attend: Attend
     ) -> Tensor:
         y = attend(self._split(self.q_proj(x)), keys, values, mask, causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
@@ -103,21 +132,53 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+class FeedForward(nn.Module):
+    """Two linear layers without biases around an exact (erf) GELU."""
+
+    def __init__(self, config: LMConfig):
+        super().__init__()
+        self.linear1 = nn.Linear(config.dim, config.feed_forward, bias=False)
+        self.linear2 = nn.Linear(config.feed_forward, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.gelu(self.linear1(x)))
+
+
 class Layer(nn.Module):
-    """Pre-norm transformer layer: x + attention, x + attention to the text (where there is one), x + feed-forward."""
+    """Pre-norm transformer layer: self-attention, cross-attention (text models only), feed-forward, each added to x."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(config.dim), Attention(config)
         if config.cross_attention:
             self.norm_cross, self.cross_attention = nn.LayerNorm(config.dim), Attention(config)
-        self.norm2 = nn.LayerNorm(config.dim)
-        self.linear1 = nn.Linear(config.dim, config.feed_forward, bias=False)
-        self.linear2 = nn.Linear(config.feed_forward, config.dim, bias=False)
+        self.norm2, self.feed_forward = nn.LayerNorm(config.dim), FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Condition,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        causal: bool = True,
+        attend: Attend = attend,
+    ) -> Tensor:
+        """The residual stream [B, S, D] after this layer."""
+        y = self.norm1(x)
+        keys, values = self.attention.keys_values(y)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        x = x + self.attention(y, keys, values, mask, causal, attend)
+        if condition.cross is not None:
+            text = cache and cache.text or self.cross_attention.keys_values(condition.cross.to(x.dtype))
+            if cache is not None:
+                cache.text = text
+            x = x + self.cross_attention(self.norm_cross(x), *text, condition.text_mask, False, attend)
+        return x + self.feed_forward(self.norm2(x))
 
 
 class LM(nn.Module):
-    """The transformer. `forward` gives logits; `hidden` and `logits` are its two halves."""
+    """The transformer: `forward` gives logits, `residuals` the residual stream at any layers."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -133,35 +194,34 @@ class LM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are kept in; conditions and the cache follow it."""
+        """Type of the weights; conditions and the cache follow it."""
         return self.norm.weight.dtype
 
-    def cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `length` positions, prefix included."""
-        return KVCache(self.config, batch, length, self.device, self.dtype)
+    def cache(self, batch: int, length: int) -> list[KVCache]:
+        """An empty cache for each layer, with room for `length` positions, prefix included."""
+        shape = (2, batch, self.config.heads, length, self.config.dim // self.config.heads)
+        return [KVCache(torch.zeros(shape, device=self.device, dtype=self.dtype)) for _ in self.layers]
 
     def forward(
         self,
         steps: Tensor,
-        cache: KVCache | None = None,
+        condition: Condition | None = None,
+        cache: list[KVCache] | None = None,
         *,
-        prefix: Tensor | None = None,
-        prefix_mask: Tensor | None = None,
-        cross: Tensor | None = None,
-        cross_mask: Tensor | None = None,
+        last_only: bool = False,
+        attend: Attend = attend,
     ) -> Tensor:
-        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S].
+        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S]; with `last_only`, [B, K, 1, V] of the last step.
 
-        `prefix` [B, P, D] comes before the steps, its padding (False in `prefix_mask` [B, P]) on the left;
-        `cross` [B, L, D] is the text, its padding (False in `cross_mask` [B, L]) anywhere. With a `cache` give
-        them in the first call only; later calls continue after the positions that the cache holds.
+        With a `cache`, `steps` continue after the positions that it holds.
         """
-        return self.logits(self.hidden(steps, cache, prefix, prefix_mask, cross, cross_mask))
+        hidden = self.hidden(steps, condition, cache, attend)
+        return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [B, K, S, V], float32, of the output of `hidden` [B, S, D]."""
@@ -170,53 +230,54 @@ class LM(nn.Module):
     def hidden(
         self,
         steps: Tensor,
-        cache: KVCache | None = None,
-        prefix: Tensor | None = None,
-        prefix_mask: Tensor | None = None,
-        cross: Tensor | None = None,
-        cross_mask: Tensor | None = None,
+        condition: Condition | None = None,
+        cache: list[KVCache] | None = None,
         attend: Attend = attend,
     ) -> Tensor:
-        """The last layer's normed output [B, S, D] at the steps; arguments as for `forward`.
+        """The last layer's output after the final norm, [B, S, D], at the steps; arguments as for `forward`."""
+        [last] = self.residuals(steps, condition, cache, layers=(len(self.layers),), attend=attend)
+        return self.norm(last[:, -steps.shape[-1] :])
 
-        `attend` is the attention among the steps: training brings one that is faster backwards.
+    def residuals(
+        self,
+        steps: Tensor,
+        condition: Condition | None = None,
+        cache: list[KVCache] | None = None,
+        *,
+        layers: Sequence[int],
+        attend: Attend = attend,
+    ) -> list[Tensor]:
+        """The residual stream [B, P + S, D] that enters each of `layers`, in rising order; number L is the output.
+
+        Nothing is computed beyond the last of them. With a cache that is not empty, there is no prefix: P = 0.
         """
-        start = cache.length if cache else 0
-        pad = cache.pad if cache else None
-        if prefix_mask is not None and not prefix_mask.all():
-            pad = (~prefix_mask).sum(dim=1)
+        assert list(layers) == sorted(set(layers)) and layers[0] >= 0 and layers[-1] <= len(self.layers)
+        assert cache is None or layers[-1] == len(self.layers), "a cache needs all layers"
+        condition = condition or Condition()
+        start = 0 if cache is None else cache[0].length
         x = torch.stack([embed(steps[:, k]) for k, embed in enumerate(self.embeddings)]).sum(dim=0)
-        if prefix is not None:
-            x = torch.cat([prefix.to(x.dtype), x], dim=1)
-        length = x.shape[1]
+        if condition.prefix is not None and start == 0:
+            x = torch.cat([condition.prefix.to(x.dtype), x], dim=1)
+        length, padding = x.shape[1], condition.padding
 
         position = torch.arange(start, start + length, device=x.device)
-        if pad is not None:
-            position = (position - pad[:, None]).clamp(min=0)
+        if padding is not None:
+            position = (position - padding[:, None]).clamp(min=0)
         x = x + sinusoid(position, self.config.dim).to(x.dtype)
 
-        causal = pad is None and start == 0 and length > 1  # the kernel's own mask serves the plain case
-        mask = None if causal or (length == 1 and pad is None) else _causal_mask(start, length, pad, x.device)
-        text: list[tuple[Tensor, Tensor]] = cache.text if cache else []
-        text_mask = cache.text_mask if cache else None
-        if cross is not None:
-            text = [layer.cross_attention.keys_values(cross.to(x.dtype)) for layer in self.layers]
-            text_mask = None if cross_mask is None or cross_mask.all() else cross_mask[:, None, None, :]
-        if cache is not None:
-            cache.text, cache.text_mask = text, text_mask
+        # The kernel's own causal mask serves the plain case; a single query sees everything before it.
+        causal = padding is None and start == 0 and length > 1
+        plain = causal or (length == 1 and padding is None)
+        mask = None if plain else _causal_mask(start, length, padding, x.device)
 
-        for i, layer in enumerate(self.layers):
-            y = layer.norm1(x)
-            keys, values = layer.attention.keys_values(y)
-            if cache is not None:
-                keys, values = cache.append(i, keys, values)
-            x = x + layer.attention(y, keys, values, mask, causal, attend)
-            if text:
-                x = x + layer.cross_attention(layer.norm_cross(x), *text[i], text_mask)
-            x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
-        if cache is not None:
-            cache.length, cache.pad = start + length, pad
-        return self.norm(x[:, -steps.shape[-1] :])
+        kept = []
+        for number, layer in enumerate(self.layers):
+            if number in layers:
+                kept.append(x)
+            if number == layers[-1]:
+                return kept
+            x = layer(x, condition, None if cache is None else cache[number], mask, causal, attend)
+        return [*kept, x]
 
 
 def sinusoid(position: Tensor, dim: int) -> Tensor:
@@ -231,12 +292,12 @@ def sinusoid(position: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def _causal_mask(start: int, length: int, pad: Tensor | None, device: torch.device) -> Tensor:
+def _causal_mask(start: int, length: int, padding: Tensor | None, device: torch.device) -> Tensor:
     """True where a query may attend, [1 or B, 1, length, start + length]."""
     query = torch.arange(start, start + length, device=device)[:, None]
     key = torch.arange(start + length, device=device)
     allowed = (key <= query)[None, None]
-    if pad is None:
+    if padding is None:
         return allowed
-    # A padded position sees itself: a row that sees nothing would be NaN and spread.
-    return allowed & ((key >= pad[:, None, None, None]) | (key == query))
+    # A padded position sees itself: a row without any key would be NaN and spread.
+    return allowed & ((key >= padding[:, None, None, None]) | (key == query))

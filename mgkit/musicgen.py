@@ -2,46 +2,36 @@
 
 Letters: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
 
-    descriptions, melody, prompt -> Job -> condition -> frames -> tokens [B, K, T] -> codec -> wave [B, C, N]
+    descriptions, melody, audio prompt -> Request -> conditions -> tokens [B, K, T] -> codec -> wave [B, C, N]
 
 Names and defaults are those of audiocraft's `MusicGen`, so that code written for it runs after changing the import.
-What the reference never had is keyword-only.
+Arguments that the reference lacks are keyword-only.
 """
 
-import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from importlib.metadata import version
-from itertools import chain, count, islice
+from itertools import islice
 from numbers import Real
+from types import TracebackType
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
-from mgkit import __version__, audio, checkpoint, export, hub, melody
-from mgkit.generate import DAY, Settings, Stop, Told, Window, endless, frames, steps, windows
-from mgkit.job import (
-    Descriptions,
-    Job,
-    Prompt,
-    Texts,
-    Timeline,
-    at,
-    check_descriptions,
-    check_prompt,
-    check_seeds,
-    check_texts,
-    check_waves,
-    digest,
-    from_manifest,
-    manifest,
-)
+from mgkit import checkpoint, export, hub, melody
+from mgkit.generate import Settings, Stop
+from mgkit.manifest import digest, fingerprint, from_manifest, machine, manifests
+from mgkit.perform import LiveSession, OnStep, Stream, request_frames, say_stopped
+from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
+from mgkit.request import Request, Waves, parse_melodies, parse_request, plan_windows
 
-OnStep = Callable[[int, int], None]
-"""Called after each step with the steps done and the steps of the whole piece."""
+Result: TypeAlias = Tensor | tuple[Any, ...]
+    Tensor | tuple[Tensor, Tensor] | tuple[Tensor, list[dict]] | tuple[Tensor, Tensor, list[dict]]
+)
+"""The wave [B, C, N]; behind it, if asked for, the tokens [B, K, T] and the manifests of the B samples."""
 
 
 class MusicGen:
@@ -50,63 +40,74 @@ class MusicGen:
     def __init__(self, model: checkpoint.Model):
         self.model = model
         self.codec, self.lm, self.conditioner = model.codec, model.lm, model.conditioner
-        self.name, self.licence, self.max_duration = model.name, model.licence, model.window
+        self.name, self.licence = model.name, model.licence
         self.settings = Settings(duration=min(15.0, model.window))
-        self.manifests: list[dict] = []
         self._on_step: OnStep | None = None
 
     @staticmethod
     def get_pretrained(
         name: str = "nano", device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> "MusicGen":
-        """The model `name`: nano (ships with mgkit), small, medium, melody, large, melody-large, stereo-…, a hub id or a folder.
+        """Load the model `name`: nano (ships with mgkit), small, medium, melody, large, …, a hub id or a folder.
 
-        `device` is the best there is (cuda, mps, cpu) unless named; `dtype` is that of the language model, float16 on a
-        GPU and float32 elsewhere. Says in one line what the licence of the weights is, unless it is mgkit's own.
-        Errors: ValueError for an unknown name, with the nearest; FileNotFoundError where the weights are not to be had.
+        `device` defaults to the best one available (cuda, mps, cpu); `dtype`, the type of the language model, to
+        float16 on a GPU and float32 on a CPU. Prints the licence of the weights, unless it is mgkit's own.
+
+        Raises:
+            ValueError: an unknown name (the message has the nearest one), device or dtype.
+            FileNotFoundError: weights that are neither here nor can be downloaded.
         """
         best = best_device()
-        where = best if device is None else torch.device(device)
-        if where.type not in ("cpu", best.type):
+        target = best if device is None else torch.device(device)
+        if target.type not in ("cpu", best.type):
             raise ValueError(
-                f"there is no {where.type} here; leave device out for {best.type}, or give 'cpu'"
+                f"there is no {target.type} device here; leave device out for {best.type}, or give 'cpu'"
             )
         if dtype is None:
-            dtype = torch.float32 if where.type == "cpu" else torch.float16
+            dtype = torch.float32 if target.type == "cpu" else torch.float16
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
-        model = checkpoint.load(name, where, dtype)
+        model = checkpoint.load(name, target, dtype)
         if model.licence != hub.MIT:
             print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
         return MusicGen(model)
 
     def save_pretrained(self, folder: str, dtype: torch.dtype | None = None) -> None:
-        """Writes the model in the Hugging Face layout; `transformers` and `get_pretrained(folder)` load it."""
+        """Write the model in the Hugging Face layout, for `transformers` and `get_pretrained(folder)`."""
         export.save(self.model, folder, dtype)
 
-    # --- what it is ---------------------------------------------------------------------------------------------
+    # --- properties -------------------------------------------------------------------------------------------------
 
     @property
     def sample_rate(self) -> int:
-        """Samples in a second of the result."""
-        return self.codec.config.sample_rate
+        """Samples per second of the result."""
+        return self.model.sample_rate
 
     @property
     def frame_rate(self) -> int:
-        """Frames of tokens in a second."""
-        return self.codec.config.frame_rate
+        """Frames of tokens per second."""
+        return self.model.frame_rate
 
     @property
     def audio_channels(self) -> int:
         """1, or 2 for the stereo models."""
-        return self.lm.config.channels
+        return self.model.channels
 
     @property
     def duration(self) -> float:
-        """Seconds that are generated, an audio prompt included."""
+        """Length of the result in seconds, an audio prompt included."""
         return self.settings.duration
 
-    # --- how to generate ----------------------------------------------------------------------------------------
+    @property
+    def max_duration(self) -> float:
+        """Length of a window in seconds; longer music is generated in several. May be set."""
+        return self.model.window
+
+    @max_duration.setter
+    def max_duration(self, seconds: float) -> None:
+        self.model.window = seconds
+
+    # --- settings ---------------------------------------------------------------------------------------------------
 
     def set_generation_params(
         self,
@@ -120,24 +121,24 @@ class MusicGen:
         two_step_cfg: bool = False,
         extend_stride: float | None = None,
     ) -> None:
-        """Sets how to generate from now on; what is left out takes its default. `Settings` says what each does."""
+        """Set how to generate from now on; arguments left out take their defaults. See `Settings`."""
         self.settings = Settings(
-            use_sampling,
-            top_k,
-            top_p,
-            temperature,
-            duration,
-            cfg_coef,
-            cfg_coef_beta,
-            two_step_cfg,
-            extend_stride,
+            use_sampling=use_sampling,
+            top_k=top_k,
+            top_p=top_p,
+            temperature=temperature,
+            duration=duration,
+            cfg_coef=cfg_coef,
+            cfg_coef_beta=cfg_coef_beta,
+            two_step_cfg=two_step_cfg,
+            extend_stride=extend_stride,
         )
 
     def set_custom_progress_callback(self, progress_callback: OnStep | None) -> None:
-        """Calls `progress_callback(done, total)` after every step of every run, unless the run has its own."""
+        """Call `progress_callback(done, total)` after every step of every run that has no callback of its own."""
         self._on_step = progress_callback
 
-    # --- four ways to make music --------------------------------------------------------------------------------
+    # --- generation -------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -145,21 +146,32 @@ class MusicGen:
         progress: bool = False,
         return_tokens: bool = False,
         *,
+        return_manifests: bool = False,
         seed: int | Sequence[int] | None = None,
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Music [B, C, N] for each of the B descriptions, float32 at `sample_rate`; with `return_tokens` the tokens too.
+    ) -> Result:
+        """Music [B, C, N], float32 at `sample_rate`, for each of B descriptions.
 
-        A description is a text; several texts and how much each counts, {"calm piano": 0.7, "fast jazz": 0.3}; or a
-        timeline of such by the second, [(0, "calm piano"), (6, "fast jazz")], where at second 6 the music so far is
-        gone on with under the new text. `progress` shows a bar. `seed` is one number (sample i takes seed + i) or one for each sample; the same seed,
-        prompt and settings give the same sample, whatever else is in the batch. `negative` says what to keep away
-        from. Setting `stop`, or Ctrl-C, ends early and returns what was made. `manifests` then holds, for each sample,
-        what made it. Errors: ValueError in one sentence for what cannot be generated from.
+        A description is a text; a mix of texts with weights, {"calm piano": 0.7, "fast jazz": 0.3}; or a timeline of
+        either, [(0, "calm piano"), (6, "fast jazz")], under which the music continues with the new prompt at second 6.
+
+        Args:
+            progress: show a progress bar.
+            return_tokens: return the tokens [B, K, T], too.
+            return_manifests: return a list of manifests, too: what `replay` needs to generate each sample again.
+            seed: an integer (sample i uses seed + i) or one for each sample. The same seed, prompt and settings give
+                the same sample, whatever else is in the batch.
+            negative: a text to steer away from.
+            on_step: called after each step with the steps done and in all.
+            stop: generation ends once it is set, as it does on Ctrl-C, and returns the music so far.
+
+        Raises:
+            ValueError: an argument that nothing can be generated from.
         """
-        return self._run(self._job(descriptions, seed, negative), progress, return_tokens, on_step, stop)
+        request = parse_request(self.model, self.settings, descriptions, seed, negative)
+        return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def generate_unconditional(
         self,
@@ -167,67 +179,77 @@ class MusicGen:
         progress: bool = False,
         return_tokens: bool = False,
         *,
+        return_manifests: bool = False,
         seed: int | Sequence[int] | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Music [B, C, N] for no description, `num_samples` times; see `generate`."""
+    ) -> Result:
+        """Music [B, C, N] without a description, B = `num_samples`; see `generate`."""
         if not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples!r}; it must be a whole number over 0")
-        return self._run(self._job([None] * num_samples, seed), progress, return_tokens, on_step, stop)
+            raise ValueError(f"num_samples is {num_samples!r}; it must be an integer of at least 1")
+        request = parse_request(self.model, self.settings, [None] * num_samples, seed)
+        return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def generate_with_chroma(
         self,
         descriptions: Descriptions,
-        melody_wavs: Tensor | Sequence[Tensor | None],
+        melody_wavs: Waves,
         melody_sample_rate: int = 0,
         progress: bool = False,
         return_tokens: bool = False,
         *,
+        return_manifests: bool = False,
         seed: int | Sequence[int] | None = None,
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
         separate: melody.Separate | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Result:
         """Music [B, C, N] for the descriptions that follows the melodies; see `generate`.
 
-        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves, with no rate,
-        it takes what the model hears of them: pitch classes of `mgkit.melody.classes`, int64 [F], [B, F] or in the
-        list; too few repeat. `separate` takes drums and bass out of waves first (`mgkit.melody.demucs()`, as the
-        reference always does). Errors: ValueError for a model that takes no melody, or a silent one.
+        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves, and without
+        a rate, it takes pitch classes, int64 [F], [B, F] or in the list (see `mgkit.melody.classes`); a short melody
+        repeats. `separate` removes drums and bass from the waves first (`mgkit.melody.demucs()`; the reference always
+        does).
+
+        Raises:
+            ValueError: a model without melody conditioning, or a silent melody.
         """
-        job = self._job(
-            descriptions, seed, negative, melody=(melody_wavs, melody_sample_rate), separate=separate
-        )
-        return self._run(job, progress, return_tokens, on_step, stop)
+        tunes = self._melodies(descriptions, melody_wavs, melody_sample_rate, separate)
+        request = parse_request(self.model, self.settings, descriptions, seed, negative, tunes)
+        return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def generate_continuation(
         self,
-        prompt: Tensor | Sequence[Tensor],
+        prompt: Waves,
         prompt_sample_rate: int,
         descriptions: Descriptions | None = None,
         progress: bool = False,
         return_tokens: bool = False,
         *,
+        return_manifests: bool = False,
         seed: int | Sequence[int] | None = None,
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Music [B, C, N] that begins with `prompt` ([C, N], [B, C, N] or a list) and goes on up to `duration`; see `generate`."""
+    ) -> Result:
+        """Music [B, C, N] that begins with the audio `prompt` ([C, N], [B, C, N] or a list) and continues it.
+
+        The prompt counts towards `duration`; see `generate`.
+        """
         if descriptions is None:
             several = isinstance(prompt, list | tuple) or getattr(prompt, "ndim", 0) == 3
             descriptions = [None] * (len(prompt) if several else 1)
-        job = self._job(descriptions, seed, negative, prompt=(prompt, prompt_sample_rate))
-        return self._run(job, progress, return_tokens, on_step, stop)
+        given = (prompt, prompt_sample_rate)
+        request = parse_request(self.model, self.settings, descriptions, seed, negative, audio_prompt=given)
+        return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def stream(
         self,
         descriptions: Descriptions,
         *,
         chunk_seconds: float = 1.0,
-        melody_wavs: Tensor | Sequence[Tensor | None] | None = None,
+        melody_wavs: Waves | None = None,
         melody_sample_rate: int = 0,
         prompt: Tensor | None = None,
         prompt_sample_rate: int = 0,
@@ -235,20 +257,17 @@ class MusicGen:
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
-    ) -> Iterator[Tensor]:
-        """Yields the music [B, C, n] while it is made, about `chunk_seconds` at a time; joined, it is the whole.
+    ) -> Stream:
+        """Iterator of the music [B, C, n] while it is generated, about `chunk_seconds` at a time.
 
-        Takes what the four ways above take together, and begins with the prompt where there is one.
+        Takes the arguments of the four methods above together; the first wave is the audio prompt, if there is one.
+        The iterator's `manifests` and `tokens` describe the music so far.
         """
-        job = self._job(
-            descriptions,
-            seed,
-            negative,
-            melody=None if melody_wavs is None else (melody_wavs, melody_sample_rate),
-            prompt=None if prompt is None else (prompt, prompt_sample_rate),
-        )
-        chunk = self._chunk(chunk_seconds)
-        return self._stream(job, self._frames(job, on_step or self._on_step, stop), chunk)
+        chunk = self._chunk_frames(chunk_seconds)
+        tunes = None if melody_wavs is None else self._melodies(descriptions, melody_wavs, melody_sample_rate)
+        given = None if prompt is None else (prompt, prompt_sample_rate)
+        request = parse_request(self.model, self.settings, descriptions, seed, negative, tunes, given)
+        return Stream(self.model, request, chunk, on_step or self._on_step, stop)
 
     def live(
         self,
@@ -260,49 +279,50 @@ class MusicGen:
         seed: int | None = None,
         negative: str | None = None,
         stop: Stop | None = None,
-    ) -> Iterator[Tensor]:
-        """Yields music [1, C, n] without end, about `chunk_seconds` at a time, and asks before each what to play.
+    ) -> LiveSession:
+        """Iterator of music [1, C, n] without end, about `chunk_seconds` at a time, under a prompt that may change.
 
-        `prompts` is a text; or texts and how much each counts, {"calm piano": 1, "fast jazz": 0}, a dict that may be
-        changed while it plays; or a function that returns either. From the next chunk on, the music goes on under what
-        was changed. The model's settings hold, but for the duration. Setting `stop`, or Ctrl-C, yields what was made
-        and ends. Then `manifests` holds the timeline that it came to, and `replay` makes it again; that keeps 2 bytes
-        for each token, and is given up after a day. Errors: those of `generate`, and of prompts also while it plays.
+        `prompts` is a text; a mix of texts with weights, {"calm piano": 1, "fast jazz": 0}, a dict that may be changed
+        while the music plays; or a function that returns either. A change takes effect with the next chunk. The
+        model's settings apply, except the duration. Once `stop` is set, or on Ctrl-C, the last chunk is yielded and the
+        iterator ends. Its `manifests` hold the timeline of prompts, which `replay` takes; that keeps 2 bytes for each
+        token and is given up after a day.
+
+        Raises:
+            ValueError: as `generate`; for a changed prompt, while the music plays.
         """
         ask = prompts if callable(prompts) else lambda: prompts
-        job = self._job(
-            [check_prompt(ask())],
-            seed,
-            [negative],
-            melody=None if melody_wav is None else (melody_wav, melody_sample_rate),
-            settings=replace(self.settings, duration=2 * self.max_duration),  # longer than a window
-        )
-        tunes = None if melody_wav is None else self._tunes(1, melody_wav, melody_sample_rate)
-        return self._live(job, ask, tunes, self._chunk(chunk_seconds), stop)
+        chunk = self._chunk_frames(chunk_seconds)
+        tunes = None if melody_wav is None else parse_melodies(self.model, 1, melody_wav, melody_sample_rate)
+        # Longer than a window, so that the stride is checked, too.
+        settings = replace(self.settings, duration=2 * self.max_duration)
+        request = parse_request(self.model, settings, [parse_prompt(ask())], seed, [negative], tunes)
+        return LiveSession(self.model, request, ask, tunes, chunk, stop)
 
     def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
-        """Wave [1, C, N] and tokens [1, K, T] of the run that `manifest` (of `audio.read_manifest`) tells of, made again.
+        """Generate a sample again from its `manifest` (see `audio.read_manifest`): wave [1, C, N], tokens [1, K, T].
 
-        Errors: ValueError where the weights are others than those that made it, or the tokens come out different.
+        Raises:
+            ValueError: other weights than those of the manifest, or other tokens.
         """
         if not isinstance(manifest, dict):
             raise ValueError(
-                f"the manifest is a {type(manifest).__name__}; it must be what audio.read_manifest gives"
+                f"the manifest is a {type(manifest).__name__}; it must be a dict, as from audio.read_manifest"
             )
-        if manifest.get("weights") != self._fingerprint():
+        if manifest.get("weights") != fingerprint(self.model):
             raise ValueError(
-                f"it was made with other weights than those of {self.name!r} here: load the ones that made it"
+                f"the manifest was made with other weights than those of {self.name!r} here: load the model that made it"
             )
-        job = from_manifest(manifest, self.lm.config.codebooks)
-        prompt = job.prompt.to(self.lm.device)
-        plan = self._plan(job.settings, prompt.shape[-1], job.texts[0])
-        job = replace(job, prompt=prompt, plans=[plan])
-        made = int(manifest["frames"])  # fewer than planned where it was stopped
-        tokens = self._tokens(job, progress, None, None, max(0, made - prompt.shape[-1]))[..., :made]
+        request = from_manifest(manifest, self.lm.config.codebooks)
+        prompt = request.audio_prompt.to(self.lm.device)
+        plan = plan_windows(self.model, request.settings, prompt.shape[-1], request.texts[0])
+        request = replace(request, audio_prompt=prompt, plans=[plan])
+        frames = int(manifest["frames"])  # fewer than planned if the run was stopped
+        tokens = self._tokens(request, progress, None, None, max(0, frames - prompt.shape[-1]))[..., :frames]
         if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
-                f"the tokens came out different: the file was made with {manifest.get('machine')}, this is "
-                f"{self._machine()}; another processor or version rounds differently"
+                f"the tokens came out different: the manifest was made with {manifest.get('machine')}, this is "
+                f"{machine(self.model)}; another processor or version rounds differently"
             )
         return self.generate_audio(tokens), tokens
 
@@ -311,387 +331,91 @@ class MusicGen:
         """Wave [B, C, T * hop] of `tokens` [B, K, T]."""
         return self.codec.decode(tokens.to(self.lm.device), self.audio_channels)
 
-    # --- from a request to a job --------------------------------------------------------------------------------
+    # --- steps of the work ------------------------------------------------------------------------------------------
 
-    def _job(
+    def _run(
+        self,
+        request: Request,
+        progress: bool,
+        return_tokens: bool,
+        return_manifests: bool,
+        on_step: OnStep | None,
+        stop: Stop | None,
+    ) -> Result:
+        tokens = self._tokens(request, progress, on_step or self._on_step, stop)
+        try:
+            wave = self.generate_audio(tokens)
+        except KeyboardInterrupt:  # the tokens took the time; decoding takes little
+            print("decoding the music so far; press Ctrl-C again to give it up", file=sys.stderr)
+            wave = self.generate_audio(tokens)
+        origin = manifests(self.model, request, tokens) if return_manifests else []
+        if return_tokens:
+            return (wave, tokens, origin) if return_manifests else (wave, tokens)
+        return (wave, origin) if return_manifests else wave
+
+    def _tokens(
+        self,
+        request: Request,
+        progress: bool,
+        on_step: OnStep | None,
+        stop: Stop | None,
+        limit: int | None = None,
+    ) -> Tensor:
+        """Tokens [B, K, T], with at most `limit` new frames; fewer than requested if `stop` or Ctrl-C ended the run."""
+        codes = [request.audio_prompt]
+        bar = ProgressBar(on_step) if progress else None
+        with bar or nullcontext():
+            try:
+                for frame in islice(request_frames(self.model, request, bar or on_step, stop), limit):
+                    codes.append(frame[..., None])
+            except KeyboardInterrupt:
+                say_stopped(self.model, request, torch.cat(codes, dim=-1))
+        return torch.cat(codes, dim=-1)
+
+    def _melodies(
         self,
         descriptions: Descriptions,
-        seed: int | Sequence[int] | None,
-        negative: str | Texts | None = None,
-        melody: tuple[Tensor | Sequence[Tensor | None], int] | None = None,
-        prompt: tuple[Tensor, int] | None = None,
-        separate: melody.Separate | None = None,
-        settings: Settings | None = None,
-    ) -> Job:
-        settings = settings or self.settings
-        texts = check_descriptions(descriptions)
-        batch = len(texts)
-        negative = [negative] * batch if negative is None or isinstance(negative, str) else negative
-        against = check_texts(negative, "negative")
-        if len(against) != batch:
-            raise ValueError(
-                f"there are {batch} descriptions and {len(against)} negative ones; give one, or one for each"
-            )
-        if settings.cfg_coef_beta is not None and melody is None:
-            raise ValueError(
-                "cfg_coef_beta weighs the text against a melody, and there is none: leave it out, or give a melody"
-            )
-        last = max(timeline[-1][0] for timeline in texts)
-        if last and last >= settings.duration:
-            raise ValueError(
-                f"a description changes at {last:g} s, and the duration is {settings.duration:g} s: ask for a longer "
-                "duration, or leave that change out"
-            )
-        codes = self._prompt(batch, prompt)
-        plans = [self._plan(settings, codes.shape[-1], timeline) for timeline in texts]
-        grids = {}
-        if melody is not None:
-            tunes = self._tunes(batch, *melody, separate)
-            long = plans[0][-1].end > round(self.max_duration * self.frame_rate)
-            starts = {window.start for plan in plans for window in plan}
-            grids = {start: self._heard(tunes, start, long) for start in sorted(starts)}
-        return Job(texts, against, grids, codes, check_seeds(seed, batch), settings, plans)
-
-    def _plan(self, settings: Settings, prompt: int, timeline: Timeline) -> list[Window]:
-        """The windows that bring a piece from `prompt` frames to its duration."""
-        window, stride = self._window(settings)
-        total = max(1, round(settings.duration * self.frame_rate))
-        changes = [round(seconds * self.frame_rate) for seconds, _ in timeline[1:]]
-        if prompt >= total:
-            raise ValueError(
-                f"the audio prompt lasts {prompt / self.frame_rate:g} s, and the duration, which includes it, is "
-                f"{settings.duration:g} s: ask for a longer duration or give a shorter prompt"
-            )
-        if (total > window or changes) and not 0 < stride < window:
-            raise ValueError(
-                f"extend_stride is {settings.extend_stride:g} s; it must be a frame or more, and less than a window "
-                f"of this model ({self.max_duration:g} s): leave it out for {0.6 * self.max_duration:g} s"
-            )
-        return windows(total, prompt, window, stride, changes)
-
-    def _window(self, settings: Settings) -> tuple[int, int]:
-        """Frames of a window, and from one to the next."""
-        stride = settings.extend_stride or 0.6 * self.max_duration
-        return round(self.max_duration * self.frame_rate), round(stride * self.frame_rate)
-
-    def _chunk(self, seconds: float) -> int:
-        """Frames of a chunk of music."""
-        if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
-            raise ValueError(f"chunk_seconds is {seconds!r}; it must be a number of seconds over 0")
-        return max(1, round(seconds * self.frame_rate))
-
-    @torch.no_grad()
-    def _prompt(self, batch: int, given: tuple[Tensor, int] | None) -> Tensor:
-        """Codes [B, K, T] of the audio prompt."""
-        if given is None:
-            return torch.zeros(batch, self.lm.config.codebooks, 0, dtype=torch.long, device=self.lm.device)
-        rate = given[1]
-        waves = [
-            audio.resample(audio.to_channels(wave, self.audio_channels), rate, self.sample_rate)
-            for wave in check_waves(given[0], batch, "the audio prompt")
-        ]
-        if len({wave.shape[-1] for wave in waves}) > 1:
-            raise ValueError(
-                "the audio prompts of a batch must be of one length; cut them, or continue them one by one"
-            )
-        return self.codec.encode(torch.stack(waves).to(self.lm.device))
-
-    def _tunes(
-        self,
-        batch: int,
-        given: Tensor | Sequence[Tensor | None],
+        waves: Waves,
         rate: int,
         separate: melody.Separate | None = None,
     ) -> list[Tensor | None]:
-        """The melody of each sample: a wave [C, N] at `sample_rate`, pitch classes [F], or None."""
-        if self.conditioner.melody_frames is None:
-            raise ValueError(
-                f"the model {self.name!r} takes no melody; nano, melody, melody-large and stereo-melody do"
-            )
-        tunes: list[Tensor | None] = []
-        for tune in check_waves(given, batch, "the melody", tunes=True):
-            if tune is not None and tune.dim() == 2:
-                tune = audio.resample(separate(tune, rate) if separate else tune, rate, self.sample_rate)
-                if not tune.any():
-                    raise ValueError("the melody is silent: check the recording, or leave the melody out")
-            tunes.append(tune)
-        return tunes
+        return parse_melodies(self.model, len(parse_descriptions(descriptions)), waves, rate, separate)
 
-    def _heard(self, tunes: list[Tensor | None], start: int, long: bool) -> Tensor:
-        """Pitch classes [B, F] that the window at frame `start` of a piece, `long` if of several windows, is given.
+    def _chunk_frames(self, seconds: float) -> int:
+        """Frames of a chunk of music."""
+        if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
+            raise ValueError(f"chunk_seconds is {seconds!r}; it must be a number of seconds above 0")
+        return max(1, round(seconds * self.frame_rate))
 
-        It hears the melody from where it starts, over and over.
-        """
-        length, past = self.conditioner.melody_frames, start * self.codec.config.hop
-        assert length is not None
-        grid = torch.zeros(len(tunes), length, dtype=torch.long)
-        for i, tune in enumerate(tunes):
-            if tune is None:
-                continue
-            if tune.dim() == 1:  # pitch classes
-                grid[i] = melody.rotate(tune[None], round(past / melody.HOP), length)[0]
-                continue
-            if long or start:
-                tune = melody.rotate(tune, past, round(self.max_duration * self.sample_rate))
-            grid[i] = melody.classes(tune, self.sample_rate, length)
-        return grid
 
-    # --- from a job to tokens and sound -------------------------------------------------------------------------
+class ProgressBar:
+    """A bar with the time left, an `OnStep` that calls `also` after each step; drawn at the first one."""
 
-    def _run(
-        self, job: Job, progress: bool, return_tokens: bool, on_step: OnStep | None, stop: Stop | None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        tokens = self._tokens(job, progress, on_step or self._on_step, stop)
-        try:
-            wave = self.generate_audio(tokens)
-        except KeyboardInterrupt:  # the tokens took the time; what is left takes little
-            print("decoding what was made; Ctrl-C again gives it up", file=sys.stderr)
-            wave = self.generate_audio(tokens)
-        return (wave, tokens) if return_tokens else wave
+    def __init__(self, also: OnStep | None):
+        from tqdm.auto import tqdm
 
-    def _tokens(
-        self, job: Job, progress: bool, on_step: OnStep | None, stop: Stop | None, most: int | None = None
-    ) -> Tensor:
-        """Tokens [B, K, T], at most so many new frames; fewer than asked for where `stop` or Ctrl-C ended the run."""
-        made = [job.prompt]
-        with _bar(progress, on_step) as on_step:
-            try:
-                for frame in islice(self._frames(job, on_step, stop), most):
-                    made.append(frame[..., None])
-            except KeyboardInterrupt:
-                self._say_stopped(made, job)
-        tokens = torch.cat(made, dim=-1)
-        self.manifests = self._manifests(job, tokens)
-        return tokens
+        self._tqdm, self._also = tqdm, also
+        self._bar: tqdm | None = None
 
-    def _stream(self, job: Job, frames: Iterator[Tensor], chunk: int) -> Iterator[Tensor]:
-        made, sent = [job.prompt], 0
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            self._bar = self._tqdm(total=total, unit=" steps")
+        self._bar.update(done - self._bar.n)
+        if self._also:
+            self._also(done, total)
 
-        def chunks() -> Iterator[Tensor]:
-            if job.prompt.shape[-1]:
-                yield job.prompt
-            held: list[Tensor] = []
-            for frame in frames:
-                made.append(frame[..., None])
-                held.append(frame[..., None])
-                if len(held) == chunk:
-                    yield torch.cat(held, dim=-1)
-                    held = []
-            if held:
-                yield torch.cat(held, dim=-1)
+    def __enter__(self) -> Self:
+        return self
 
-        try:
-            for wave in self._sound(chunks()):
-                sent += wave.shape[-1]
-                yield wave
-        except KeyboardInterrupt:
-            self._say_stopped(made, job)
-            rest = self.generate_audio(torch.cat(made, dim=-1))[..., sent:]
-            if rest.shape[-1]:
-                yield rest
-        finally:
-            self.manifests = self._manifests(job, torch.cat(made, dim=-1))
-
-    def _live(
-        self,
-        job: Job,
-        ask: Callable[[], Prompt],
-        tunes: list[Tensor | None] | None,
-        chunk: int,
-        stop: Stop | None,
-    ) -> Iterator[Tensor]:
-        timeline, tell = job.texts[0], self._told(job)
-        made, kept, end = [job.prompt.cpu().short()], True, 0  # of a day, what a manifest tells
-
-        def changed(frame: int) -> bool:
-            mix = timeline[-1][1] if frame % chunk else check_prompt(ask())
-            if mix == timeline[-1][1]:
-                return False
-            timeline.append((frame / self.frame_rate, mix))
-            return True
-
-        def told(window: Window) -> Told:
-            nonlocal kept, end
-            kept, end = kept and window.end <= DAY * self.frame_rate, window.end
-            if not kept:
-                made.clear()
-                job.melody.clear()
-                del timeline[:-1]
-            if tunes is not None:
-                job.melody[window.start] = self._heard(tunes, window.start, True)
-            return tell(window)
-
-        def chunks() -> Iterator[Tensor]:
-            held: list[Tensor] = []
-            try:
-                for frame in endless(
-                    self.lm, told, changed, *self._window(job.settings), job.settings, generators, stop
-                ):
-                    held.append(frame)
-                    if len(held) == chunk:
-                        yield keep(held)
-                        held = []
-            except KeyboardInterrupt:
-                say_stopped()
-            if held:
-                yield keep(held)
-
-        def say_stopped() -> None:
-            print("stopped; what was made is kept", file=sys.stderr)
-
-        def keep(held: list[Tensor]) -> Tensor:
-            codes = torch.stack(held, dim=-1)
-            if kept:
-                made.append(codes.cpu().short())
-            return codes
-
-        generators = [torch.Generator().manual_seed(seed) for seed in job.seeds]
-        try:
-            yield from self._sound(chunks())
-        except KeyboardInterrupt:
-            say_stopped()
-        finally:
-            self.manifests = []
-            if kept and end and not sys.is_finalizing():  # Python may end while music waits to go on
-                settings = replace(job.settings, duration=end / self.frame_rate)
-                plan = self._plan(settings, 0, timeline)
-                job = replace(job, settings=settings, plans=[plan])
-                self.manifests = self._manifests(job, torch.cat(made, dim=-1).long())
-
-    def _sound(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Music [B, C, n] of chunks of tokens, as they come."""
-        waves = self.codec.decode_stream(chunks, self.audio_channels)
-        while True:
-            with torch.no_grad():  # not around the yield: it would reach into the caller's code
-                wave = next(waves, None)
-            if wave is None:
-                return
-            yield wave
-
-    def _say_stopped(self, made: list[Tensor], job: Job) -> None:
-        seconds = sum(part.shape[-1] for part in made) / self.frame_rate
-        total = job.plans[0][-1].end / self.frame_rate
-        print(f"stopped after {seconds:g} of {total:g} s; what was made is kept", file=sys.stderr)
-
-    def _frames(self, job: Job, on_step: OnStep | None, stop: Stop | None) -> Iterator[Tensor]:
-        """The new frames [B, K] of the job. Samples whose windows differ go side by side, so that none feels another."""
-        groups: dict[tuple[Window, ...], list[int]] = {}
-        for i, own in enumerate(job.plans):
-            groups.setdefault(tuple(own), []).append(i)
-        total, done = sum(steps(self.lm, plan) for plan in groups), count(1)
-        step = on_step and (lambda *_: on_step(next(done), total))
-        made = []
-        for plan, rows in groups.items():
-            part = job.only(rows)
-            generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
-            told = self._told(part)
-            made.append(frames(self.lm, told, part.prompt, plan, job.settings, generators, step, stop))
-        order = torch.tensor(list(chain(*groups.values()))).argsort()
-        together = zip(*made, strict=False)  # some are a frame ahead where it was stopped
-        return (torch.cat(parts)[order] for parts in together)
-
-    @torch.no_grad()
-    def _told(self, job: Job) -> Callable[[Window], Told]:
-        """What the model is told in a window: the prompts of that time, and what guidance compares them with."""
-        settings, encoder, vectors = job.settings, self.conditioner, dict[str, Tensor]()
-        against = encoder(encoder.describe(job.negative)) if any(job.negative) else None
-
-        def encode(texts: list[str]) -> None:
-            """Adds the vectors of texts that are new, once for all windows; of others, in live music, the last few stay."""
-            for text in list(vectors)[:-64]:
-                if text not in texts:
-                    del vectors[text]
-            new = [text for text in dict.fromkeys(texts) if text not in vectors]
-            if new:
-                vectors.update(zip(new, encoder.describe(new), strict=True))
-
-        @torch.no_grad()
-        def told(window: Window) -> Told:
-            now = window.start + window.known
-            mixes = [list(at(timeline, now, self.frame_rate).items()) for timeline in job.texts]
-            texts = [text for mix in mixes for text, _ in mix]
-            encode(texts)
-            several = max(len(mix) for mix in mixes)
-            for mix in mixes:  # a sample with fewer prompts has its first more often, counting nothing
-                mix += [(mix[0][0], 0.0)] * (several - len(mix))
-            columns = list(zip(*mixes, strict=True))
-            rows = [[vectors[text] for text, _ in column] for column in columns]
-            shares = [[weight for _, weight in column] for column in columns]
-            alone = shares == [[1.0] * len(mixes)]
-            weights = None if alone else torch.tensor(shares, device=self.lm.device)
-            grid = job.melody.get(window.start)
-
-            prompts = [encoder(row, grid) for row in rows]
-            unguided = settings.cfg_coef == 1 and settings.cfg_coef_beta is None and alone
-            aimless = not any(texts) and grid is None and against is None
-            if unguided or aimless:  # the null stream would not change a number
-                return Told(prompts)
-            null = encoder.null(rows[0]) if against is None else against
-            if settings.cfg_coef_beta is None:
-                return Told([*prompts, null], weights)
-            melody_alone = encoder([torch.zeros_like(text) for text in rows[0]], grid)
-            return Told([*prompts, melody_alone, null], weights)
-
-        encode([text for timeline in job.texts for _, mix in timeline for text in mix])
-        return told
-
-    # --- what a run was -----------------------------------------------------------------------------------------
-
-    def _manifests(self, job: Job, tokens: Tensor) -> list[dict]:
-        """For each sample what made it."""
-        made_by = {
-            "mgkit": __version__,
-            "model": self.name,
-            "weights": self._fingerprint(),
-            "licence": self.licence,
-            "machine": self._machine(),
-        }
-        return [made_by | manifest(job, i, sample) for i, sample in enumerate(tokens)]
-
-    def _fingerprint(self) -> str:
-        """Tells weights apart: a digest of a few of them."""
-        parts = (self.lm.norm.weight, self.lm.heads[0].weight[:64], self.codec.encoder[0].weight)
-        return hashlib.sha256(
-            b"".join(part.detach().float().cpu().numpy().tobytes() for part in parts)
-        ).hexdigest()[:16]
-
-    def _machine(self) -> str:
-        """What the same numbers depend on besides the manifest."""
-        kind = (
-            torch.cuda.get_device_name()
-            if self.lm.device.type == "cuda"
-            else torch.backends.cpu.get_cpu_capability()
-        )
-        return f"torch {torch.__version__}, transformers {version('transformers')}, {self.lm.device.type} {kind}, {self.lm.dtype}"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def best_device() -> torch.device:
-    """A GPU where there is one."""
+    """A GPU if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-@contextmanager
-def _bar(progress: bool, also: OnStep | None) -> Iterator[OnStep | None]:
-    """A callback that draws a progress bar with the time left, where `progress`, and calls `also`."""
-    if not progress:
-        yield also
-        return
-    from tqdm.auto import tqdm
-
-    bar = None
-
-    def on_step(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:  # drawn once there is something to show
-            bar = tqdm(total=total, unit=" steps")
-        bar.update(done - bar.n)
-        if also:
-            also(done, total)
-
-    try:
-        yield on_step
-    finally:
-        if bar is not None:
-            bar.close()

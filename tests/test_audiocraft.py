@@ -19,6 +19,7 @@ from mgkit import MusicGen, audio, checkpoint, hub
 from mgkit.codec import Codec
 from mgkit.delay import delay, delays, undelay
 from mgkit.generate import windows
+from mgkit.lm import Condition
 from mgkit.melody import chroma, classes, rotate
 from mgkit.sampling import probabilities
 
@@ -167,21 +168,15 @@ def test_stereo_is_coded_as_left_and_right_in_turn(load_codec):
 
 
 @torch.no_grad()
-def conditioned(model: MusicGen, texts: list[str], melodies: list[Tensor | None] | None = None) -> dict:
-    """The arguments of `LM.forward` for what `texts` and `melodies` tell."""
+def conditioned(model: MusicGen, texts: list[str], melodies: list[Tensor | None] | None = None) -> Condition:
+    """The condition of `texts` and `melodies`."""
     frames = model.conditioner.melody_frames
     grid = None
     if melodies is not None:
         grid = torch.zeros(len(texts), frames, dtype=torch.long)
         for row, wave in zip(grid, melodies):
             row[:] = 0 if wave is None else classes(wave, 32000, frames)
-    told = model.conditioner(model.conditioner.describe(texts), grid)
-    return {
-        "cross": told.cross,
-        "cross_mask": told.cross_mask,
-        "prefix": told.prefix,
-        "prefix_mask": told.prefix_mask,
-    }
+    return model.conditioner(model.conditioner.encode(texts), grid)
 
 
 @pytest.mark.parametrize("kind", filling.KINDS)
@@ -191,12 +186,12 @@ def test_logits_are_the_references(load, kind):
     codebooks = model.lm.config.codebooks
     steps = torch.from_numpy(filling.codes(f"logits {codebooks}", (2, codebooks, 9), card=33))
     melodies = [tunes(False)[0], None] if kind.endswith("melody") else None
-    for name, told in (
+    for name, condition in (
         ("logits", conditioned(model, PAIR, melodies)),
         ("logits without text", conditioned(model, ["", ""])),
     ):
         expected = TENSORS[f"lm/{kind}/{name}"]
-        logits = model.lm(steps, **told)[:, :, -expected.shape[2] :]
+        logits = model.lm(steps, condition)[:, :, -expected.shape[2] :]
         assert close(logits, expected), name
 
 
@@ -206,7 +201,7 @@ def test_logits_of_the_delayed_steps_are_the_predictions_that_the_reference_trai
     model = load("small")
     codes = torch.from_numpy(filling.codes("predictions", (2, 4, 7)))
     steps = delay(codes, delays(model.lm.config.codebooks, model.lm.config.channels), model.lm.config.special)
-    logits = model.lm(steps[..., :8], **conditioned(model, PAIR))
+    logits = model.lm(steps[..., :8], conditioned(model, PAIR))
     expected = TENSORS["lm/small/predictions"]
     for q in range(4):
         inside = 7 - q

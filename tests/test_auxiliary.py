@@ -7,10 +7,8 @@ from tiny_runs import LM_SHAPE
 
 from mgkit.band.compose import compose
 from mgkit.band.labels import frame_labels
-from mgkit.condition import Condition
-from mgkit.lm import LM
+from mgkit.lm import LM, Condition
 from mgkit.train.auxiliary import AuxiliaryHead
-from mgkit.train.loss import residuals
 
 
 def test_auxiliary_head_trains_the_layers_below_it_from_any_thread():
@@ -21,7 +19,7 @@ def test_auxiliary_head_trains_the_layers_below_it_from_any_thread():
     steps, other = torch.randint(0, 16, (2, 1, 2, 40))
 
     def loss(steps: torch.Tensor) -> torch.Tensor:
-        [residual] = residuals(lm, steps, Condition(), layers=(head.layer,))
+        [residual] = lm.residuals(steps, Condition(), layers=(head.layer,))
         return head(residual, labels)
 
     with ThreadPoolExecutor(2) as pool:
@@ -34,7 +32,10 @@ def test_auxiliary_head_trains_the_layers_below_it_from_any_thread():
         loss(steps).sum().backward()
         optimizer.step()
     assert float(loss(steps).sum().detach()) < 0.2 * first
-    assert lm.layers[0].linear1.weight.grad.any() and lm.layers[1].linear1.weight.grad is None
+    assert (
+        lm.layers[0].feed_forward.linear1.weight.grad.any()
+        and lm.layers[1].feed_forward.linear1.weight.grad is None
+    )
 
 
 def test_auxiliary_head_leaves_no_hooks_on_the_model():

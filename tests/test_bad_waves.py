@@ -118,11 +118,10 @@ def test_refusals_leave_the_model_unchanged(melody):
     def tokens():
         return melody.generate_with_chroma(["calm", "sad"], GOOD, RATE, return_tokens=True, seed=1)[1]
 
-    before, manifests = tokens(), melody.manifests
+    before = tokens()
     refusal(lambda: melody.generate([]))
     refusal(lambda: melody.generate(["calm " * 999]))
     refusal(lambda: melody.generate(["calm"], seed=2**70))
     refusal(lambda: melody.set_generation_params(duration=-1))
     refusal(lambda: melody.generate_with_chroma(["calm"], GOOD * math.nan, RATE))
-    assert melody.manifests == manifests
     assert torch.equal(tokens(), before)

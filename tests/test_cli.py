@@ -17,7 +17,7 @@ from tiny import RATE, tiny, tune
 import mgkit
 from mgkit import audio
 from mgkit.__main__ import COMMANDS, TRAIN, main
-from mgkit.generate import Settings
+from mgkit.generate import SETTINGS_HELP, Settings
 
 DATA = Path(__file__).parent.parent / "data"
 TUNE = DATA / "melodies" / "ode_to_joy.ogg"
@@ -73,7 +73,7 @@ def no_steps(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("generation began before the error was reported")
 
-    monkeypatch.setattr("mgkit.musicgen.frames", refuse)
+    monkeypatch.setattr("mgkit.perform.frames", refuse)
 
 
 def run(*argv):
@@ -140,9 +140,9 @@ def test_every_setting_is_an_option_with_help_and_default(capsys, monkeypatch):
     shown = " ".join(capsys.readouterr().out.split())
     for setting in fields(Settings):
         assert f"--{setting.name.replace('_', '-')}" in shown
-        assert " ".join(setting.metadata["help"].split()) in shown
+        assert " ".join(SETTINGS_HELP[setting.name].split()) in shown
         if setting.name != "duration" and setting.default is not None:
-            assert f"{setting.metadata['help']} (default: {setting.default})" in shown
+            assert f"{SETTINGS_HELP[setting.name]} (default: {setting.default})" in shown
 
 
 def test_every_option_reaches_the_settings(folder, tmp_path):

@@ -14,13 +14,13 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"audio", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers"},
+    {"audio", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers", "prompts"},
     {"melody"},
-    {"condition"},
-    {"generate", "layouts"},
-    {"job"},
-    {"checkpoint"},
-    {"export"},
+    {"condition", "layouts"},
+    {"generate", "checkpoint"},
+    {"export", "request"},
+    {"manifest"},
+    {"perform"},
     {"musicgen"},
     {"trace"},
     {"bench"},

@@ -213,7 +213,7 @@ def test_only_the_chosen_layers_are_trained(tmp_path):
         plan(recordings(tmp_path / "own"), str(tmp_path / "start"), layers=1), tmp_path / "out"
     )
     changed = [
-        not torch.equal(new.linear1.weight, old.linear1.weight.half().float())
+        not torch.equal(new.feed_forward.linear1.weight, old.feed_forward.linear1.weight.half().float())
         for new, old in zip(tuned.lm.layers, start.lm.layers, strict=True)
     ]
     assert changed == [False, False, True]

@@ -84,14 +84,7 @@ def close(ours: Tensor, published: list[float] | list[list[float]]) -> bool:
 @torch.no_grad()
 def logits_of(model: MusicGen, steps: Tensor, melody: Tensor | None = None) -> Tensor:
     """Logits [B, K, S, V] of `steps`, conditioned on TEXTS."""
-    condition = model.conditioner(model.conditioner.describe(TEXTS), melody)
-    return model.lm(
-        steps,
-        prefix=condition.prefix,
-        prefix_mask=condition.prefix_mask,
-        cross=condition.cross,
-        cross_mask=condition.cross_mask,
-    )
+    return model.lm(steps, model.conditioner(model.conditioner.encode(TEXTS), melody))
 
 
 def start(model: MusicGen) -> Tensor:

@@ -10,13 +10,16 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from test_properties import LAYOUTS, close, model_of, noise, rows_seen, run
+from test_properties import LAYOUTS, close, hooked, model_of, noise, rows_seen, run, run_with_manifests
 from tiny import CODEC, RATE, tiny, tune
 from torch import Tensor
 
 from mgkit import MusicGen, audio
-from mgkit.generate import Window, lengths, steps, windows
-from mgkit.job import at, check_descriptions, plain, unpack
+from mgkit.generate import Window, count_steps, lengths, windows
+from mgkit.manifest import unpack
+from mgkit.perform import request_frames
+from mgkit.prompts import parse_descriptions, plain, prompt_at
+from mgkit.request import parse_request
 from mgkit.sampling import guide, guide_double, mix
 
 CALM, LOUD, SAD = "calm piano", "fast loud drums", "sad"
@@ -127,16 +130,16 @@ def test_windows_with_changes_make_each_frame_once_and_change_where_they_must(to
 def test_a_timeline_that_changes_nothing_is_the_plain_prompt(layout: str) -> None:
     model = model_of(layout)
     model.set_generation_params(duration=0.6)
-    alone = run(model, [CALM])
-    said = model.manifests[0]
+    alone, said = run_with_manifests(model, [CALM])
     for timeline in (
         [(0, CALM)],
         ((0, CALM),),
         [(0, CALM), (0.2, CALM)],
         [(0, CALM), (0.3, {CALM: 1, SAD: 0})],
     ):
-        assert torch.equal(run(model, [timeline]), alone)
-        assert model.manifests[0] == said
+        tokens, manifests = run_with_manifests(model, [timeline])
+        assert torch.equal(tokens, alone)
+        assert manifests == said
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -157,11 +160,12 @@ def test_after_a_change_the_music_goes_on_from_what_was_played() -> None:
     model = tiny(window=2.0)
     model.set_generation_params(use_sampling=False, duration=2.0)
     tokens = run(model, [[(0, CALM), (1.4, LOUD)]])  # frame 70; a window knows 40 frames of the last
-    known, asked = tokens[..., 30:70], check_descriptions([LOUD])
+    known, asked = tokens[..., 30:70], parse_descriptions([LOUD])
     model.set_generation_params(use_sampling=False, duration=1.4)
-    job = model._job([LOUD], 0)
-    job = replace(job, texts=asked, prompt=known, plans=[windows(70, 40, 100, 60)])
-    assert torch.equal(model._tokens(job, False, None, None)[..., 40:], tokens[..., 70:])
+    request = parse_request(model.model, model.settings, [LOUD], seed=0)
+    request = replace(request, texts=asked, audio_prompt=known, plans=[windows(70, 40, 100, 60)])
+    after = torch.stack(list(request_frames(model.model, request)), dim=-1)
+    assert torch.equal(after, tokens[..., 70:])
 
 
 def test_each_sample_of_a_batch_has_its_own_times() -> None:
@@ -174,8 +178,8 @@ def test_each_sample_of_a_batch_has_its_own_times() -> None:
             [(0, LOUD), (0.3, CALM)],
             [(0, None), (0.1, SAD), (0.9, {CALM: 2})],
         ]
-        together = run(model, asked, 3)
-        for i, (description, manifest) in enumerate(zip(asked, model.manifests, strict=True)):
+        together, manifests = run_with_manifests(model, asked, 3)
+        for i, (description, manifest) in enumerate(zip(asked, manifests, strict=True)):
             assert torch.equal(together[i : i + 1], run(model, [description], 3 + i))
             assert torch.equal(model.replay(manifest)[1], together[i : i + 1])
 
@@ -191,8 +195,9 @@ def test_a_timeline_replays_from_its_file(ending: str, tmp_path: Path) -> None:
         "prompt": noise(1, 9000),
         "prompt_sample_rate": RATE,
     }
-    wave = torch.cat(list(model.stream(asked, seed=9, negative=SAD, **told)), dim=-1)
-    path = audio.write(tmp_path / f"made{ending}", wave[0], RATE, manifest=model.manifests[0])
+    stream = model.stream(asked, seed=9, negative=SAD, **told)
+    wave = torch.cat(list(stream), dim=-1)
+    path = audio.write(tmp_path / f"made{ending}", wave[0], RATE, manifest=stream.manifests[0])
     manifest = audio.read_manifest(path)
     assert manifest["text"] == [[0.0, CALM], [0.5, {CALM: 0.25, LOUD: 0.75}], [1.3, ""]]
     assert close(model.replay(manifest)[0], wave)
@@ -200,9 +205,9 @@ def test_a_timeline_replays_from_its_file(ending: str, tmp_path: Path) -> None:
 
 def test_what_a_manifest_says_of_a_description_is_the_description() -> None:
     for given in (CALM, {CALM: 0.5}, {CALM: 0.2, SAD: 3.0}, [[0.0, CALM], [2.5, {SAD: 0.5}], [3.0, ""]]):
-        [timeline] = check_descriptions([given])
+        [timeline] = parse_descriptions([given])
         assert plain(timeline) == given
-        assert check_descriptions([plain(timeline)]) == [timeline]
+        assert parse_descriptions([plain(timeline)]) == [timeline]
 
 
 def test_a_change_within_or_at_the_end_of_an_audio_prompt_only_changes_what_follows() -> None:
@@ -217,8 +222,8 @@ def test_a_melody_goes_on_where_a_change_finds_it() -> None:
     model = tiny(melody=True, window=2.048)
     model.set_generation_params(duration=2.0, extend_stride=2.0)  # a window knows 2 frames of the last
     told = torch.arange(17) % 12
-    run(model, [[(0, CALM), (1.064, LOUD)]], melody=told)
-    grids = {int(start): unpack(grid).tolist() for start, grid in model.manifests[0]["melody"].items()}
+    _, [manifest] = run_with_manifests(model, [[(0, CALM), (1.064, LOUD)]], melody=told)
+    grids = {int(start): unpack(grid).tolist() for start, grid in manifest["melody"].items()}
     assert list(grids) == [0, 51]
     assert grids[0] == told.tolist() and grids[51][:3] == [8, 9, 10]  # 51 frames are 7.97 of the melody's
 
@@ -228,14 +233,16 @@ def test_text_is_encoded_once_however_often_it_comes_back() -> None:
     model.set_generation_params(duration=1.3)
     with patch.object(model.conditioner.text, "forward", wraps=model.conditioner.text.forward) as encode:
         run(model, [[(0, CALM), (0.3, LOUD), (0.4, CALM), (1.1, {LOUD: 0.5, CALM: 0.5})]])
-    assert [call.args[0] for call in encode.call_args_list] == [[CALM, LOUD]]
+    assert [call.args[0] for call in encode.call_args_list] == [[CALM], [LOUD]]
 
 
 def test_progress_counts_the_steps_of_samples_side_by_side() -> None:
     model, seen = tiny(window=0.5), []
     model.set_generation_params(duration=0.8)
     run(model, [CALM, [(0, CALM), (0.2, SAD)]], on_step=lambda *step: seen.append(step))
-    total = steps(model.lm, windows(40, 0, 25, 15)) + steps(model.lm, windows(40, 0, 25, 15, [10]))
+    total = count_steps(model.lm, windows(40, 0, 25, 15)) + count_steps(
+        model.lm, windows(40, 0, 25, 15, [10])
+    )
     assert seen == [(step, total) for step in range(1, total + 1)]
 
 
@@ -253,14 +260,15 @@ def test_stopping_samples_side_by_side_leaves_the_beginning_of_each(last: int) -
 # --- live -------------------------------------------------------------------------------------------------------
 
 
-def play(model: MusicGen, prompts: object, chunks: int, **more: object) -> tuple[Tensor, Tensor]:
-    """Wave and tokens of the first so many `chunks` of live music, which is then stopped."""
+def play(model: MusicGen, prompts: object, chunks: int, **more: object) -> tuple[Tensor, Tensor, dict]:
+    """Wave, tokens and manifest of the first so many `chunks` of live music, which is then stopped."""
     stop = threading.Event()
     music = model.live(prompts, seed=3, stop=stop, **{"chunk_seconds": 0.2, **more})
     made = list(itertools.islice(music, chunks))
     stop.set()
     made += list(music)
-    return torch.cat(made, dim=-1), model.replay(model.manifests[0])[1]
+    [manifest] = music.manifests
+    return torch.cat(made, dim=-1), model.replay(manifest)[1], manifest
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "stereo"])
@@ -269,10 +277,10 @@ def test_live_music_has_no_seams_and_is_the_timeline_that_it_came_to(layout: str
     model = tiny(melody=layout == "melody", channels=2 if layout == "stereo" else 1, window=1.0)
     model.set_generation_params(temperature=1.1)
     asked = [{CALM: 1}] * 3 + [{CALM: 0.5, LOUD: 0.5}] + [LOUD] * 9 + [None] * 99
-    wave, tokens = play(model, iter([CALM, *asked]).__next__, 16)
+    wave, tokens, manifest = play(model, iter([CALM, *asked]).__next__, 16)
     assert 150 <= tokens.shape[-1] <= 170  # three windows and more
     assert close(wave, model.generate_audio(tokens))
-    said = model.manifests[0]["text"]
+    said = manifest["text"]
     assert said == [[0.0, CALM], [0.8, {CALM: 0.5, LOUD: 0.5}], [1.0, LOUD], [2.8, ""]]
     model.set_generation_params(temperature=1.1, duration=4.0)
     assert torch.equal(run(model, [said], 3)[..., : tokens.shape[-1]], tokens)
@@ -281,13 +289,14 @@ def test_live_music_has_no_seams_and_is_the_timeline_that_it_came_to(layout: str
 def test_live_music_follows_the_weights_that_are_changed_while_it_plays() -> None:
     model, faders = tiny(window=1.0), {CALM: 1.0, LOUD: 0.0}
     made = []
-    for chunk in model.live(faders, chunk_seconds=0.2, seed=3):
+    music = model.live(faders, chunk_seconds=0.2, seed=3)
+    for chunk in music:
         made.append(chunk)
         if len(made) == 3:
             faders.update({CALM: 0.2, LOUD: 0.8})
         if len(made) == 6:
             break
-    [manifest] = model.manifests
+    [manifest] = music.manifests
     assert manifest["text"] == [[0.0, CALM], [0.6, {CALM: 0.2, LOUD: 0.8}]]
     tokens, calm = model.replay(manifest)[1], play(model, CALM, 6)[1]
     assert torch.equal(tokens[..., :30], calm[..., :30])
@@ -297,7 +306,7 @@ def test_live_music_follows_the_weights_that_are_changed_while_it_plays() -> Non
 def test_live_music_to_a_melody_plays_it_over_and_over() -> None:
     model = tiny(melody=True, window=1.0)
     told = {"melody_wav": tune(1.7), "melody_sample_rate": RATE}
-    wave, tokens = play(model, CALM, 14, **told)
+    wave, tokens, _ = play(model, CALM, 14, **told)
     assert close(wave, model.generate_audio(tokens))
     model.set_generation_params(duration=4.0)
     again = run(model, [CALM], 3, melody=tune(1.7))
@@ -307,45 +316,47 @@ def test_live_music_to_a_melody_plays_it_over_and_over() -> None:
 
 def test_a_stop_keeps_what_was_made_of_live_music_to_the_last_frame() -> None:
     model, stop = tiny(window=1.0), threading.Event()
-    hidden, made = model.lm.hidden, []
+    made: list[Tensor] = []
 
-    def count(*rest: object, **named: object) -> Tensor:
-        made.append(1)
+    def count(steps: Tensor) -> None:
+        made.append(steps)
         if len(made) == 37:
             stop.set()
-        return hidden(*rest, **named)
 
-    with patch.object(model.lm, "hidden", count):
-        wave = torch.cat(list(model.live(CALM, chunk_seconds=0.2, seed=3, stop=stop)), dim=-1)
+    music = model.live(CALM, chunk_seconds=0.2, seed=3, stop=stop)
+    with hooked(model, count):
+        wave = torch.cat(list(music), dim=-1)
     assert len(made) == 37
-    assert model.manifests[0]["frames"] == 34
-    assert close(wave, model.replay(model.manifests[0])[0])
+    [manifest] = music.manifests
+    assert manifest["frames"] == 34
+    assert close(wave, model.replay(manifest)[0])
 
 
 @pytest.mark.parametrize("last", [1, 20, 37])
 def test_ctrl_c_keeps_what_was_made_of_live_music(last: int, capsys: pytest.CaptureFixture) -> None:
     model = tiny(window=1.0)
-    hidden, made = model.lm.hidden, []
+    made: list[Tensor] = []
 
-    def interrupt(*rest: object, **named: object) -> Tensor:
-        made.append(1)
+    def interrupt(steps: Tensor) -> None:
+        made.append(steps)
         if len(made) == last:
             raise KeyboardInterrupt
-        return hidden(*rest, **named)
 
-    with patch.object(model.lm, "hidden", interrupt):
-        chunks = list(model.live(CALM, chunk_seconds=0.2, seed=3))
-    assert "what was made is kept" in capsys.readouterr().err
-    assert model.manifests[0]["frames"] == max(0, last - 4)
+    music = model.live(CALM, chunk_seconds=0.2, seed=3)
+    with hooked(model, interrupt):
+        chunks = list(music)
+    assert "the music so far is kept" in capsys.readouterr().err
+    [manifest] = music.manifests
+    assert manifest["frames"] == max(0, last - 4)
     if last > 4:
-        assert close(torch.cat(chunks, dim=-1), model.replay(model.manifests[0])[0])
+        assert close(torch.cat(chunks, dim=-1), model.replay(manifest)[0])
 
 
 def test_live_music_that_was_stopped_before_makes_nothing() -> None:
     model, stop = tiny(), threading.Event()
     stop.set()
-    assert list(model.live(CALM, stop=stop)) == []
-    assert model.manifests == []
+    music = model.live(CALM, stop=stop)
+    assert list(music) == [] and music.manifests == []
 
 
 def test_texts_of_live_music_are_encoded_once_however_often_they_come_back() -> None:
@@ -367,18 +378,17 @@ def test_live_music_holds_no_more_after_an_hour_than_after_a_minute() -> None:
         gc.collect()
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
-    with patch("mgkit.musicgen.DAY", 1):
+    with patch("mgkit.perform.DAY", 1):
         told = {"melody_wav": tune(1), "melody_sample_rate": RATE}
         music = model.live(lambda: str(next(names)), chunk_seconds=0.02, seed=1, **told)
         counts = []
         for i, _ in enumerate(itertools.islice(music, 140)):
             if i in (100, 120, 139):
                 counts.append(held())
-        frames = music.gi_frame.f_locals
-        assert len(frames["timeline"]) <= 2 and not frames["made"] and len(frames["job"].melody) <= 3
+        assert len(music.timeline) <= 2 and music.tokens.shape[-1] == 0 and len(music.chroma) <= 3
         assert counts[-1] <= counts[-2] + 5
         music.close()
-    assert model.manifests == []
+    assert music.manifests == []
 
 
 @torch.no_grad()
@@ -399,7 +409,7 @@ def test_decoding_a_stream_keeps_only_what_the_next_sound_needs() -> None:
     ("given", "words"),
     [
         ([(0, CALM), (6, LOUD), (3, SAD)], "[0, 6, 3]"),
-        ([(0, CALM), (0, LOUD)], "rise"),
+        ([(0, CALM), (0, LOUD)], "rising"),
         ([(1, CALM), (2, LOUD)], "the first of them 0"),
         ([(-1, CALM), (2, LOUD)], "-1"),
         ([(0, CALM), (math.nan, LOUD)], "nan"),
@@ -450,16 +460,17 @@ def test_wrong_requests_for_live_music_are_refused_when_they_are_made(more: dict
 
 def test_a_wrong_prompt_while_it_plays_is_said_and_what_was_made_replays() -> None:
     model, faders, made = tiny(window=1.0), {CALM: 1.0}, []
+    music = model.live(faders, chunk_seconds=0.2, seed=3)
     with pytest.raises(ValueError, match="the weight of 'calm piano' is -1"):
-        for chunk in model.live(faders, chunk_seconds=0.2, seed=3):
+        for chunk in music:
             made.append(chunk)
             faders[CALM] = -1
-    tokens = model.replay(model.manifests[0])[1]
+    tokens = model.replay(music.manifests[0])[1]
     assert made and tokens.shape[-1] >= 10
 
 
 def test_a_prompt_is_in_force_from_its_frame_on() -> None:
-    [timeline] = check_descriptions([[(0, CALM), (0.5, LOUD), (1.02, SAD)]])
-    assert [next(iter(at(timeline, frame, 50))) for frame in (0, 24, 25, 50, 51, 999)] == [
+    [timeline] = parse_descriptions([[(0, CALM), (0.5, LOUD), (1.02, SAD)]])
+    assert [next(iter(prompt_at(timeline, frame, 50))) for frame in (0, 24, 25, 50, 51, 999)] == [
         CALM, CALM, LOUD, LOUD, SAD, SAD,
     ]  # fmt: skip

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from mgkit import MusicGen, audio
 from mgkit.delay import delay, delays, undelay
-from mgkit.generate import Settings, Told, Window, choose, frames, windows
-from mgkit.job import unpack
+from mgkit.generate import Guidance, Settings, Window, choose, frames, windows
+from mgkit.lm import Condition
+from mgkit.manifest import unpack
 from mgkit.melody import classes
 from mgkit.sampling import draw, guide, guide_double, probabilities
 
@@ -37,17 +39,23 @@ def model_of(layout: str) -> MusicGen:
     return tiny(melody=layout == "melody", channels=2 if layout == "stereo" else 1)
 
 
-def run(model: MusicGen, texts: list[str | None], seed: object = 0, **more: object) -> Tensor:
-    """The tokens of a run: `melody` or `prompt`, where given, say which of the ways it is."""
+def run_with_manifests(
+    model: MusicGen, texts: list[str | None], seed: object = 0, **more: object
+) -> tuple[Tensor, list[dict]]:
+    """Tokens and manifests of a run with a `melody`, with an audio `prompt`, or of text alone."""
+    more |= {"return_tokens": True, "return_manifests": True, "seed": seed}
     if "melody" in more:
-        return model.generate_with_chroma(
-            texts, more.pop("melody"), RATE, return_tokens=True, seed=seed, **more
-        )[1]
-    if "prompt" in more:
-        return model.generate_continuation(
-            more.pop("prompt"), RATE, texts, return_tokens=True, seed=seed, **more
-        )[1]
-    return model.generate(texts, return_tokens=True, seed=seed, **more)[1]
+        _, tokens, manifests = model.generate_with_chroma(texts, more.pop("melody"), RATE, **more)
+    elif "prompt" in more:
+        _, tokens, manifests = model.generate_continuation(more.pop("prompt"), RATE, texts, **more)
+    else:
+        _, tokens, manifests = model.generate(texts, **more)
+    return tokens, manifests
+
+
+def run(model: MusicGen, texts: list[str | None], seed: object = 0, **more: object) -> Tensor:
+    """The tokens of `run_with_manifests`."""
+    return run_with_manifests(model, texts, seed, **more)[0]
 
 
 def close(ours: Tensor, theirs: Tensor, most: float = 1e-5) -> bool:
@@ -81,11 +89,10 @@ def test_delayed_steps_hold_each_frame_one_step_later_in_each_codebook(length: i
 # --- the language model -----------------------------------------------------------------------------------------
 
 
-def told(model: MusicGen, texts: list[str]) -> dict[str, Tensor | None]:
-    """What the model is told, padded: arguments of the language model."""
+def conditioned(model: MusicGen, texts: list[str]) -> Condition:
+    """The condition of a batch of texts."""
     with torch.no_grad():
-        condition = model.conditioner(model.conditioner.describe(texts))
-    return {name: getattr(condition, name) for name in ("cross", "cross_mask", "prefix", "prefix_mask")}
+        return model.conditioner(model.conditioner.encode(texts))
 
 
 @pytest.mark.parametrize("parts", [(1,) * 30, (5, 1, 1, 8, 15), (30,)])
@@ -93,22 +100,20 @@ def told(model: MusicGen, texts: list[str]) -> dict[str, Tensor | None]:
 @torch.no_grad()
 def test_cached_steps_equal_one_pass(layout: str, parts: tuple[int, ...]) -> None:
     model = model_of(layout)
-    steps, condition = torch.randint(33, (3, 4, 30)), told(model, TEXTS)
-    prefix = 0 if condition["prefix"] is None else condition["prefix"].shape[1]
-    cache = model.lm.cache(3, prefix + 30)
-    first, *rest = steps.split(parts, dim=-1)
-    logits = [model.lm(first, cache, **condition), *(model.lm(part, cache) for part in rest)]
-    assert close(torch.cat(logits, dim=2), model.lm(steps, **condition))
+    steps, condition = torch.randint(33, (3, 4, 30)), conditioned(model, TEXTS)
+    cache = model.lm.cache(3, condition.prefix_length + 30)
+    logits = [model.lm(part, condition, cache) for part in steps.split(parts, dim=-1)]
+    assert close(torch.cat(logits, dim=2), model.lm(steps, condition))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_future_tokens_do_not_change_the_past(layout: str) -> None:
     model = model_of(layout)
-    steps, condition = torch.randint(33, (3, 4, 20)), told(model, TEXTS)
+    steps, condition = torch.randint(33, (3, 4, 20)), conditioned(model, TEXTS)
     changed = steps.clone()
     changed[..., 12:] = (changed[..., 12:] + 1) % 33
-    logits, others = model.lm(steps, **condition), model.lm(changed, **condition)
+    logits, others = model.lm(steps, condition), model.lm(changed, condition)
     assert close(logits[:, :, :12], others[:, :, :12], 1e-6)
     assert not close(logits[:, :, 12:], others[:, :, 12:], 1e-2)
 
@@ -118,9 +123,9 @@ def test_future_tokens_do_not_change_the_past(layout: str) -> None:
 def test_padding_does_not_change_logits(layout: str) -> None:
     model = model_of(layout)
     steps = torch.randint(33, (3, 4, 20))
-    together = model.lm(steps, **told(model, TEXTS))
+    together = model.lm(steps, conditioned(model, TEXTS))
     for i, text in enumerate(TEXTS):
-        assert close(together[i : i + 1], model.lm(steps[i : i + 1], **told(model, [text])))
+        assert close(together[i : i + 1], model.lm(steps[i : i + 1], conditioned(model, [text])))
 
 
 # --- a sample is its own ----------------------------------------------------------------------------------------
@@ -340,15 +345,20 @@ def test_defaults_of_set_generation_params_are_those_of_settings() -> None:
 
 def rows_seen(model: MusicGen, make: Callable[[], object]) -> list[int]:
     """How many rows each pass through the language model had while `make` ran."""
-    rows, hidden = [], model.lm.hidden
-
-    def count(steps: Tensor, *rest: object, **named: object) -> Tensor:
-        rows.append(steps.shape[0])
-        return hidden(steps, *rest, **named)
-
-    with patch.object(model.lm, "hidden", count):
+    rows: list[int] = []
+    with hooked(model, lambda steps: rows.append(steps.shape[0])):
         make()
     return rows
+
+
+@contextmanager
+def hooked(model: MusicGen, before: Callable[[Tensor], object]) -> Iterator[None]:
+    """Calls `before(steps)` at each forward pass of the language model."""
+    hook = model.lm.register_forward_pre_hook(lambda module, given: (before(given[0]), None)[1])
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize(
@@ -398,10 +408,7 @@ def test_text_keys_are_projected_once_a_window() -> None:
 def test_each_step_is_fed_once() -> None:
     model, fed = model_of("text"), []
     model.set_generation_params(duration=0.4)
-    hidden = model.lm.hidden
-    with patch.object(
-        model.lm, "hidden", lambda steps, *rest: fed.append(steps.shape[-1]) or hidden(steps, *rest)
-    ):
+    with hooked(model, lambda steps: fed.append(steps.shape[-1])):
         run(model, ["calm piano"], prompt=noise(1, 6400))
     assert fed == [11] + [1] * 12  # the start and 10 frames of prompt at once; 10 new frames and the delay
 
@@ -467,8 +474,8 @@ def test_streamed_equals_whole(seconds: float, way: str) -> None:
     layout, told = WAYS[way]
     model = model_of(layout)
     model.set_generation_params(duration=1.16)
-    chunks = list(model.stream(["calm piano"], seed=4, chunk_seconds=seconds, **told))
-    manifest = model.manifests[0]
+    stream = model.stream(["calm piano"], seed=4, chunk_seconds=seconds, **told)
+    chunks, [manifest] = list(stream), stream.manifests
     streamed = torch.cat(chunks, dim=-1)
     assert streamed.shape == (1, model.audio_channels, 58 * 640)
     wave, tokens = model.replay(manifest)
@@ -515,9 +522,9 @@ def test_a_stream_that_is_left_says_what_it_made() -> None:
     stream = model.stream(["calm piano"], seed=4, chunk_seconds=0.2)
     next(stream)
     stream.close()
-    made = model.manifests[0]["frames"]
+    made = stream.manifests[0]["frames"]
     assert 10 <= made < 50
-    assert torch.equal(model.replay(model.manifests[0])[1], whole[..., :made])
+    assert torch.equal(model.replay(stream.manifests[0])[1], whole[..., :made])
 
 
 # --- stopping and progress --------------------------------------------------------------------------------------
@@ -548,13 +555,13 @@ def test_ctrl_c_at_any_step_returns_what_was_made(last: int, way: str, capsys: p
         if done == last:
             raise KeyboardInterrupt
 
-    tokens = run(model, TEXTS[:1], on_step=interrupt, **more)
+    tokens, [manifest] = run_with_manifests(model, TEXTS[:1], on_step=interrupt, **more)
     made = tokens.shape[-1] - (10 if more else 0)
     assert torch.equal(tokens, whole[..., : tokens.shape[-1]])
     lost = 3 * (2 if way == "long" and last > 23 else 1) + 1  # the delay of each window, and the step itself
     assert made == max(0, last - lost)
-    assert "what was made is kept" in capsys.readouterr().err
-    assert model.manifests[0]["frames"] == tokens.shape[-1]
+    assert "the music so far is kept" in capsys.readouterr().err
+    assert manifest["frames"] == tokens.shape[-1]
 
 
 def test_an_event_that_is_set_before_makes_nothing() -> None:
@@ -641,8 +648,8 @@ def test_a_window_goes_on_from_the_tokens_that_it_shares_with_the_last() -> None
     model.set_generation_params(use_sampling=False, duration=2.0)
     assert torch.equal(tokens[..., :100], run(model, ["calm piano"]))
     with torch.no_grad():
-        texts = model.conditioner.describe(["calm piano"])
-        told = Told([model.conditioner(texts), model.conditioner.null(texts)])
+        texts = model.conditioner.encode(["calm piano"])
+        told = Guidance([model.conditioner(texts), model.conditioner.null(texts)])
         for start, end in ((60, 160), (120, 205)):
             window = Window(0, 40, end - start)
             known = tokens[..., start : start + 40]
@@ -654,11 +661,10 @@ def test_a_melody_turns_with_the_windows() -> None:
     """Each window hears the melody from where it starts, over and over where it is short."""
     model, notes = tiny(melody=True, window=2.048), (60, 64, 67, 69, 72, 71)
     model.set_generation_params(duration=4.0, extend_stride=1.024)
-    run(model, ["calm piano"], melody=tune(2.4, notes=notes))
-    manifest = model.manifests[0]
-    job_grids = {int(start): grid for start, grid in manifest["melody"].items()}
-    assert sorted(job_grids) == [0, 51, 102]
-    assert len(set(job_grids.values())) == 3
+    _, [manifest] = run_with_manifests(model, ["calm piano"], melody=tune(2.4, notes=notes))
+    chroma = {int(start): grid for start, grid in manifest["melody"].items()}
+    assert sorted(chroma) == [0, 51, 102]
+    assert len(set(chroma.values())) == 3
 
 
 def test_pitch_classes_of_a_melody_give_the_music_that_its_sound_gives() -> None:
@@ -670,9 +676,9 @@ def test_pitch_classes_of_a_melody_give_the_music_that_its_sound_gives() -> None
     assert not torch.equal(heard[0], heard[1])
     assert torch.equal(run(model, TEXTS[:2], melody=torch.stack(grids)), heard)
     assert torch.equal(run(model, TEXTS[:2], melody=[grids[0], waves[1]]), heard)
-    told = model.generate_with_chroma(TEXTS[:1], grids[0], return_tokens=True, seed=0)[1]
+    told, [manifest] = run_with_manifests(model, TEXTS[:1], melody=grids[0])
     assert torch.equal(told, heard[:1])
-    assert torch.equal(model.replay(model.manifests[0])[1], told)
+    assert torch.equal(model.replay(manifest)[1], told)
     mixed = run(model, TEXTS, melody=[grids[0], None, grids[1]])
     assert torch.equal(mixed, run(model, TEXTS, melody=[waves[0], None, waves[1]]))
     chunks = list(model.stream(TEXTS[:1], melody_wavs=grids[0], seed=0))
@@ -683,8 +689,8 @@ def test_pitch_classes_turn_with_the_windows_and_repeat() -> None:
     model = tiny(melody=True, window=2.048)
     model.set_generation_params(duration=4.0, extend_stride=1.024)
     told = torch.arange(20) % 12
-    run(model, ["calm piano"], melody=told)
-    grids = {int(start): unpack(grid).tolist() for start, grid in model.manifests[0]["melody"].items()}
+    _, [manifest] = run_with_manifests(model, ["calm piano"], melody=told)
+    grids = {int(start): unpack(grid).tolist() for start, grid in manifest["melody"].items()}
     assert {start: grid[0] for start, grid in grids.items()} == {0: 0, 51: 8, 102: 4}
     assert grids[102] == [(16 + i) % 20 % 12 for i in range(17)]
 
@@ -727,8 +733,8 @@ def test_a_file_replays(ending: str, way: str, tmp_path: Path) -> None:
     layout, make = REPLAYED[way]
     model = model_of(layout)
     model.set_generation_params(duration=0.5, temperature=1.2, top_k=20)
-    wave, tokens = make(model, return_tokens=True, seed=9)
-    path = audio.write(tmp_path / f"made{ending}", wave[0], model.sample_rate, manifest=model.manifests[0])
+    wave, tokens, [manifest] = make(model, return_tokens=True, return_manifests=True, seed=9)
+    path = audio.write(tmp_path / f"made{ending}", wave[0], model.sample_rate, manifest=manifest)
     model.set_generation_params(duration=3.0)  # another setting of the model does not matter
     replayed, again = model.replay(audio.read_manifest(path))
     assert torch.equal(again, tokens)
@@ -746,9 +752,10 @@ def test_a_file_with_a_long_prompt_and_melody_replays(ending: str, tmp_path: Pat
         "prompt": noise(2, 5 * RATE),
         "prompt_sample_rate": RATE,
     }
-    wave = torch.cat(list(model.stream(["calm piano " * 100], seed=9, **told)), dim=-1)
-    path = audio.write(tmp_path / f"made{ending}", wave[0], model.sample_rate, manifest=model.manifests[0])
-    assert audio.read_manifest(path) == {**model.manifests[0], "strategy": "loudness"}
+    stream = model.stream(["calm piano " * 100], seed=9, **told)
+    wave, [manifest] = torch.cat(list(stream), dim=-1), stream.manifests
+    path = audio.write(tmp_path / f"made{ending}", wave[0], model.sample_rate, manifest=manifest)
+    assert audio.read_manifest(path) == {**manifest, "strategy": "loudness"}
     assert close(model.replay(audio.read_manifest(path))[0], wave)
 
 
@@ -764,41 +771,39 @@ def test_a_run_that_was_stopped_replays() -> None:
     model, stop = model_of("text"), threading.Event()
     model.set_generation_params(duration=0.6)
     on_step = lambda done, total: stop.set() if done == 17 else None  # noqa: E731
-    tokens = run(model, ["calm piano"], 9, on_step=on_step, stop=stop)
+    tokens, [manifest] = run_with_manifests(model, ["calm piano"], 9, on_step=on_step, stop=stop)
     assert tokens.shape[-1] == 14
-    [manifest] = model.manifests
     seen = rows_seen(model, lambda: model.replay(manifest))
     assert len(seen) == 17  # and not a step more
-    assert model.manifests == [manifest]
     assert torch.equal(model.replay(manifest)[1], tokens)
 
 
 def test_each_sample_of_a_batch_replays_alone() -> None:
     model = model_of("melody")
     model.set_generation_params(duration=0.4)
-    tokens = run(model, TEXTS, 9, melody=[tune(1), None, tune(2)])
-    for i, manifest in enumerate(model.manifests):
+    tokens, manifests = run_with_manifests(model, TEXTS, 9, melody=[tune(1), None, tune(2)])
+    for i, manifest in enumerate(manifests):
         assert torch.equal(model.replay(manifest)[1], tokens[i : i + 1])
 
 
 def test_a_long_piece_replays() -> None:
     model = tiny(melody=True, window=1.0)
     model.set_generation_params(duration=2.1, two_step_cfg=True, cfg_coef_beta=2.0)
-    tokens = run(model, ["calm piano"], 9, melody=tune(1.7))
-    assert torch.equal(model.replay(model.manifests[0])[1], tokens)
+    tokens, [manifest] = run_with_manifests(model, ["calm piano"], 9, melody=tune(1.7))
+    assert torch.equal(model.replay(manifest)[1], tokens)
 
 
 def test_other_weights_do_not_replay() -> None:
     model, other = model_of("text"), tiny(layers=1)
     model.set_generation_params(duration=0.2)
-    run(model, ["calm piano"])
+    _, [manifest] = run_with_manifests(model, ["calm piano"])
     with pytest.raises(ValueError, match="other weights"):
-        other.replay(model.manifests[0])
+        other.replay(manifest)
 
 
 def test_a_manifest_whose_prompt_was_changed_does_not_replay() -> None:
     model = model_of("text")
     model.set_generation_params(use_sampling=False, duration=0.4)
-    run(model, ["calm piano"])
+    _, [manifest] = run_with_manifests(model, ["calm piano"])
     with pytest.raises(ValueError, match="came out different"):
-        model.replay(model.manifests[0] | {"text": "fast drums"})
+        model.replay(manifest | {"text": "fast drums"})

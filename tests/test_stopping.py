@@ -2,7 +2,7 @@
 
 import os
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from threading import Event
 
 import pytest
@@ -47,18 +47,21 @@ def whole(text):
     return text.generate(["calm", "sad"], return_tokens=True, seed=5)[1]
 
 
-def assert_begins(model, whole, wave, tokens):
-    """The wave and the tokens are a playable beginning of the whole, and so says the manifest."""
+RETURNED = {"return_tokens": True, "return_manifests": True, "seed": 5}
+
+
+def assert_begins(whole, wave, tokens, manifests):
+    """The wave and the tokens are a playable beginning of the whole, and the manifests agree."""
     frames = tokens.shape[-1]
     assert tokens.shape[:2] == whole.shape[:2] and torch.equal(tokens, whole[..., :frames])
     assert wave.shape == (len(whole), 1, frames * 640)
-    assert [manifest["frames"] for manifest in model.manifests] == [frames] * len(whole)
+    assert [manifest["frames"] for manifest in manifests] == [frames] * len(whole)
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_ctrl_c_at_any_step_returns_what_was_made(text, whole, interruptible, capsys, step):
-    wave, tokens = text.generate(["calm", "sad"], return_tokens=True, seed=5, on_step=ctrl_c_at(step))
-    assert_begins(text, whole, wave, tokens)
+    wave, tokens, manifests = text.generate(["calm", "sad"], **RETURNED, on_step=ctrl_c_at(step))
+    assert_begins(whole, wave, tokens, manifests)
     assert step - 4 <= tokens.shape[-1] <= max(0, step - 3)
     assert "stopped" in capsys.readouterr().err
 
@@ -68,23 +71,23 @@ def test_ctrl_c_inside_the_language_model_returns_what_was_made(
     text, whole, interruptible, monkeypatch, call
 ):
     interrupt_call(monkeypatch, text.lm, "hidden", call)
-    wave, tokens = text.generate(["calm", "sad"], True, True, seed=5)
-    assert_begins(text, whole, wave, tokens)
+    wave, tokens, manifests = text.generate(["calm", "sad"], progress=True, **RETURNED)
+    assert_begins(whole, wave, tokens, manifests)
     assert tokens.shape[-1] == max(0, call - 4)
 
 
 def test_ctrl_c_while_decoding_does_not_lose_the_music(text, whole, interruptible, monkeypatch):
     interrupt_call(monkeypatch, text.codec, "decode", 1)
-    wave, tokens = text.generate(["calm", "sad"], return_tokens=True, seed=5)
-    assert_begins(text, whole, wave, tokens)
+    wave, tokens, manifests = text.generate(["calm", "sad"], **RETURNED)
+    assert_begins(whole, wave, tokens, manifests)
     assert tokens.shape == whole.shape
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 9, STEPS])
 def test_ctrl_c_at_any_step_of_a_stream_yields_what_was_made(text, whole, interruptible, step):
-    with plays(text, whole) as chunks:
-        chunks.extend(text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06, on_step=ctrl_c_at(step)))
-    assert step - 4 <= text.manifests[0]["frames"] <= max(0, step - 3)
+    stream = text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06, on_step=ctrl_c_at(step))
+    assert_plays(text, whole, stream)
+    assert step - 4 <= stream.manifests[0]["frames"] <= max(0, step - 3)
 
 
 @pytest.mark.parametrize("call", [1, 2])
@@ -92,28 +95,26 @@ def test_ctrl_c_inside_the_decoder_of_a_stream_yields_what_was_made(
     text, whole, interruptible, monkeypatch, call
 ):
     interrupt_call(monkeypatch, text.codec.decoder[1], "resume", call)
-    with plays(text, whole) as chunks:
-        chunks.extend(text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06))
-    assert text.manifests[0]["frames"] > 0
+    stream = text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06)
+    assert_plays(text, whole, stream)
+    assert stream.manifests[0]["frames"] > 0
 
 
-@contextmanager
-def plays(model, whole):
-    """Collects chunks that, joined, must be the sound of as many frames as the manifest says."""
-    chunks = []
-    yield chunks
-    frames = model.manifests[0]["frames"]
-    wave = torch.cat([torch.zeros(len(whole), 1, 0), *chunks], dim=-1)
+def assert_plays(model, whole, stream):
+    """The chunks of a stream, joined, are the sound of as many frames as its manifest says."""
+    wave = torch.cat([torch.zeros(len(whole), 1, 0), *stream], dim=-1)
+    frames = stream.manifests[0]["frames"]
     torch.testing.assert_close(wave, model.generate_audio(whole[..., :frames]), atol=1e-5, rtol=0)
 
 
 def test_leaving_a_stream_early_keeps_what_it_said_of_itself(text, whole):
-    for chunk in text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06):
+    stream = text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06)
+    for chunk in stream:
         assert chunk.shape[:2] == (2, 1)
         break
     else:
         pytest.fail("nothing was yielded")
-    assert 0 < text.manifests[0]["frames"] <= FRAMES
+    assert 0 < stream.manifests[0]["frames"] <= FRAMES
 
 
 @pytest.mark.parametrize("steps", range(STEPS + 1))
@@ -126,31 +127,33 @@ def test_a_stop_event_after_any_step_returns_what_was_made(text, whole, steps):
 
     if steps == 0:
         stop.set()
-    wave, tokens = text.generate(["calm", "sad"], return_tokens=True, seed=5, on_step=on_step, stop=stop)
-    assert_begins(text, whole, wave, tokens)
+    wave, tokens, manifests = text.generate(["calm", "sad"], **RETURNED, on_step=on_step, stop=stop)
+    assert_begins(whole, wave, tokens, manifests)
     assert tokens.shape[-1] == max(0, steps - 3)
 
 
 def test_stopped_before_the_start_means_no_step_and_an_empty_wave(text, tmp_path):
     stop, steps = Event(), []
     stop.set()
-    wave, tokens = text.generate(["calm"], return_tokens=True, stop=stop, on_step=lambda *n: steps.append(n))
+    wave, tokens, [manifest] = text.generate(
+        ["calm"], **RETURNED, stop=stop, on_step=lambda *n: steps.append(n)
+    )
     assert wave.shape == (1, 1, 0) and tokens.shape == (1, 4, 0) and steps == []
     assert torch.cat([torch.zeros(1, 1, 0), *text.stream(["calm"], stop=stop)], dim=-1).shape == (1, 1, 0)
-    refusal(lambda: audio.write(tmp_path / "a.wav", wave[0], RATE, manifest=text.manifests[0]), "no samples")
+    refusal(lambda: audio.write(tmp_path / "a.wav", wave[0], RATE, manifest=manifest), "no samples")
     assert not os.listdir(tmp_path)
 
 
 def test_stopped_before_the_start_leaves_the_prompt(text):
     stop = Event()
     stop.set()
-    wave = text.generate_continuation(tune(0.1), RATE, ["calm"], stop=stop)
-    assert wave.shape == (1, 1, round(0.1 * RATE)) and text.manifests[0]["frames"] == 5
+    wave, [manifest] = text.generate_continuation(tune(0.1), RATE, ["calm"], stop=stop, return_manifests=True)
+    assert wave.shape == (1, 1, round(0.1 * RATE)) and manifest["frames"] == 5
 
 
 def test_what_was_stopped_replays(text):
-    text.generate(["calm", "sad"], seed=5, on_step=None, stop=StopAfter(7))
-    _, tokens = text.replay(text.manifests[1])
+    _, manifests = text.generate(["calm", "sad"], seed=5, stop=StopAfter(7), return_manifests=True)
+    _, tokens = text.replay(manifests[1])
     assert 0 < tokens.shape[-1] < FRAMES
 
 

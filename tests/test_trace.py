@@ -15,6 +15,7 @@ from mgkit.generate import choose
 from mgkit.sampling import draw, noise
 
 LAYOUTS = ("text", "melody", "stereo", "stereo melody")
+RETURNED = {"return_tokens": True, "return_manifests": True, "seed": 3}
 TEXT = "fast loud drums with a dark choir"
 
 
@@ -26,22 +27,22 @@ def model_of(layout: str) -> MusicGen:
 
 def make(
     layout: str, text: str | None = TEXT, melody: bool = False, **how: object
-) -> tuple[MusicGen, Tensor]:
-    """The model, its last run told in `manifests`, and the codes [K, T] of that run."""
+) -> tuple[MusicGen, Tensor, dict]:
+    """The model, and the codes [K, T] and the manifest of a piece."""
     model = model_of(layout)
     model.set_generation_params(**{"duration": 0.5, "top_k": 5, **how})
     if melody:
-        _, codes = model.generate_with_chroma([text], tune(2), RATE, return_tokens=True, seed=3)
+        _, codes, [manifest] = model.generate_with_chroma([text], tune(2), RATE, **RETURNED)
     else:
-        _, codes = model.generate([text], return_tokens=True, seed=3)
-    return model, codes[0]
+        _, codes, [manifest] = model.generate([text], **RETURNED)
+    return model, codes[0], manifest
 
 
 @cache
 def traced(layout: str) -> trace.Trace:
     """The trace of a guided piece, with a melody where the model takes one."""
-    model, codes = make(layout, melody="melody" in layout)
-    return trace.retrace(model, codes, model.manifests[0])
+    model, codes, manifest = make(layout, melody="melody" in layout)
+    return trace.retrace(model, codes, manifest)
 
 
 # --- it sees what generation saw --------------------------------------------------------------------------------
@@ -68,23 +69,23 @@ def test_traced_logits_equal_those_of_generation(layout: str, how: dict) -> None
         return choose(streams, settings, generators)
 
     with patch.object(generate, "choose", listen):
-        model, codes = make(layout, **how)
-    again = trace.retrace(model, codes, model.manifests[0])
+        model, codes, manifest = make(layout, **how)
+    again = trace.retrace(model, codes, manifest)
     channels, frames = model.audio_channels, codes.shape[1]
     steps = torch.stack([streams[0] for streams in seen], dim=1)  # [K, S, V]
     then = torch.stack([row[k // channels :][:frames] for k, row in enumerate(steps)])
-    assert close(again.told, then)
+    assert close(again.conditional, then)
     if len(seen[0]) == 2:
         steps = torch.stack([streams[1] for streams in seen], dim=1)
         assert close(again.null, torch.stack([row[k // channels :][:frames] for k, row in enumerate(steps)]))
-        assert not close(again.null, again.told, 1e-2)
+        assert not close(again.null, again.conditional, 1e-2)
     assert len(seen[0]) == (1 if how.get("cfg_coef") == 1 or "text" in how else 2)
 
 
 @pytest.mark.parametrize("how", [{}, {"melody": True, "cfg_coef_beta": 2.0}], ids=str)
 def test_the_same_noise_draws_the_same_tokens_from_the_traced_probabilities(how: dict) -> None:
-    model, codes = make("melody", **how)
-    seen = trace.retrace(model, codes, model.manifests[0])
+    model, codes, manifest = make("melody", **how)
+    seen = trace.retrace(model, codes, manifest)
     generator, again = torch.Generator().manual_seed(3), torch.full_like(codes, -1)
     for s in range(codes.shape[1] + 3):
         exponential = noise([generator], (4, CODEC.codebook_size))[0]
@@ -96,8 +97,8 @@ def test_the_same_noise_draws_the_same_tokens_from_the_traced_probabilities(how:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_without_sampling_the_tokens_are_the_likeliest(layout: str) -> None:
-    model, codes = make(layout, use_sampling=False)
-    seen = trace.retrace(model, codes, model.manifests[0])
+    model, codes, manifest = make(layout, use_sampling=False)
+    seen = trace.retrace(model, codes, manifest)
     assert torch.equal(seen.logits.argmax(dim=-1), codes)
     assert torch.equal(seen.probs.argmax(dim=-1), codes)
     assert (seen.entropy == 0).all()
@@ -106,21 +107,19 @@ def test_without_sampling_the_tokens_are_the_likeliest(layout: str) -> None:
 def test_negative_words_are_the_null_that_guidance_compares_with() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.3, use_sampling=False)
-    _, codes = model.generate([TEXT], negative="sad rain", return_tokens=True, seed=1)
-    against = model.manifests[0]
+    _, codes, [against] = model.generate([TEXT], negative="sad rain", **RETURNED)
     seen = trace.retrace(model, codes[0], against)
     assert torch.equal(seen.logits.argmax(dim=-1), codes[0])
     assert not close(seen.null, trace.retrace(model, codes[0], against | {"negative": ""}).null, 1e-2)
 
 
 def test_a_changed_text_is_heard_from_the_first_step_and_a_changed_token_only_after_it() -> None:
-    model, codes = make("text")
-    manifest = model.manifests[0]
+    model, codes, manifest = make("text")
     seen, other = (
         trace.retrace(model, codes, manifest),
         trace.retrace(model, codes, manifest | {"text": "sad"}),
     )
-    assert (trace.divergence(seen.told.softmax(-1), other.told.softmax(-1)) > 0).all()
+    assert (trace.divergence(seen.conditional.softmax(-1), other.conditional.softmax(-1)) > 0).all()
     assert close(seen.null, other.null)
     changed = codes.clone()
     changed[0, 10] = (changed[0, 10] + 1) % CODEC.codebook_size
@@ -129,8 +128,8 @@ def test_a_changed_text_is_heard_from_the_first_step_and_a_changed_token_only_af
         4
     ):  # codebook k of a frame is written k steps after codebook 0, and hears k frames more of it
         first = 11 - k
-        assert close(seen.told[k, :first], other.told[k, :first], 1e-6)
-        assert not close(seen.told[k, first], other.told[k, first], 1e-3)
+        assert close(seen.conditional[k, :first], other.conditional[k, :first], 1e-6)
+        assert not close(seen.conditional[k, first], other.conditional[k, first], 1e-3)
 
 
 # --- attention --------------------------------------------------------------------------------------------------
@@ -163,7 +162,9 @@ def test_the_shapes_are_those_of_the_model(layout: str) -> None:
     seen, lm = traced(layout), model_of(layout).lm.config
     steps = 25 + 3
     assert seen.codes.shape == (lm.codebooks, 25)
-    assert seen.told.shape == seen.null.shape == seen.logits.shape == (lm.codebooks, 25, lm.codebook_size)
+    assert (
+        seen.conditional.shape == seen.null.shape == seen.logits.shape == (lm.codebooks, 25, lm.codebook_size)
+    )
     assert seen.to_steps.shape == (lm.layers, lm.heads, steps, steps)
     assert seen.to_words.shape == (lm.layers, lm.heads, steps, len(TEXT.split()) + 1)
     heard = model_of(layout).conditioner.melody_frames or 0
@@ -239,10 +240,10 @@ def test_divergence_is_symmetric_and_from_none_to_one() -> None:
 def test_a_piece_of_several_prompts_is_refused_and_can_be_asked_about_one() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.5)
-    _, codes = model.generate([{"sad rain": 0.5, "fast drums": 0.5}], return_tokens=True, seed=1)
+    _, codes, [manifest] = model.generate([{"sad rain": 0.5, "fast drums": 0.5}], **RETURNED)
     with pytest.raises(ValueError, match="one prompt"):
-        trace.retrace(model, codes[0], model.manifests[0])
-    assert trace.retrace(model, codes[0], model.manifests[0] | {"text": "sad rain"}).words[:2] == [
+        trace.retrace(model, codes[0], manifest)
+    assert trace.retrace(model, codes[0], manifest | {"text": "sad rain"}).words[:2] == [
         "sad",
         "rain",
     ]
@@ -252,6 +253,6 @@ def test_a_piece_of_several_prompts_is_refused_and_can_be_asked_about_one() -> N
     "codes", [torch.zeros(1, 4, 10), torch.zeros(3, 10), torch.zeros(4, 0), torch.zeros(4, 501)]
 )
 def test_retrace_refuses_what_is_not_the_codes_of_one_window(codes: Tensor) -> None:
-    model, _ = make("text")
+    model, _, manifest = make("text")
     with pytest.raises(ValueError, match=r"codes\[0\]"):
-        trace.retrace(model, codes.long(), model.manifests[0])
+        trace.retrace(model, codes.long(), manifest)

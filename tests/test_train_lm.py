@@ -9,9 +9,8 @@ import torch
 from tiny_runs import CAPTIONS, LM_SHAPE, TEXT_SHAPE, Music, lm_run
 
 from mgkit import lm as lm_module
-from mgkit.condition import Condition
 from mgkit.delay import delay, delays
-from mgkit.lm import LM
+from mgkit.lm import LM, Condition
 from mgkit.train import batches, loss
 from mgkit.train.align import align
 from mgkit.train.attributes import pretrain_text_encoder
@@ -95,7 +94,7 @@ def test_dropped_conditions_equal_the_null_condition_of_generation(tokenizer):
     texts, melody = ["calm piano", "fast violin, drums"], torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     conditioner = model.conditioner.eval()
     with torch.no_grad():
-        encoded = conditioner.describe(texts)
+        encoded = conditioner.encode(texts)
         for keep_text, keep_melody, expected in (
             (True, True, conditioner(encoded, melody)),
             (False, False, conditioner.null(encoded)),

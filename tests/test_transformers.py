@@ -221,14 +221,7 @@ def random_steps(model: MusicGen, batch: int, length: int) -> Tensor:
 
 def ours_of(model: MusicGen, steps: Tensor, texts: list[str], melody: Tensor | None = None) -> Tensor:
     """Our logits [B, K, S, V]."""
-    told = model.conditioner(model.conditioner.describe(texts), melody)
-    named = {
-        "prefix": told.prefix,
-        "prefix_mask": told.prefix_mask,
-        "cross": told.cross,
-        "cross_mask": told.cross_mask,
-    }
-    return model.lm(steps, **named)
+    return model.lm(steps, model.conditioner(model.conditioner.encode(texts), melody))
 
 
 def theirs_of(oracle: PreTrainedModel, steps: Tensor, **inputs: Tensor) -> Tensor:

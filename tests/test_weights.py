@@ -455,10 +455,8 @@ def with_audiocraft_names(lm: torch.nn.Module, small: dict[str, Tensor]) -> dict
         joint = [getattr(attention, f"{one}_proj").weight for one in "qkv"]
         state[f"{at}.self_attn.in_proj_weight"] = torch.cat(joint)
         state[f"{at}.self_attn.out_proj.weight"] = attention.out_proj.weight
-        for part in ("norm1", "norm2", "linear1", "linear2"):
-            inside = layer if hasattr(layer, part) else layer.feed_forward
-            for name, parameter in getattr(inside, part).named_parameters():
-                state[f"{at}.{part}.{name}"] = parameter
+        for part, prefix in ((layer.norm1, "norm1."), (layer.norm2, "norm2."), (layer.feed_forward, "")):
+            state |= {f"{at}.{prefix}{name}": parameter for name, parameter in part.named_parameters()}
     for name, tensor in small.items():
         if "output_proj" in name:
             state[name] = tensor.new_zeros(lm.config.dim, *tensor.shape[1:])
@@ -520,10 +518,10 @@ def test_the_licence_of_facebook_weights_is_printed_and_written_to_files(
     assert name in printed.err and "CC-BY-NC 4.0" in printed.err
     assert model.licence == hub.CC_BY_NC
     model.set_generation_params(duration=0.1)
-    model.generate(["calm piano"])
-    assert model.manifests[0]["licence"] == hub.CC_BY_NC
+    _, [manifest] = model.generate(["calm piano"], return_manifests=True)
+    assert manifest["licence"] == hub.CC_BY_NC
     for ending in audio.FORMATS:
-        path = audio.write(tmp_path / f"a{ending}", noise(1, RATE), RATE, manifest=model.manifests[0])
+        path = audio.write(tmp_path / f"a{ending}", noise(1, RATE), RATE, manifest=manifest)
         assert "CC-BY-NC" in audio.read_manifest(path)["licence"]
         if ending in (".flac", ".ogg"):  # formats with a tag for the licence
             assert "CC-BY-NC" in soundfile.SoundFile(path).license

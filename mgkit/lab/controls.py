@@ -29,10 +29,11 @@ from ipywidgets import (
     Widget,
 )
 
-from mgkit import hub, job
-from mgkit.generate import Settings
+from mgkit import hub
+from mgkit.generate import SETTINGS_HELP, Settings
 from mgkit.lab.sources import Source
 from mgkit.lab.takes import Sound, TakeRequest
+from mgkit.request import parse_seeds
 
 # The conditions a run starts from.
 TEXT, MELODY, AUDIO = "text", "text + melody", "text + audio"
@@ -101,7 +102,7 @@ class Controls(VBox):
             raise ValueError("melody and audio_prompt cannot be combined; give one of them")
         Settings(**{name: value for name, value in values.items() if name in Settings.__dataclass_fields__})
         if values.get("seed") is not None:
-            job.check_seeds(values["seed"], 1)
+            parse_seeds(values["seed"], 1)
         for name, value in values.items():
             self._assign(name, value)
 
@@ -247,7 +248,7 @@ def _setting_input(default: bool | int | float | None) -> Widget:
 
 def _help() -> dict[str, str]:
     """One line of help per advanced input."""
-    settings = {field.name: field.metadata["help"] for field in fields(Settings) if field.name != "duration"}
+    settings = {name: text for name, text in SETTINGS_HELP.items() if name != "duration"}
     return {"negative": "negative prompt: what the music should not sound like", **settings}
 
 

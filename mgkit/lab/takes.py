@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgkit import MusicGen, audio, job
+from mgkit import MusicGen, audio
 from mgkit.generate import Settings, Stop
 from mgkit.lab import figures
+from mgkit.manifest import unpack
 from mgkit.melody import demucs
 
 # Seconds decoded at a time during generation, which bounds the work left after a stop.
@@ -124,8 +125,8 @@ def generate_take(
     chunks = list(stream)
     if not chunks:
         raise ValueError("stopped before any music was generated")
-    [manifest] = model.manifests
-    frames = len(job.unpack(manifest["prompt"])) / model.lm.config.codebooks
+    [manifest] = stream.manifests
+    frames = len(unpack(manifest["prompt"])) / model.lm.config.codebooks
     source = f"follows {melody.name}" if melody else f"continues {start.name}" if start else ""
     return Take(
         number=number,

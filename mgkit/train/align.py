@@ -19,7 +19,6 @@ from torch import Tensor
 from mgkit.delay import delay, delays
 from mgkit.lm import Attention
 from mgkit.melody import one_hot
-from mgkit.train.loss import residuals
 from mgkit.train.model import ConditionalLM
 from mgkit.train.tokens import CHROMA_STRIDE, CODE_STRIDE
 
@@ -55,7 +54,7 @@ def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor)
     size = config.dim // config.heads
     head = slice(config.dim - size, config.dim)
     steps = delay(codes, delays(config.codebooks, config.channels), config.special)[..., : codes.shape[-1]]
-    condition = conditioner(conditioner.describe(texts), melody)
+    condition = conditioner(conditioner.encode(texts), melody)
     prefix = condition.prefix_length
     length, frames = prefix + steps.shape[-1], melody.shape[1]
     # Time in chroma frames since the beginning of the music; negative in the prefix
@@ -64,7 +63,7 @@ def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor)
     fractions = []
     for number in LAYERS:
         layer = lm.layers[number]
-        [residual] = residuals(lm, steps, condition, layers=(number,))
+        [residual] = lm.residuals(steps, condition, layers=(number,))
         inputs = layer.norm1(residual)
         # The keys and values of text and music are fitted to 0.
         keys = torch.zeros(*inputs.shape[:2], size)

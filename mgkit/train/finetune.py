@@ -150,7 +150,7 @@ class TuneLearner:
         """Cross-entropy [K] by codebook; `keep_…` [B] false drops a caption or melody."""
         conditioner = self.model.conditioner
         with autocast(self.model.lm.device, self.run.bf16):
-            texts = conditioner.describe([example.caption for example in examples])
+            texts = conditioner.encode([example.caption for example in examples])
             texts = [text * bool(keep) for text, keep in zip(texts, keep_text, strict=True)]
             takes_melody = conditioner.melody_frames is not None
             condition = conditioner(texts, pitch_classes * keep_melody[:, None] if takes_melody else None)

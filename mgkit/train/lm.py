@@ -35,7 +35,7 @@ from mgkit.train.batches import Augmentation, Batch, Batches
 from mgkit.train.ema import EMA
 from mgkit.train.history import Metrics
 from mgkit.train.loop import train
-from mgkit.train.loss import attend_for, codebook_losses, delayed, losses, residuals
+from mgkit.train.loss import attend_for, codebook_losses, delayed, losses
 from mgkit.train.model import TextConfig, load, new_model
 from mgkit.train.muon import Muon
 from mgkit.train.parallel import Processes, autocast, backward, supports_bf16
@@ -173,7 +173,7 @@ class LMLearner:
                 return losses(lm, batch.codes, condition, batch.history) * self.codebook_weights
             inputs, targets = delayed(lm, batch.history)[..., :-1], delayed(lm, batch.codes)[..., 1:]
             layers = (self.auxiliary.layer, lm.config.layers)
-            streams = residuals(lm, inputs, condition, layers=layers, attend=attend_for(lm))
+            streams = lm.residuals(inputs, condition, layers=layers, attend=attend_for(lm))
             middle, last = (stream[:, -inputs.shape[-1] :] for stream in streams)
             codebooks = codebook_losses(lm, lm.norm(last), targets) * self.codebook_weights
             return torch.cat([codebooks, self.auxiliary(middle, batch.labels) * self.run.auxiliary])

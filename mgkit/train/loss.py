@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mgkit.condition import Condition
 from mgkit.delay import delay, delays
-from mgkit.lm import LM, Attend, _causal_mask, sinusoid
+from mgkit.lm import LM, Attend, Condition
 from mgkit.lm import attend as fused_attend
 
 
@@ -44,59 +43,6 @@ def delayed(lm: LM, codes: Tensor) -> Tensor:
     return steps[..., : codes.shape[-1] + 1]
 
 
-def hidden(lm: LM, steps: Tensor, condition: Condition) -> Tensor:
-    """Normed output [B, S, D] of the last layer."""
-    return lm.hidden(
-        steps,
-        None,
-        condition.prefix,
-        condition.prefix_mask,
-        condition.cross,
-        condition.cross_mask,
-        attend_for(lm),
-    )
-
-
-# to be replaced by lm.residuals, which the core brings
-def residuals(
-    lm: LM, steps: Tensor, condition: Condition, *, layers: tuple[int, ...], attend: Attend = fused_attend
-) -> list[Tensor]:
-    """The residual stream [B, P + S, D] that enters each of `layers`; number L is after the last."""
-    pad, mask_in, prefix = None, condition.prefix_mask, condition.prefix
-    if mask_in is not None and not mask_in.all():
-        pad = (~mask_in).sum(dim=1)
-    x = torch.stack([embed(steps[:, k]) for k, embed in enumerate(lm.embeddings)]).sum(dim=0)
-    if prefix is not None:
-        x = torch.cat([prefix.to(x.dtype), x], dim=1)
-    length = x.shape[1]
-    position = torch.arange(length, device=x.device)
-    if pad is not None:
-        position = (position - pad[:, None]).clamp(min=0)
-    x = x + sinusoid(position, lm.config.dim).to(x.dtype)
-    causal = pad is None and length > 1
-    mask = None if causal or (length == 1 and pad is None) else _causal_mask(0, length, pad, x.device)
-    text: list[tuple[Tensor, Tensor]] = []
-    text_mask = None
-    if condition.cross is not None:
-        text = [layer.cross_attention.keys_values(condition.cross.to(x.dtype)) for layer in lm.layers]
-        cross_mask = condition.cross_mask
-        text_mask = None if cross_mask is None or cross_mask.all() else cross_mask[:, None, None, :]
-    found = {}
-    for i, layer in enumerate(lm.layers):
-        found[i] = x
-        if i == max(layers):
-            break
-        y = layer.norm1(x)
-        keys, values = layer.attention.keys_values(y)
-        x = x + layer.attention(y, keys, values, mask, causal, attend)
-        if text:
-            x = x + layer.cross_attention(layer.norm_cross(x), *text[i], text_mask)
-        x = x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x))))
-    else:
-        found[len(lm.layers)] = x
-    return [found[number] for number in layers]
-
-
 def losses(lm: LM, codes: Tensor, condition: Condition, history: Tensor | None = None) -> Tensor:
     """Mean cross-entropy [K], in nats, of each codebook of `codes` [B, K, T].
 
@@ -106,7 +52,7 @@ def losses(lm: LM, codes: Tensor, condition: Condition, history: Tensor | None =
     """
     targets = delayed(lm, codes)[..., 1:]
     inputs = delayed(lm, codes if history is None else history)[..., :-1]
-    return codebook_losses(lm, hidden(lm, inputs, condition), targets)
+    return codebook_losses(lm, lm.hidden(inputs, condition, attend=attend_for(lm)), targets)
 
 
 def codebook_losses(lm: LM, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mgkit import checkpoint, hub
-from mgkit.condition import Condition, Conditioner
-from mgkit.lm import LM, LMConfig
+from mgkit.condition import Conditioner
+from mgkit.lm import LM, Condition, LMConfig
 from mgkit.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -43,12 +43,9 @@ class ConditionalLM(nn.Module):
 
         If `keep_text` [B] is False, the text vectors are zero, as in the null condition of guidance.
         """
-        conditioner = self.conditioner
-        ids, mask = (x.to(conditioner.text_proj.weight.device) for x in conditioner.text.tokens(texts))
-        vectors = conditioner.text.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        projected = conditioner.text_proj(vectors) * (mask & keep_text.to(mask.device)[:, None])[..., None]
-        rows = [row[: max(1, int(length))] for row, length in zip(projected, mask.sum(dim=1), strict=True)]
-        return conditioner(rows, melody)
+        encoded = self.conditioner.encode(texts)
+        kept = [text * bool(keep) for text, keep in zip(encoded, keep_text, strict=True)]
+        return self.conditioner(kept, melody)
 
 
 def new_model(
@@ -81,7 +78,7 @@ def new_model(
     # Every layer adds two outputs to the residual stream; with this scale its variance is independent of
     # depth (GPT-2).
     for layer in lm.layers:
-        for output in (layer.attention.out_proj, layer.linear2):
+        for output in (layer.attention.out_proj, layer.feed_forward.linear2):
             nn.init.normal_(output.weight, std=(2 * lm_config.layers * output.in_features) ** -0.5)
     text = TextEncoder(tokenizer, T5EncoderModel(t5_config))
     return ConditionalLM(lm, Conditioner(text, lm_config.dim, melody_frames))

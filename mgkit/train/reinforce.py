@@ -30,13 +30,13 @@ from torch import Tensor
 from mgkit.band.captions import KEYS, synonyms
 from mgkit.band.dataset import ClipRow
 from mgkit.delay import delays
-from mgkit.generate import Settings, Told, frames, windows
+from mgkit.generate import Guidance, Settings, frames, windows
 from mgkit.sampling import guide
 from mgkit.train.batches import Batch
 from mgkit.train.history import Metrics
 from mgkit.train.lm import LMLearner, LMRun, validate_codebooks
 from mgkit.train.loop import train
-from mgkit.train.loss import delayed, hidden
+from mgkit.train.loss import attend_for, delayed
 from mgkit.train.model import load
 from mgkit.train.parallel import backward
 from mgkit.train.rewards import FIT_CLIPS, REWARDS, RewardModel, advantages
@@ -153,7 +153,7 @@ class ReinforceLearner(LMLearner):
         run, lm, conditioner = self.run, self.model.lm, self.model.conditioner
         length, given = self.data.codes.shape[-1], prompts[0].frames
         with torch.no_grad():
-            texts = conditioner.describe([prompt.text for prompt in prompts])
+            texts = conditioner.encode([prompt.text for prompt in prompts])
         settings = Settings(cfg_coef=run.guidance)
         plan = windows(length, given, length, length)
         beginnings, _ = self.data.batch(np.array([prompt.row for prompt in prompts]), given)
@@ -162,7 +162,7 @@ class ReinforceLearner(LMLearner):
 
         @torch.no_grad()
         def rollout(part: slice) -> Tensor:
-            streams = Told([conditioner(texts[part]), conditioner.null(texts[part])])
+            streams = Guidance([conditioner(texts[part]), conditioner.null(texts[part])])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[part]]
             new = frames(lm, lambda _: streams, beginnings[part], plan, settings, generators)
             return torch.cat([beginnings[part], torch.stack(list(new), dim=-1)], dim=-1)
@@ -189,9 +189,9 @@ class ReinforceLearner(LMLearner):
         steps = delayed(lm, codes)
         inputs, targets = steps[..., :-1], steps[..., 1:]
         with self.autocast():
-            logits = lm.logits(hidden(lm, inputs, conditioner(texts)))
+            logits = lm(inputs, conditioner(texts), attend=attend_for(lm))
             with torch.no_grad():
-                null_logits = lm.logits(hidden(lm, inputs, conditioner.null(texts)))
+                null_logits = lm(inputs, conditioner.null(texts), attend=attend_for(lm))
         logp = guide(logits, null_logits, self.run.guidance).log_softmax(dim=-1)
         is_code = targets != lm.config.special
         logp = logp.gather(-1, targets.where(is_code, 0)[..., None])[..., 0]

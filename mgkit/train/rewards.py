@@ -23,7 +23,7 @@ from tqdm import tqdm
 from mgkit.band.labels import CLASSES, FRAME_RATE
 from mgkit.train.auxiliary import AuxiliaryHead
 from mgkit.train.loop import learning_rate
-from mgkit.train.loss import attend_for, delayed, residuals
+from mgkit.train.loss import attend_for, delayed
 from mgkit.train.model import load
 
 REWARDS = ("tempo", "key", "lead", "drums")
@@ -62,7 +62,7 @@ class RewardModel:
         no_melody = torch.zeros(count, self.model.conditioner.melody_frames or 0, dtype=torch.long)
         null = self.model.condition([""] * count, no_melody, torch.zeros(count, dtype=torch.bool))
         layers, inputs = (self.head.layer,), delayed(lm, codes)[..., :-1]
-        [residual] = residuals(lm, inputs, null, layers=layers, attend=attend_for(lm))
+        [residual] = lm.residuals(inputs, null, layers=layers, attend=attend_for(lm))
         return residual[:, -codes.shape[-1] :]
 
     def fit(self, codes: Tensor, labels: Tensor) -> None:

@@ -1,0 +1,113 @@
+"""The manifest of a sample: everything that it was generated from, in plain values, to be stored with it and replayed.
+
+Letters: B batch, K codebooks, T frames, F chroma frames.
+"""
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgkit import __version__
+from mgkit.checkpoint import Model
+from mgkit.generate import Settings
+from mgkit.prompts import parse_descriptions, parse_texts, plain
+from mgkit.request import Request, parse_seeds
+
+
+def manifests(model: Model, request: Request, tokens: Tensor) -> list[dict]:
+    """For each sample of `tokens` [B, K, T], what generates it again, alone."""
+    origin = {
+        "mgkit": __version__,
+        "model": model.name,
+        "weights": fingerprint(model),
+        "licence": model.licence,
+        "machine": machine(model),
+    }
+    return [origin | _sample(request, i, codes) for i, codes in enumerate(tokens)]
+
+
+def _sample(request: Request, i: int, codes: Tensor) -> dict:
+    """The part of a manifest that belongs to sample `i` of the request, whose tokens are `codes` [K, T]."""
+    starts = {window.start for window in request.plans[i]}
+    return {
+        "text": plain(request.texts[i]),
+        "negative": request.negative[i],
+        "seed": request.seeds[i],
+        "settings": asdict(request.settings),
+        "melody": {
+            str(start): pack(chroma[i]) for start, chroma in request.chroma.items() if start in starts
+        },
+        "prompt": pack(request.audio_prompt[i]),
+        "frames": codes.shape[-1],
+        "tokens": digest(codes),
+    }
+
+
+def from_manifest(manifest: dict, codebooks: int) -> Request:
+    """The request, of one sample and without windows, that a manifest describes.
+
+    Raises:
+        ValueError: an entry is missing or was changed.
+    """
+    try:
+        int(manifest["frames"])
+        return Request(
+            texts=parse_descriptions([manifest["text"]]),
+            negative=parse_texts([manifest["negative"]]),
+            chroma={int(start): unpack(chroma)[None] for start, chroma in manifest["melody"].items()},
+            audio_prompt=unpack(manifest["prompt"]).view(1, codebooks, -1),
+            seeds=parse_seeds([manifest["seed"]], 1),
+            settings=Settings(**manifest["settings"]),
+            plans=[],
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, zlib.error) as error:
+        fault = f"lacks {error}" if isinstance(error, KeyError) else f"was changed ({error})"
+        raise ValueError(f"the manifest {fault}: it cannot be replayed") from None
+
+
+def fingerprint(model: Model) -> str:
+    """A digest of some of the weights, to tell models apart."""
+    parts: Sequence[Tensor] = (
+        model.lm.norm.weight,
+        model.lm.heads[0].weight[:64],
+        model.codec.encoder[0].weight,
+    )
+    data = b"".join(part.detach().float().cpu().numpy().tobytes() for part in parts)
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def machine(model: Model) -> str:
+    """Versions and hardware, on which the same manifest may round differently."""
+    device = model.lm.device.type
+    kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, transformers {version('transformers')}, {device} {kind}, {model.lm.dtype}"
+
+
+def pack(values: Tensor) -> str:
+    """Integers below 32768 as text.
+
+    >>> unpack(pack(torch.tensor([1, 2047])))
+    tensor([   1, 2047])
+    """
+    return base64.b64encode(zlib.compress(_bytes(values))).decode()
+
+
+def unpack(text: str) -> Tensor:
+    """The integers of `pack`, flat."""
+    return torch.from_numpy(np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int64))
+
+
+def digest(values: Tensor) -> str:
+    """A digest of integers below 32768, equal for equal values."""
+    return hashlib.sha256(_bytes(values)).hexdigest()[:32]
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().numpy().astype("<i2").tobytes()
