@@ -29,8 +29,6 @@ from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse
 from mgkit.request import Request, Waves, parse_melodies, parse_request, plan_windows
 
 Result: TypeAlias = Tensor | tuple[Any, ...]
-    Tensor | tuple[Tensor, Tensor] | tuple[Tensor, list[dict]] | tuple[Tensor, Tensor, list[dict]]
-)
 """The wave [B, C, N]; behind it, if asked for, the tokens [B, K, T] and the manifests of the B samples."""
 
 
