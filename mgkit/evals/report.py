@@ -39,7 +39,10 @@ def evaluate(model: str, out: Path, count: int, seconds: float = CARD_SECONDS) -
     is missing.
     """
     # Fail before the work, not during it.
-    musicnn.musicnn(), basic_pitch.network(), synth.find_soundfont(), synth.find_soundfont(MEASURING_FONT)
+    musicnn.musicnn()
+    basic_pitch.network()
+    synth.find_soundfont()
+    synth.find_soundfont(MEASURING_FONT)
     measurements = shards.measure(model, out / "shards", count, seconds)
     condition, training = CONDITIONS["renders"], CONDITIONS["classifier set"]
     pieces = [protocol.compose_piece(condition, i, seconds) for i in range(count)]
