@@ -87,12 +87,16 @@ def test_a_folder_without_captioned_recordings_is_refused_in_a_sentence(tmp_path
         folders.find(folder)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (np.full(64000, np.nan, np.float32), "contains NaN or infinity"),
-    (np.zeros(8000, np.float32), "lasts 0.25 s; give at least 1 s"),
-    (np.zeros((64000, 6), np.float32), "1 or 2 channels"),
-    (None, "is not audio that can be read"),
-], ids=["nan", "short", "six channels", "no audio"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (np.full(64000, np.nan, np.float32), "contains NaN or infinity"),
+        (np.zeros(8000, np.float32), "lasts 0.25 s; give at least 1 s"),
+        (np.zeros((64000, 6), np.float32), "1 or 2 channels"),
+        (None, "is not audio that can be read"),
+    ],
+    ids=["nan", "short", "six channels", "no audio"],
+)
 def test_a_bad_file_is_named_before_training_starts(tmp_path, wrong, message):
     folder, model = recordings(tmp_path / "own"), tiny()
     if wrong is None:
@@ -159,10 +163,13 @@ def examples_of(model: MusicGen, frames: tuple[int, ...]) -> list[Example]:
     rng = torch.Generator().manual_seed(0)
     books, size = model.lm.config.codebooks, model.lm.config.codebook_size
     return [
-        Example("calm piano", torch.randint(size, (books, n), generator=rng).short(),
-                torch.randint(12, (1 + n * 5 // 32,), generator=rng).to(torch.int8))
+        Example(
+            "calm piano",
+            torch.randint(size, (books, n), generator=rng).short(),
+            torch.randint(12, (1 + n * 5 // 32,), generator=rng).to(torch.int8),
+        )
         for n in frames
-    ]  # fmt: skip
+    ]
 
 
 def test_crops_carry_the_melody_that_sounds_in_them():

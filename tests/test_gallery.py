@@ -43,8 +43,10 @@ def fetched(page):
 
 def test_pages_fetch_nothing():
     assert fetched('<img src="https://x/y.png"><link href="a.css"><script src=""></script>') == [
-        "https://x/y.png", "", "a.css",
-    ]  # fmt: skip
+        "https://x/y.png",
+        "",
+        "a.css",
+    ]
     page = gallery.page(executed(), "01_demo")
     assert "the codec" in page and page.count('src="data:image/png') == 2
     assert fetched(page) == []

@@ -76,11 +76,15 @@ def test_a_codec_with_another_frame_length_is_refused(tmp_path):
     assert not (tmp_path / "tokens").exists()
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"sample_rate": 16000}, r"takes 79 melody frames, but 10 s at the 16000 Hz of .* are 40"),
-    ({"codebooks": 2}, r"predicts 4 codebooks of 32, but .* has 2 of 32"),
-    ({"codebook_size": 64}, r"predicts 4 codebooks of 32, but .* has 4 of 64"),
-], ids=["rate", "codebooks", "codebook size"])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"sample_rate": 16000}, r"takes 79 melody frames, but 10 s at the 16000 Hz of .* are 40"),
+        ({"codebooks": 2}, r"predicts 4 codebooks of 32, but .* has 2 of 32"),
+        ({"codebook_size": 64}, r"predicts 4 codebooks of 32, but .* has 4 of 64"),
+    ],
+    ids=["rate", "codebooks", "codebook size"],
+)
 def test_a_codec_and_a_language_model_that_do_not_match_are_not_exported(tmp_path, changed, message):
     tiny(melody=True).save_pretrained(str(tmp_path / "lm"))
     config = replace(CODEC, **changed)

@@ -66,7 +66,7 @@ def t5(width: int = 48) -> T5EncoderModel:
 
 
 def codec(config: CodecConfig = CODEC) -> Codec:
-    """A codec whose random weights, a little larger than torch's, carry a signal from one end to the other."""
+    """A codec with random weights a little larger than torch's: a signal passes from one end to the other."""
     made = Codec(config).eval().requires_grad_(False)
     for parameter in made.parameters():
         parameter.mul_(1.5)
@@ -101,8 +101,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def oracle_run(oracle: PreTrainedModel, frames: int, **inputs: object) -> tuple[Tensor, Tensor]:
     """Wave [B, C, N] and tokens [B, K, T] of `frames` greedy new frames of a MusicGen of transformers.
 
-    It hands out the sound only, so the tokens are those that it decodes. Its `max_new_tokens` counts the steps of
-    the delay as well.
+    It returns the sound only, so the tokens are taken where it decodes them. Its `max_new_tokens` counts the
+    steps of the delay as well.
     """
     heard, decode = [], oracle.audio_encoder.decode
 

@@ -1,4 +1,4 @@
-"""Weights, signals and checkpoint folders made by formula, so that golden numbers need not be stored with them.
+"""Weights, signals and checkpoint folders made by formula: golden numbers need none stored with them.
 
 `make_golden.py` runs the reference implementation on these; the tests run mgkit on the same. A weight is a
 function of its name and shape alone:
@@ -25,7 +25,7 @@ KINDS = ("small", "melody", "stereo-small", "stereo-melody", "audiogen")
 """Tiny models with the settings of the released one of that name: width 128, 2 heads, 2 layers, 32 tokens."""
 
 CODECS = ("reflect", "constant", "audiogen")
-"""Tiny EnCodecs: 32 kHz with either padding mode, and the 16 kHz one. Width 16, 4 filters, 4 codebooks of 32."""
+"""Tiny EnCodecs: 32 kHz with either padding mode, and one at 16 kHz. Width 16, 4 filters, 4 × 32 codes."""
 
 
 # ---------------------------------------------------------------------------------------------- weights
@@ -92,8 +92,10 @@ def hum(samples: int, channels: int = 1, rate: int = 32000) -> np.ndarray:
     """Tones and a little noise, [channels, samples]: something for a codec to encode."""
     t = np.arange(samples) / rate
     noise = np.random.default_rng(samples + channels).standard_normal((channels, samples))
-    tone = [0.4 * np.sin(2 * np.pi * (220 + 110 * c) * t) + 0.2 * np.sin(2 * np.pi * 1375 * t + c)
-            for c in range(channels)]  # fmt: skip
+    tone = [
+        0.4 * np.sin(2 * np.pi * (220 + 110 * c) * t) + 0.2 * np.sin(2 * np.pi * 1375 * t + c)
+        for c in range(channels)
+    ]
     return (np.stack(tone) + 0.1 * noise).astype(np.float32)
 
 
@@ -108,7 +110,7 @@ TUNE = (60, 64, 67, 69, 72, 71, 65, 62, 66, 70, 68, 61, 63)
 
 
 def tune(seconds: float, channels: int = 1, rate: int = 32000, note: float = 0.64) -> np.ndarray:
-    """A melody, [channels, samples]: one note of TUNE every `note` seconds, with two overtones and a decay."""
+    """A melody, [channels, samples]: a note of TUNE every `note` seconds, with two overtones and a decay."""
     t = np.arange(round(seconds * rate)) / rate
     which = (t // note).astype(int) % len(TUNE)
     pitch = 440.0 * 2.0 ** ((np.array(TUNE)[which] - 69) / 12)
@@ -122,8 +124,10 @@ def burst(samples: int, channels: int = 1, level: float = 1.0, rate: int = 32000
     """A swell with a peak of about 1.6 * level, [channels, samples]: something to normalise."""
     t = np.arange(samples) / rate
     envelope = 0.1 + 1.5 * np.sin(np.pi * t / t[-1]) ** 4
-    wave = [level * envelope * np.sin(2 * np.pi * (330 + 200 * c) * t + c) * (1 - 0.3 * c)
-            for c in range(channels)]  # fmt: skip
+    wave = [
+        level * envelope * np.sin(2 * np.pi * (330 + 200 * c) * t + c) * (1 - 0.3 * c)
+        for c in range(channels)
+    ]
     return np.stack(wave).astype(np.float32)
 
 
@@ -153,11 +157,22 @@ def lm_config(kind: str) -> str:
     `audiogen_base_16khz` trainings, made small: what a loader needs and some of what it must pass over.
     """
     stereo, melody, audiogen = kind.startswith("stereo"), kind.endswith("melody"), kind == "audiogen"
-    t5 = {"name": "t5-large" if audiogen else "t5-base", "finetune": False, "word_dropout": 0.3,
-          "normalize_text": False}  # fmt: skip
-    chroma = {"sample_rate": "${sample_rate}", "n_chroma": 12, "radix2_exp": 14, "argmax": True,
-              "match_len_on_eval": False, "eval_wavs": None, "n_eval_wavs": 100,
-              "cache_path": "/a/cluster/caches/chroma_stem"}  # fmt: skip
+    t5 = {
+        "name": "t5-large" if audiogen else "t5-base",
+        "finetune": False,
+        "word_dropout": 0.3,
+        "normalize_text": False,
+    }
+    chroma = {
+        "sample_rate": "${sample_rate}",
+        "n_chroma": 12,
+        "radix2_exp": 14,
+        "argmax": True,
+        "match_len_on_eval": False,
+        "eval_wavs": None,
+        "n_eval_wavs": 100,
+        "cache_path": "/a/cluster/caches/chroma_stem",
+    }
     conditioners: dict = {"args": {"merge_text_conditions_p": 0.25, "drop_desc_p": 0.5}}
     if melody:
         conditioners["self_wav"] = {"model": "chroma_stem", "chroma_stem": chroma}
@@ -261,8 +276,8 @@ def audiocraft_folder(
 ) -> Path:
     """A folder laid out as the reference publishes its models, with filled weights; no reference needed.
 
-    `state_dict.bin` and `compression_state_dict.bin` are as its exporters write them; beside them lies a T5 under
-    the name that `xp.cfg` gives.
+    `state_dict.bin` and `compression_state_dict.bin` are as its exporters write them; beside them lies a T5,
+    under its name in `xp.cfg`.
 
         {best_state: {name: tensor}, xp.cfg: YAML, version: 1.3.0, exported: True}
 

@@ -1,4 +1,4 @@
-"""Runs the reference implementation (audiocraft 1.3.0) on tiny filled models and writes golden.npz and golden.json.
+"""Run the reference (audiocraft 1.3.0) on tiny filled models and write golden.npz and golden.json.
 
 Only needed to make the files anew. In an environment with this project's packages and torchaudio:
 
@@ -179,7 +179,7 @@ def shapes() -> None:
 
 
 def delay() -> None:
-    """Where each step of the delayed sequence reads from: frame * K + codebook + 1, or 0 for the special token."""
+    """Source of each step of the delayed sequence: frame * K + codebook + 1, or 0 for the special token."""
     for name, delays in (("mono", [0, 1, 2, 3]), ("stereo", [0, 0, 1, 1, 2, 2, 3, 3])):
         pattern = DelayedPatternProvider(len(delays), delays).get_pattern(6)
         numbered = torch.arange(6)[None] * len(delays) + torch.arange(len(delays))[:, None] + 1
@@ -196,7 +196,7 @@ def delay() -> None:
 
 
 def codec(folder: Path) -> None:
-    """Codes and waves of the three codecs, for lengths that fill frames, do not, and are shorter than the padding."""
+    """Codes and waves of the three codecs: lengths of whole frames, of others, and below the padding."""
     for name in filling.CODECS:
         rate = 16000 if name == "audiogen" else 32000
         model = loaders.load_compression_model(filling.audiocraft_folder(folder / name, "small", codec=name))
@@ -229,7 +229,7 @@ def distances(codebook: EuclideanCodebook, x: torch.Tensor) -> torch.Tensor:
 
 
 def language_models(folder: Path) -> None:
-    """Logits, guided greedy tokens and waves of every kind of model, through the reference's own user interface."""
+    """Logits, guided greedy tokens and waves of every kind of model, through the reference's own API."""
     for kind in filling.KINDS:
         model_class = AudioGen if kind == "audiogen" else MusicGen
         model = model_class.get_pretrained(str(filling.audiocraft_folder(folder / kind, kind)), device="cpu")
@@ -354,7 +354,7 @@ def chroma(folder: Path) -> None:
 
 
 def windows(folder: Path) -> None:
-    """What the reference asks of its language model for pieces longer than 30 s; its loop, a stub for the model."""
+    """Calls that the reference makes to its language model, here a stub, for pieces longer than 30 s."""
     model = MusicGen.get_pretrained(str(filling.audiocraft_folder(folder / "melody", "melody")), device="cpu")
     melody = torch.arange(7 * 32000, dtype=torch.float32)[None]  # a sample's value is its position
     plans = FACTS["windows"] = []
@@ -367,8 +367,14 @@ def windows(folder: Path) -> None:
         ) -> torch.Tensor:
             tune, length, *_ = attributes[0].wav["self_wav"]
             known = 0 if given is None else given.shape[-1]
-            calls.append({"prompt": known, "total": max_gen_len, "new": max_gen_len - known,
-                          "melody": [int(tune[0, 0, 0]), int(tune[0, 0, -1]), int(length)]})  # fmt: skip
+            calls.append(
+                {
+                    "prompt": known,
+                    "total": max_gen_len,
+                    "new": max_gen_len - known,
+                    "melody": [int(tune[0, 0, 0]), int(tune[0, 0, -1]), int(length)],
+                }
+            )
             new = torch.full((1, 4, max_gen_len - known), len(calls))
             return new if given is None else torch.cat([given, new], dim=-1)
 
@@ -376,8 +382,15 @@ def windows(folder: Path) -> None:
         model.set_generation_params(duration=duration, extend_stride=stride)
         attributes, _ = model._prepare_tokens_and_attributes([None], None, [melody])
         tokens = model._generate_tokens(attributes, torch.zeros(1, 4, prompt).long() if prompt else None)
-        plans.append({"duration": duration, "stride": stride, "prompt": prompt, "windows": calls,
-                      "frames from window": torch.bincount(tokens[0, 0]).tolist()})  # fmt: skip
+        plans.append(
+            {
+                "duration": duration,
+                "stride": stride,
+                "prompt": prompt,
+                "windows": calls,
+                "frames from window": torch.bincount(tokens[0, 0]).tolist(),
+            }
+        )
     refused, short = [], []
     model.lm.generate = refusing
     for hundredths in range(3002, 6000, 2):
@@ -410,23 +423,39 @@ def loudness() -> None:
     for channels in (1, 2):
         for level in (1.0, 0.5, 0.05):
             sound = torch.from_numpy(filling.burst(32000, channels, level))
-            for strategy, options in [("clip", {}), ("peak", {}), ("peak", {"normalize": False}), ("rms", {}),
-                                      ("rms", {"normalize": False}), ("loudness", {}),
-                                      ("loudness", {"loudness_compressor": True}),
-                                      ("loudness", {"loudness_headroom_db": 20})]:  # fmt: skip
+            for strategy, options in [
+                ("clip", {}),
+                ("peak", {}),
+                ("peak", {"normalize": False}),
+                ("rms", {}),
+                ("rms", {"normalize": False}),
+                ("loudness", {}),
+                ("loudness", {"loudness_compressor": True}),
+                ("loudness", {"loudness_headroom_db": 20}),
+            ]:
                 out = audio_utils.normalize_audio(
                     sound.clone(), strategy=strategy, sample_rate=32000, **options
                 )
                 name = f"normalize/{len(facts)}"
                 keep(name, out[:, ::1999].contiguous())
-                facts.append({"tensor": name, "channels": channels, "level": level, "strategy": strategy,
-                              "options": options, "rms": out.pow(2).mean().sqrt().item(),
-                              "peak": out.abs().max().item()})  # fmt: skip
+                facts.append(
+                    {
+                        "tensor": name,
+                        "channels": channels,
+                        "level": level,
+                        "strategy": strategy,
+                        "options": options,
+                        "rms": out.pow(2).mean().sqrt().item(),
+                        "peak": out.abs().max().item(),
+                    }
+                )
     # The filters inside torchaudio's meter clip at 1: a wave with a peak above that measures too quiet.
     meter = audio_utils.torchaudio.transforms.Loudness(32000)
     FACTS["lufs"] = [
         {"channels": c, "level": v, "lufs": meter(torch.from_numpy(filling.burst(32000, c, v))).item()}
-        for c in (1, 2) for v in (1.0, 0.5, 0.05)]  # fmt: skip
+        for c in (1, 2)
+        for v in (1.0, 0.5, 0.05)
+    ]
     whisper = torch.from_numpy(filling.burst(32000, 1, 0.001))
     assert torch.equal(audio_utils.normalize_audio(whisper, strategy="loudness", sample_rate=32000), whisper)
 
@@ -452,10 +481,17 @@ def sampling(folder: Path) -> None:
     given[0, 0, 0, 3:9] = 2.5  # ties, some of them at the edge of the top five
     keep("sampling/logits", given[:, :, 0])
     lm.__dict__["_fsdp"] = lambda *_, **__: given
-    cases = {"plain": {}, "temperature 0.7": {"temp": 0.7}, "top 5": {"top_k": 5}, "top 1": {"top_k": 1},
-             "top 5, temperature 1.3": {"top_k": 5, "temp": 1.3}, "top p 0.8": {"top_p": 0.8},
-             "top p 0.3": {"top_p": 0.3}, "top p 0.9, temperature 0.6": {"top_p": 0.9, "temp": 0.6},
-             "top p 0.8 and top 2": {"top_p": 0.8, "top_k": 2}}  # fmt: skip
+    cases = {
+        "plain": {},
+        "temperature 0.7": {"temp": 0.7},
+        "top 5": {"top_k": 5},
+        "top 1": {"top_k": 1},
+        "top 5, temperature 1.3": {"top_k": 5, "temp": 1.3},
+        "top p 0.8": {"top_p": 0.8},
+        "top p 0.3": {"top_p": 0.3},
+        "top p 0.9, temperature 0.6": {"top_p": 0.9, "temp": 0.6},
+        "top p 0.8 and top 2": {"top_p": 0.8, "top_k": 2},
+    }
     original = utils.multinomial
     for name, options in cases.items():
         seen: list[torch.Tensor] = []
@@ -487,8 +523,10 @@ def main() -> None:
         "numpy": np.__version__,
     }
     FACTS["checksum"] = filling.checksum()
-    FACTS["hum, tune, burst"] = [float(np.abs(made).sum(dtype=np.float64)) for made in
-                                 (filling.hum(4000), filling.tune(0.2), filling.burst(4000))]  # fmt: skip
+    FACTS["hum, tune, burst"] = [
+        float(np.abs(made).sum(dtype=np.float64))
+        for made in (filling.hum(4000), filling.tune(0.2), filling.burst(4000))
+    ]
     shapes()
     here = filling.HERE
     (here / "golden.json").write_text(json.dumps(FACTS))  # `audiocraft_folder` reads the shapes from here
