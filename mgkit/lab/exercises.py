@@ -4,10 +4,13 @@ A missing answer, left as `...`, is not wrong: a notebook runs to its end before
 """
 
 from collections.abc import Callable
-from typing import Any
+from types import EllipsisType
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
 
 
-def check(answer: Any, right: Callable[[Any], bool], hint: str) -> None:
+def check(answer: Answer | EllipsisType, right: Callable[[Answer], bool], hint: str) -> None:
     """Print one line on whether `right(answer)`, with `hint` if not. Never raises.
 
     >>> check(..., lambda steps: steps == 503, "how long is the longest delay?")
@@ -17,7 +20,7 @@ def check(answer: Any, right: Callable[[Any], bool], hint: str) -> None:
     >>> check("many", lambda steps: steps > 100, "count")
     Not yet (got 'many'). Hint: count
     """
-    if answer is ...:
+    if isinstance(answer, EllipsisType):
         print("Your turn: replace the three dots with your answer and run the cell again.")
         return
     # An answer of another type is wrong, but no reason for a traceback.

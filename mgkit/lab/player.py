@@ -79,7 +79,7 @@ class Player(Widget):
         if not LIVE:
             self.value = self.html
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         # A notebook may show several players, or the same one twice.
         mark = uuid.uuid4().hex
         page = self.html.replace('class="mgkit"', f'class="mgkit" id="mgkit-{mark}"', 1)
@@ -286,7 +286,7 @@ class LivePlayer(Widget):
             if self._piece == piece:
                 self.finish()
 
-    def _on_browser(self, _widget: Any, content: dict, _buffers: list) -> None:
+    def _on_browser(self, _widget: object, content: dict, _buffers: list[memoryview]) -> None:
         kind = content.get("kind")
         if kind == "ready":
             with self._lock:
@@ -333,7 +333,7 @@ class Recorder(Widget):
             self.message = "Recording needs the package anywidget: upload a file instead."
             self.value = f"<p>Recording {NEEDS}. Or upload a file instead.</p>"
 
-    def _on_browser(self, _widget: Any, content: dict, buffers: list) -> None:
+    def _on_browser(self, _widget: object, content: dict, buffers: list[memoryview]) -> None:
         if content.get("kind") == "recorded" and buffers:
             samples = np.frombuffer(buffers[0], dtype="<i2").astype(np.float32) / 32768
             if len(samples):
