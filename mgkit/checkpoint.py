@@ -24,10 +24,11 @@ from mgkit.layouts import (
     CODEC_REQUIRED,
     CODEC_SETTINGS,
     LM_SETTINGS,
-    PAD_MODES,
     audiocraft,
     fill,
     hugging_face,
+    validate_codec,
+    validate_lm,
 )
 from mgkit.lm import LM, LMConfig
 from mgkit.melody import HOP
@@ -145,7 +146,7 @@ def _from_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -
         **{ours: getattr(config.decoder, theirs) for ours, theirs in LM_SETTINGS.items()},
         cross_attention=kind == "musicgen",
     )
-    _validate_lm(shape, folder)
+    validate_lm(shape, folder)
     codec = _codec_config(config.audio_encoder, shape.codebooks // shape.channels, folder)
     text = _empty_text_encoder(folder, config.text_encoder, device)
     frames = config.chroma_length if kind == "musicgen_melody" else None
@@ -181,7 +182,7 @@ def _codec_config(config: "EncodecConfig", codebooks: int, where: Path) -> Codec
             )
     settings = {ours: getattr(config, theirs) for ours, theirs in CODEC_SETTINGS.items()}
     codec = CodecConfig(codebooks=codebooks, **(settings | {"ratios": tuple(settings["ratios"])}))
-    _validate_codec(codec, where)
+    validate_codec(codec, where)
     return codec
 
 
@@ -204,7 +205,7 @@ def _from_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> 
         channels=2 if file.setting("interleave_stereo_codebooks.use", bool, default=False) else 1,
         cross_attention="transformer.layers.0.norm_cross.weight" in file.tensors,
     )
-    _validate_lm(shape, folder)
+    validate_lm(shape, folder)
     shifts = list(delays(shape.codebooks, shape.channels))
     if (found := file.setting("codebooks_pattern.delay.delays", list, default=shifts) or shifts) != shifts:
         raise WeightsError(f"{folder} has the delays {found}; MusicGen's are {shifts}")
@@ -262,32 +263,11 @@ def _audiocraft_codec(path: Path) -> tuple[CodecConfig, dict[str, Read], Callabl
         codebook_size=len(file.tensor("quantizer.vq.layers.0._codebook.embed")),
         pad_mode=file.setting("seanet.pad_mode", str, default="reflect"),
     )
-    _validate_codec(codec, path)
+    validate_codec(codec, path)
     return codec, file.source, audiocraft
 
 
 # --- empty modules ------------------------------------------------------------------------------------------
-
-
-def _validate_lm(config: LMConfig, where: Path) -> None:
-    _require_positive(where, **{name: getattr(config, name) for name in LM_SETTINGS})
-    if config.dim % config.heads:
-        raise WeightsError(f"{where}: {config.heads} heads do not divide the width {config.dim}")
-
-
-def _validate_codec(config: CodecConfig, where: Path) -> None:
-    sizes = {name: getattr(config, name) for name in CODEC_SETTINGS if name not in ("ratios", "pad_mode")}
-    _require_positive(where, **sizes, **{f"ratio {i}": ratio for i, ratio in enumerate(config.ratios)})
-    if config.pad_mode not in PAD_MODES:
-        raise WeightsError(
-            f"{where}: the codec's pad_mode is {config.pad_mode!r}; expected one of {PAD_MODES}"
-        )
-
-
-def _require_positive(where: Path, **sizes: object) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise WeightsError(f"{where}: {name} is {size!r} in its config; expected a positive integer")
 
 
 def _empty_text_encoder(folder: Path, config: "PretrainedConfig", device: torch.device) -> TextEncoder:

@@ -1,4 +1,4 @@
-"""Names of tensors and settings in both published layouts, and the strict copy into the modules.
+"""Names of tensors and settings in both published layouts, valid settings, and the strict copy of tensors.
 
     Hugging Face   config.json, *.safetensors
     audiocraft     state_dict.bin (language model, projections), compression_state_dict.bin (codec)
@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mgkit.codec import CodecConfig
+from mgkit.lm import LMConfig
 from mgkit.readers import Read, WeightsError
 
 # --- names of tensors ---------------------------------------------------------------------------------------
@@ -140,6 +142,35 @@ CODEC_REQUIRED = {
     "normalize": False,
 }
 PAD_MODES = ("reflect", "constant")
+
+
+def validate_lm(config: LMConfig, where: Path) -> None:
+    """Check for positive sizes, and for heads that divide the width.
+
+    Raises: WeightsError about `where`, the source of the config.
+    """
+    _require_positive(where, **{name: getattr(config, name) for name in LM_SETTINGS})
+    if config.dim % config.heads:
+        raise WeightsError(f"{where}: {config.heads} heads do not divide the width {config.dim}")
+
+
+def validate_codec(config: CodecConfig, where: Path) -> None:
+    """Check for positive sizes, and for a supported padding mode.
+
+    Raises: WeightsError about `where`, the source of the config.
+    """
+    sizes = {name: getattr(config, name) for name in CODEC_SETTINGS if name not in ("ratios", "pad_mode")}
+    _require_positive(where, **sizes, **{f"ratio {i}": ratio for i, ratio in enumerate(config.ratios)})
+    if config.pad_mode not in PAD_MODES:
+        raise WeightsError(
+            f"{where}: the codec's pad_mode is {config.pad_mode!r}; expected one of {PAD_MODES}"
+        )
+
+
+def _require_positive(where: Path, **sizes: object) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise WeightsError(f"{where}: {name} is {size!r} in its config; expected a positive integer")
 
 
 # --- the copy -----------------------------------------------------------------------------------------------
