@@ -62,8 +62,7 @@ def pretrain_text_encoder(
         for group in optimizer.param_groups:
             group["lr"] = lr * min((step + 1) / 50, 1 - 0.9 * step / steps)
         rows = rng.integers(len(pieces), size=batch)
-        ids, mask = encoder.tokens([str(rng.choice(pieces[row]["captions"])) for row in rows])
-        vectors = encoder.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        vectors, mask = encoder([str(rng.choice(pieces[row]["captions"])) for row in rows])
         mean = (vectors * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         losses = [
             F.cross_entropy(classifier(mean), targets[rows, i]) for i, classifier in enumerate(classifiers)
