@@ -296,7 +296,3 @@ def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tenso
 
 def _decibels(level: Tensor) -> float:
     return 20 * float(level.clamp(min=1e-8).log10())
-
-
-# renamed: remove when no caller is left
-check, check_rate = as_wave, parse_rate

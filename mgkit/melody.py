@@ -187,7 +187,3 @@ def demucs(device: str = "cpu") -> Separate:
         return F.pad(stems, (0, max(0, wave.shape[-1] - stems.shape[-1])))[:, : wave.shape[-1]]
 
     return separate
-
-
-# renamed: remove when no caller is left
-check = parse_classes

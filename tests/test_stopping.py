@@ -1,4 +1,4 @@
-"""A run stopped at any moment returns a playable beginning, and says so in its manifest."""
+"""A run stopped at any moment returns a playable beginning and an accurate manifest."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def ctrl_c_at(step):
 
 
 def interrupt_call(monkeypatch, module, name, n):
-    """Ctrl-C in the middle of the nth call of the module's method."""
+    """Press Ctrl-C during the nth call of the module's method."""
     real, calls = getattr(module, name), []
 
     def method(*args, **kwargs):
@@ -59,7 +59,7 @@ def assert_begins(whole, wave, tokens, manifests):
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_ctrl_c_at_any_step_returns_what_was_made(text, whole, interruptible, capsys, step):
+def test_ctrl_c_at_any_step_returns_the_music_so_far(text, whole, interruptible, capsys, step):
     wave, tokens, manifests = text.generate(["calm", "sad"], **RETURNED, on_step=ctrl_c_at(step))
     assert_begins(whole, wave, tokens, manifests)
     assert step - 4 <= tokens.shape[-1] <= max(0, step - 3)
@@ -67,7 +67,7 @@ def test_ctrl_c_at_any_step_returns_what_was_made(text, whole, interruptible, ca
 
 
 @pytest.mark.parametrize("call", [1, 2, 5, STEPS])
-def test_ctrl_c_inside_the_language_model_returns_what_was_made(
+def test_ctrl_c_inside_the_language_model_returns_the_music_so_far(
     text, whole, interruptible, monkeypatch, call
 ):
     interrupt_call(monkeypatch, text.lm, "hidden", call)
@@ -84,14 +84,14 @@ def test_ctrl_c_while_decoding_does_not_lose_the_music(text, whole, interruptibl
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 9, STEPS])
-def test_ctrl_c_at_any_step_of_a_stream_yields_what_was_made(text, whole, interruptible, step):
+def test_ctrl_c_at_any_step_of_a_stream_yields_the_music_so_far(text, whole, interruptible, step):
     stream = text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06, on_step=ctrl_c_at(step))
     assert_plays(text, whole, stream)
     assert step - 4 <= stream.manifests[0]["frames"] <= max(0, step - 3)
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_ctrl_c_inside_the_decoder_of_a_stream_yields_what_was_made(
+def test_ctrl_c_inside_the_decoder_of_a_stream_yields_the_music_so_far(
     text, whole, interruptible, monkeypatch, call
 ):
     interrupt_call(monkeypatch, text.codec.decoder[1], "resume", call)
@@ -107,7 +107,7 @@ def assert_plays(model, whole, stream):
     torch.testing.assert_close(wave, model.generate_audio(whole[..., :frames]), atol=1e-5, rtol=0)
 
 
-def test_leaving_a_stream_early_keeps_what_it_said_of_itself(text, whole):
+def test_leaving_a_stream_early_keeps_its_manifest(text, whole):
     stream = text.stream(["calm", "sad"], seed=5, chunk_seconds=0.06)
     for chunk in stream:
         assert chunk.shape[:2] == (2, 1)
@@ -118,7 +118,7 @@ def test_leaving_a_stream_early_keeps_what_it_said_of_itself(text, whole):
 
 
 @pytest.mark.parametrize("steps", range(STEPS + 1))
-def test_a_stop_event_after_any_step_returns_what_was_made(text, whole, steps):
+def test_a_stop_event_after_any_step_returns_the_music_so_far(text, whole, steps):
     stop = Event()
 
     def on_step(done, total):
@@ -132,7 +132,7 @@ def test_a_stop_event_after_any_step_returns_what_was_made(text, whole, steps):
     assert tokens.shape[-1] == max(0, steps - 3)
 
 
-def test_stopped_before_the_start_means_no_step_and_an_empty_wave(text, tmp_path):
+def test_a_run_stopped_before_its_start_makes_no_step_and_an_empty_wave(text, tmp_path):
     stop, steps = Event(), []
     stop.set()
     wave, tokens, [manifest] = text.generate(
@@ -144,21 +144,21 @@ def test_stopped_before_the_start_means_no_step_and_an_empty_wave(text, tmp_path
     assert not os.listdir(tmp_path)
 
 
-def test_stopped_before_the_start_leaves_the_prompt(text):
+def test_a_continuation_stopped_before_its_start_is_the_prompt(text):
     stop = Event()
     stop.set()
     wave, [manifest] = text.generate_continuation(tune(0.1), RATE, ["calm"], stop=stop, return_manifests=True)
     assert wave.shape == (1, 1, round(0.1 * RATE)) and manifest["frames"] == 5
 
 
-def test_what_was_stopped_replays(text):
+def test_a_stopped_run_can_be_replayed(text):
     _, manifests = text.generate(["calm", "sad"], seed=5, stop=StopAfter(7), return_manifests=True)
     _, tokens = text.replay(manifests[1])
     assert 0 < tokens.shape[-1] < FRAMES
 
 
 class StopAfter:
-    """A stop that sets itself at the nth time that it is asked."""
+    """A stop event that is set from its nth query on."""
 
     def __init__(self, n):
         self.left = n
@@ -168,7 +168,7 @@ class StopAfter:
         return self.left < 0
 
 
-def test_an_error_in_a_callback_is_the_callers_own_and_breaks_nothing(text, whole):
+def test_an_error_in_a_callback_reaches_the_caller_and_breaks_nothing(text, whole):
     class Mine(Exception):
         pass
 
