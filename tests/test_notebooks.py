@@ -117,7 +117,8 @@ def test_notebook_runs(path, tmp_path):
 def test_the_code_of_the_readme_runs(tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", readme, re.S))
     assert "duration=8" in code
     exec(code.replace("duration=8", "duration=3"), {})
     assert (tmp_path / "mine.wav").stat().st_size > 10_000
