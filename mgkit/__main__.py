@@ -20,11 +20,13 @@ COMMANDS = {
 TRAIN = {
     "data": ("mgkit.band.dataset", "compose, render and caption training clips"),
     "preview": ("mgkit.band.preview", "write a page with a few training clips"),
+    "stems": ("mgkit.train.sounds", "render single instruments of the clips, for the codec"),
     "codec": ("mgkit.train.codec", "train the codec"),
     "tokens": ("mgkit.train.tokens", "encode the training clips"),
     "lm": ("mgkit.train.lm", "train the language model on the tokens"),
     "reinforce": ("mgkit.train.reinforce", "improve the language model by reinforcement learning"),
     "export": ("mgkit.train.export", "join codec and language model into a model folder"),
+    "nano": ("mgkit.train.nano", "all of the above, from nothing to a model folder, within a time budget"),
     "tune": ("mgkit.train.finetune", "fine-tune any model on a folder of audio and captions"),
 }
 

@@ -1,11 +1,11 @@
-"""An adversary for the codec's decoder: it learns to tell decoded sound from real, and the decoder to deceive it.
+"""A multi-scale STFT discriminator for the codec's decoder (EnCodec, arXiv:2210.13438, section 3.4), small.
 
 Letters: B batch, N samples, F frequencies, T frames.
 
-    wave [B, 1, N] -> complex spectra at three resolutions [B, 2, T, F] -> convolutions -> real or decoded, for each spot
+    wave [B, 1, N] -> complex spectra at three resolutions [B, 2, T, F] -> convolutions -> logits: real or decoded, for each spot
 
-A distance between waves or spectra rewards the mean of what could be; the mean of all cymbals is a hum. The adversary
-rewards what sounds like one of them (multi-scale STFT discriminators, arXiv:2210.13438, section 3.4).
+A distance between waves or spectra rewards the mean of all sounds that fit the codes, and the mean of all cymbals is a
+hum. The discriminator rewards what could be one of them.
 """
 
 import torch
@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from mgkit.spectra import stft
+
 WINDOWS = (512, 1024, 2048)  # samples
 
 
-class Judge(nn.Module):
-    """One resolution: scores [B, 1, t, f] of a wave [B, 1, N], over 0 for real, and what each layer saw."""
+class Resolution(nn.Module):
+    """One resolution: logits [B, 1, t, f] of a wave [B, 1, N], positive for real, and the features of each layer."""
 
     def __init__(self, window: int, width: int):
         super().__init__()
@@ -34,63 +36,63 @@ class Judge(nn.Module):
         self.last = weight_norm(nn.Conv2d(width, 1, (3, 3), padding=(1, 1)))
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
-        hann = torch.hann_window(self.window, device=wave.device)
         with torch.autocast(wave.device.type, enabled=False):  # there is no FFT in bfloat16
-            spectrum = torch.stft(
-                wave[:, 0].float(), self.window, self.window // 4, window=hann, return_complex=True
-            )
-            # the root of the size: an adversary that hears only the loudest partials leaves the rest a hum
-            spectrum = spectrum / (hann.sum() * spectrum.abs()).clamp(min=1e-6).sqrt()
-            x = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
-        seen = []
+            spectrum = stft(wave[:, 0].float(), self.window, self.window // 4) * (2 / self.window)
+            # the root of the magnitude: otherwise only the loudest partials count
+            spectrum = spectrum / spectrum.abs().clamp(min=1e-6).sqrt()
+            x = torch.view_as_real(spectrum).permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+        features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
-            seen.append(x)
-        return self.last(x), seen
+            features.append(x)
+        return self.last(x), features
 
 
-class Adversary(nn.Module):
-    """Judges of all resolutions."""
+class Discriminator(nn.Module):
+    """The discriminators of all resolutions."""
 
     def __init__(self, width: int = 8):
         super().__init__()
-        self.judges = nn.ModuleList(Judge(window, width) for window in WINDOWS)
+        self.resolutions = nn.ModuleList(Resolution(window, width) for window in WINDOWS)
 
-    def learn(self, real: Tensor, decoded: Tensor) -> Tensor:
-        """What the adversary minimizes: hinge loss of its scores of real waves and decoded ones, [B, 1, N] each."""
-        losses = []
-        for judge in self.judges:
-            losses += [F.relu(1 - judge(real)[0]).mean(), F.relu(1 + judge(decoded.detach())[0]).mean()]
+    def loss(self, real: Tensor, decoded: Tensor) -> Tensor:
+        """The discriminator's own loss: hinge loss of its logits for real and decoded waves, [B, 1, N] each."""
+        both, count, losses = torch.cat([real, decoded.detach()]), len(real), []
+        for resolution in self.resolutions:
+            logits = resolution(both)[0]
+            losses += [F.relu(1 - logits[:count]).mean(), F.relu(1 + logits[count:]).mean()]
         return torch.stack(losses).mean()
 
-    def deceived(self, real: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder minimizes: how little it deceives, and how much else the layers see in it than in `real`."""
-        fooled, unlike = [], []
-        for judge in self.judges:
+    def generator_losses(self, real: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's losses: hinge loss of its logits taken for real, and relative L1 distance of all features."""
+        adversarial, features = [], []
+        for resolution in self.resolutions:
             with torch.no_grad():
-                _, expected = judge(real)
-            score, seen = judge(decoded)
-            fooled.append(F.relu(1 - score).mean())
-            unlike += [
+                _, expected = resolution(real)
+            logits, found = resolution(decoded)
+            adversarial.append(F.relu(1 - logits).mean())
+            features += [
                 (x - y).abs().mean() / y.abs().mean().clamp(min=1e-4)
-                for x, y in zip(seen, expected, strict=True)
+                for x, y in zip(found, expected, strict=True)
             ]
-        return torch.stack(fooled).mean(), torch.stack(unlike).mean()
+        return torch.stack(adversarial).mean(), torch.stack(features).mean()
 
 
-class Balance:
-    """Sums gradients in fixed proportions, whatever their losses' sizes are (arXiv:2210.13438, section 3.4)."""
+class LossBalancer:
+    """Sums gradients in fixed proportions, whatever the scales of their losses (arXiv:2210.13438, section 3.4)."""
+
+    DECAY = 0.99
 
     def __init__(self, weights: dict[str, float]):
         self.weights = weights
-        self.sizes: dict[str, float] = {}  # of each loss's gradient, a moving average
+        self.sizes: dict[str, Tensor] = {}  # moving average of the norm of each loss's gradient
 
-    def gradient(self, losses: dict[str, Tensor], heard: Tensor) -> Tensor:
-        """Gradient for `heard`, [B, 1, N]; its parts have the norms `weights`."""
-        total = torch.zeros_like(heard)
+    def gradient(self, losses: dict[str, Tensor], decoded: Tensor) -> Tensor:
+        """Gradient for `decoded` [B, 1, N]; the norms of its parts are `weights`, on average."""
+        total = torch.zeros_like(decoded)
         for name, loss in losses.items():
-            (part,) = torch.autograd.grad(loss, heard, retain_graph=True)
-            size = float(part.norm())
-            self.sizes[name] = size if name not in self.sizes else 0.99 * self.sizes[name] + 0.01 * size
-            total += self.weights[name] * part / max(self.sizes[name], 1e-12)
+            (part,) = torch.autograd.grad(loss, decoded, retain_graph=True)
+            size = part.norm()
+            self.sizes[name] = self.DECAY * self.sizes.get(name, size) + (1 - self.DECAY) * size
+            total += self.weights[name] * part / self.sizes[name].clamp(min=1e-12)
         return total

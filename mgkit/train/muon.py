@@ -44,7 +44,7 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer for matrices, like torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
+    """Optimizer for matrices and convolution kernels, like torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
 
     The RMS of an update is 0.2 `lr`, as with AdamW, so both can share a learning rate.
     """
@@ -75,6 +75,8 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(matrix)
         mean = state["momentum_buffer"]
         mean.lerp_(matrix.grad, 1 - group["momentum"])
-        update = orthogonalize(matrix.grad.lerp(mean, group["momentum"]), self.dtype)
+        # The kernel of a convolution [out, in, taps] counts as a matrix [out, in * taps].
+        update = orthogonalize(matrix.grad.lerp(mean, group["momentum"]).flatten(1), self.dtype)
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
+        scale = 0.2 * math.sqrt(max(update.shape))
+        matrix.add_(update.view_as(matrix), alpha=-group["lr"] * scale)

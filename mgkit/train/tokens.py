@@ -23,12 +23,14 @@ from mgkit.band.captions import captions
 from mgkit.band.dataset import ClipRow
 from mgkit.band.piece import Piece
 from mgkit.codec import Codec
+from mgkit.musicgen import best_device
 from mgkit.train import codec as codec_training
 from mgkit.train.clips import Clips, to_float
 
 # Code frames and chroma frames of equal duration: 32 * 640 = 5 * 4096 samples. Crops start at multiples of
 # it.
 CODE_STRIDE, CHROMA_STRIDE = 32, 5
+GPU_CLIPS = 16  # encoded together on a GPU
 
 
 class Metadata(TypedDict):
@@ -86,17 +88,27 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     codes = np.zeros((clips, config.codebooks, frames), np.int16)
     pitch_classes = np.zeros((clips, chroma_frames(data.samples)), np.int8)
 
-    @torch.no_grad()
-    def encode(clip: int) -> None:
-        codes[clip] = codec.encode(to_float(data.mix[clip])[None, None])[0].short().numpy()
-        tune = to_float(data.melody[clip])[None]
-        pitch_classes[clip] = melody.classes(tune, config.sample_rate, pitch_classes.shape[1]).numpy()
+    device = best_device()
+    codec = codec.to(device)
+    # On a CPU one clip and one thread per core: a clip's working set fits a core's cache, and cores that share
+    # an operation wait for each other.
+    size = 1 if device.type == "cpu" else GPU_CLIPS
 
-    # One clip and one thread per core: a clip's working set fits a core's cache, and cores that share an
-    # operation wait for each other.
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in tqdm(pool.map(encode, range(clips)), total=clips, desc="tokens", unit="clip"):
-            pass
+    @torch.no_grad()
+    def encode(start: int) -> int:
+        part = slice(start, min(start + size, clips))
+        codes[part] = codec.encode(to_float(data.mix[part])[:, None].to(device)).short().cpu().numpy()
+        for clip in range(part.start, part.stop):
+            tune = to_float(data.melody[clip])[None]
+            pitch_classes[clip] = melody.classes(tune, config.sample_rate, pitch_classes.shape[1]).numpy()
+        return part.stop - part.start
+
+    with (
+        ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        tqdm(total=clips, desc="tokens", unit="clip") as bar,
+    ):
+        for count in pool.map(encode, range(0, clips, size)):
+            bar.update(count)
     np.save(out / "codes.npy", codes)
     np.save(out / "melody.npy", pitch_classes)
     text = json.dumps(metadata, indent=1) + "\n"

@@ -1,0 +1,172 @@
+"""The sounds that a codec learns from: band, single instruments, strokes, recordings and silence, cut into crops.
+
+Letters: B batch, N samples.
+
+    mix.i16, melody.i16    the rendered clips (see `mgkit train data`): the band, and the lead alone
+    stems.i16              int16 [clips, samples]: of each clip one instrument, or two, in a room or dry
+    onsets.npy             int32 [2, clips, ONSETS]: where notes begin, in samples, in the mix and in the stem
+    stems.json             clips, samples and rate; written last
+
+Most of a note's information lies in its first tenth of a second, so half of the crops contain an onset near the start.
+"""
+
+import argparse
+import json
+import os
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mgkit import audio
+from mgkit.band.compose import compose
+from mgkit.band.piece import Piece
+from mgkit.band.synth import render
+
+ONSETS = 32  # note starts kept of each clip, drawn with replacement
+
+
+def solo(piece: Piece, rng: random.Random) -> tuple[Piece, bool]:
+    """`piece` with one or two of its tracks, and whether it is to be rendered dry, without a room."""
+    tracks = [track for track in piece.tracks if track.notes]
+    drums = [track for track in tracks if track.percussion]
+    draw = rng.random()
+    if drums and draw < 0.25:
+        return replace(piece, tracks=tuple(drums)), False
+    if draw < 0.45 and len(tracks) > 1:
+        return replace(piece, tracks=tuple(rng.sample(tracks, 2))), False
+    track = rng.choice(tracks)
+    # `render` returns the melody dry, so an instrument that poses as the melody comes back dry too
+    dry = draw > 0.7 and not track.percussion
+    return replace(piece, tracks=(replace(track, role="melody") if dry else track,)), dry
+
+
+def onsets(piece: Piece, samples: int, rate: int, rng: random.Random) -> list[int]:
+    """ONSETS note starts of `piece` in samples, drawn with replacement; random positions if there are none."""
+    starts = [round(note[0] * rate) for track in piece.tracks for note in track.notes]
+    starts = [start for start in starts if 0 <= start < samples]
+    return [rng.choice(starts) if starts else rng.randrange(samples) for _ in range(ONSETS)]
+
+
+def _stem(seed: int, seconds: float, rate: int, soundfont: str) -> tuple[np.ndarray, list[list[int]]]:
+    rng, piece = random.Random(f"stem {seed}"), compose(seed, seconds=seconds)
+    part, dry = solo(piece, rng)
+    wave = render(part, seconds=seconds, rate=rate, soundfont=soundfont)[1 if dry else 0]
+    starts = [onsets(p, len(wave), rate, rng) for p in (piece, part)]
+    return np.round(32767 * wave).astype(np.int16), starts
+
+
+def write_stems(folder: str | Path, workers: int | None = None) -> None:
+    """Renders a stem and lists the onsets of every clip of the rendered `folder`; does nothing if they exist."""
+    folder = Path(folder)
+    plan = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    done, about = folder / "stems.json", {name: plan[name] for name in ("clips", "samples", "rate")}
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == about:
+        return
+    seeds = [
+        json.loads(line)["seed"]
+        for line in (folder / "pieces.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    make = partial(_stem, seconds=plan["seconds"], rate=plan["rate"], soundfont=plan["soundfont"])
+    starts = []
+    with (
+        open(folder / "stems.i16", "wb") as stems,
+        ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool,
+    ):
+        made = pool.map(make, seeds, chunksize=4)
+        for wave, found in tqdm(made, total=len(seeds), desc=f"{folder.name}: stems", unit="clip"):
+            stems.write(wave.tobytes())
+            starts.append(found)
+    np.save(folder / "onsets.npy", np.array(starts, np.int32).transpose(1, 0, 2))
+    audio.replace_file(
+        done, lambda path: path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    )
+
+
+def read_recordings(folder: str | Path, rate: int) -> list[np.ndarray]:
+    """The recordings in `folder` as int16 [1, N], mono at `rate`; those shorter than two seconds are left out."""
+    found = []
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in audio.FORMATS):
+        wave, own = audio.read(path)
+        pcm = (audio.resample(wave.mean(dim=0, keepdim=True), own, rate).clamp(-1, 1) * 32767).short().numpy()
+        found += [pcm] if pcm.shape[1] >= 2 * rate else []
+    return found
+
+
+class Sounds:
+    """All sources of crops. On a GPU the clips are copied to its memory once, as int16."""
+
+    SHARES = {"mix": 0.6, "stems": 0.23, "melody": 0.1, "recordings": 0.07}
+    AT_ONSET = 0.5  # share of the crops with a note start in their first half
+    SILENT = 0.04  # share of the crops in which one half is silence
+    FADE = 320  # samples of the edge of that silence
+
+    def __init__(self, clips: Any, folder: str | Path, recordings: list[np.ndarray], device: torch.device):
+        self.device, folder = device, Path(folder)
+        self.sources: dict[str, list[Any]] = {"mix": [clips.mix], "melody": [clips.melody]}
+        self.onsets: dict[str, np.ndarray] = {}
+        if (folder / "stems.json").is_file():
+            shape = clips.mix.shape
+            self.sources["stems"] = [np.memmap(folder / "stems.i16", np.int16, "r", shape=shape)]
+            self.onsets = dict(zip(("mix", "stems"), np.load(folder / "onsets.npy"), strict=True))
+        if recordings:
+            self.sources["recordings"] = recordings
+        if device.type == "cuda":
+            move = partial(_to_device, device=device)
+            self.sources = {name: [move(part) for part in parts] for name, parts in self.sources.items()}
+        self.names = list(self.sources)
+        shares = np.array([self.SHARES[name] for name in self.names])
+        self.shares = shares / shares.sum()
+
+    def crops(self, rng: np.random.Generator, count: int, samples: int) -> Tensor:
+        """Waves [count, 1, samples] on the device, at levels from -14 to +2 dB; the same ones for the same `rng`."""
+        rows, gains = [], rng.uniform(-14, 2, count)
+        signs = rng.choice((-1.0, 1.0), count)
+        for name in rng.choice(self.names, count, p=self.shares):
+            parts = self.sources[name]
+            part = parts[rng.integers(len(parts))]
+            clip, start = int(rng.integers(len(part))), int(rng.integers(part.shape[1] - samples + 1))
+            if name in self.onsets and rng.random() < self.AT_ONSET:
+                onset = int(self.onsets[name][clip, rng.integers(ONSETS)])
+                start = min(max(0, onset - int(rng.integers(samples // 2))), part.shape[1] - samples)
+            cut = part[clip, start : start + samples]
+            rows.append(cut if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut)))
+        scale = torch.from_numpy(10 ** (gains / 20) * signs).float()
+        wave = torch.stack(rows).float() / 32768 * scale.to(self.device)[:, None]
+        return (wave * self._fades(rng, count, samples)).clamp(-1, 1)[:, None]
+
+    def _fades(self, rng: np.random.Generator, count: int, samples: int) -> Tensor:
+        """Ones [count, samples], but for a few rows that fall to zero, or rise from it, somewhere in the middle."""
+        fades = torch.ones(count, samples)
+        for row in np.flatnonzero(rng.random(count) < self.SILENT):
+            at = rng.integers(samples // 4, 3 * samples // 4)
+            edge = ((torch.arange(samples) - float(at)) / self.FADE).clamp(0, 1)
+            fades[row] = edge if rng.random() < 0.5 else 1 - edge
+        return fades.to(self.device, non_blocking=True)
+
+
+def _to_device(part: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(part)).to(device)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`python -m mgkit train stems`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mgkit train stems", description="Render single instruments for the codec."
+    )
+    parser.add_argument("--data", default="runs/band", help="rendered clips to add stems and onsets to")
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    args = parser.parse_args(argv)
+    write_stems(args.data, args.workers)
+
+
+if __name__ == "__main__":
+    main()
