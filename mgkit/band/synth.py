@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,14 @@ SOUNDFONTS = {
 def find_soundfont(name: str = "fluidr3mono") -> Path:
     """Path of a soundfont: 'fluidr3mono' plays all training audio, 'musescore' is reserved for evaluation.
 
+    It is looked for where Debian installs it, or in the folder that the environment variable MGKIT_SOUNDFONTS names.
+
     Raises: FileNotFoundError with the package to install; ValueError for an unknown name.
     """
     if name not in SOUNDFONTS:
         raise ValueError(f"unknown soundfont {name!r}; choose from {', '.join(SOUNDFONTS)}")
     file, package = SOUNDFONTS[name]
-    path = Path("/usr/share/sounds/sf3") / file
+    path = Path(os.environ.get("MGKIT_SOUNDFONTS", "/usr/share/sounds/sf3")) / file
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; install it with: sudo apt-get install {package}")
     return path

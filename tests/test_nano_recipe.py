@@ -1,0 +1,134 @@
+"""The recipe of the small model: its plan, what it remembers of an interrupted run, what it carries; and, slow, all of it."""
+
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import clips, codec_run
+
+from mgkit.musicgen import best_device
+from mgkit.train import loop, nano, pack
+from mgkit.train.codec import CodecLearner
+from mgkit.train.nano import SHARES, Progress, Recipe
+
+CPU = Recipe(600, "cpu", 2)
+GPU = Recipe(9, "cuda", 16)
+
+
+def options(recipe: Recipe) -> list[tuple[str, str, dict[str, str]]]:
+    """(stage, command, options) of a recipe's steps."""
+    found = []
+    for stage, command, arguments in recipe.commands(Path("out")):
+        given = dict(argument.partition("=")[::2] for argument in arguments)
+        found.append((stage, command, given))
+    return found
+
+
+@pytest.mark.parametrize("recipe", [CPU, GPU, Recipe(1, "cpu", 2), Recipe(9, "cuda", 16, until="decoder")])
+def test_stages_share_the_whole_budget(recipe):
+    assert sum(recipe.minutes().values()) == pytest.approx(recipe.budget)
+    trained = {stage: given["--minutes"] for stage, _, given in options(recipe) if "--minutes" in given}
+    assert {stage: float(minutes) for stage, minutes in trained.items()} == pytest.approx(
+        {stage: minutes for stage, minutes in recipe.minutes().items() if stage in trained}, rel=1e-4
+    )
+    assert sum(SHARES.values()) == pytest.approx(1)
+
+
+def test_a_recipe_until_a_stage_ends_with_it():
+    stages = [stage for stage, *_ in options(Recipe(9, "cuda", 16, until="decoder"))]
+    assert list(dict.fromkeys(stages)) == ["data", "codec", "decoder"]
+
+
+def test_clips_grow_with_budget_and_cores_within_limits():
+    assert Recipe(0.01, "cpu", 2).clips() == nano.CLIPS[0]
+    assert Recipe(1, "cpu", 2).clips() < Recipe(10, "cpu", 2).clips() < Recipe(10, "cpu", 8).clips()
+    assert CPU.clips() == nano.CLIPS[1]
+    assert GPU.clips() > 5000
+
+
+def test_steps_hand_folders_on():
+    made = set()
+    for _, _, given in options(CPU):
+        needed = {
+            path
+            for name, path in given.items()
+            if name in ("--data", "--valid", "--tokens", "--start", "--codec")
+        }
+        assert needed <= made
+        made.add(given.get("--out", given.get("--data")))
+
+
+def test_finished_steps_are_not_repeated_and_another_recipe_is_refused(tmp_path):
+    calls = []
+    progress = Progress(tmp_path, CPU)
+    progress.run("train data", "data", lambda: calls.append(1))
+    Progress(tmp_path, CPU).run("train data", "data", lambda: calls.append(2))
+    assert calls == [1]
+    with pytest.raises(ValueError, match="give the same options"):
+        Progress(tmp_path, GPU)
+
+
+def test_an_interrupted_run_is_not_finished(tmp_path):
+    recipe = Recipe(600, "cpu", 2)
+    settings = codec_run(steps=None, minutes=recipe.minutes()["codec"])
+
+    def interrupted() -> None:
+        learner = CodecLearner(settings, clips(), clips())
+        loop.claim(tmp_path / "codec", settings)
+        loop.Loop(settings, tmp_path / "codec", learner, 1e-3).save()
+
+    with pytest.raises(KeyboardInterrupt):
+        Progress(tmp_path, recipe).run("train codec", "codec", interrupted)
+    assert json.loads((tmp_path / "nano.json").read_text())["done"] == {}
+
+
+def test_parts_join_to_what_was_split(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(bytes(range(256)) * 40)
+    parts = pack.split([tmp_path / "model"], tmp_path, tmp_path / "parts", size=5000)
+    assert len(parts) > 2
+    assert {part.stat().st_size <= 5000 for part in parts} == {True}
+    (tmp_path / "joined.tar").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with tarfile.open(tmp_path / "joined.tar") as archive:
+        assert archive.extractfile("model/weights").read() == bytes(range(256)) * 40
+
+
+def test_pack_holds_soundfont_wheels_and_script(tmp_path, soundfont, monkeypatch, capsys):
+    asked = []
+
+    def download(command, **_):
+        asked.extend(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", download)
+    monkeypatch.setattr(pack.metadata, "version", lambda name: "1.0")
+    pack.write(tmp_path)
+    assert (tmp_path / soundfont.name).stat().st_size == soundfont.stat().st_size
+    assert "tinysoundfont==1.0" in asked
+    assert "MGKIT_SOUNDFONTS" in (tmp_path / "run.sh").read_text()
+    assert "MiB" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_makes_a_model_that_generates(tmp_path, soundfont):
+    from mgkit import MusicGen
+
+    threads = torch.get_num_threads()
+    try:
+        nano.main([f"--out={tmp_path}", "--budget=0.2", "--seconds=2", f"--parts={tmp_path / 'parts'}"])
+    finally:
+        torch.set_num_threads(threads)
+    model = MusicGen.get_pretrained(str(tmp_path / "model"))
+    model.set_generation_params(duration=1)
+    wave = model.generate(["calm piano"], seed=0)
+    assert wave.shape == (1, 1, 32000)
+    assert wave.isfinite().all()
+    assert (tmp_path / "parts" / "nano.tar.00").is_file()
+    finished = (tmp_path / "nano.json").read_text()
+    assert len(json.loads(finished)["done"]) == 10
+    nano.cook(Recipe(0.2, best_device().type, os.cpu_count(), 2.0), tmp_path)
+    assert (tmp_path / "nano.json").read_text() == finished
