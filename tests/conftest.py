@@ -1,7 +1,7 @@
 """Shared by all tests: no network unless asked for, and a plain account at the end of what was not run.
 
 On a laptop a test that needs something absent (a sound font, a browser) skips, and names the command that
-installs it. On CI (environment variable `CI`) the same skip is a failure, unless CI cannot help it: `MAY_SKIP`.
+installs it. On CI (environment variable `CI`) the same skip fails, unless CI cannot help it: `MAY_SKIP`.
 """
 
 import os
