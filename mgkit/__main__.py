@@ -26,7 +26,7 @@ TRAIN = {
     "lm": ("mgkit.train.lm", "train the language model on the tokens"),
     "reinforce": ("mgkit.train.reinforce", "improve the language model by reinforcement learning"),
     "export": ("mgkit.train.export", "join codec and language model into a model folder"),
-    "nano": ("mgkit.train.nano", "all of the above, from nothing to a model folder, within a time budget"),
+    "nano": ("mgkit.train.nano", "train a small model from nothing: data to export, in a time budget"),
     "tune": ("mgkit.train.finetune", "fine-tune any model on a folder of audio and captions"),
 }
 
