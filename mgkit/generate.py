@@ -3,7 +3,7 @@
 Letters: B batch, K codebooks, T frames, S delayed steps, V codebook size.
 
 A model is trained on windows of 30 s (nano: 10 s). Longer music is generated in overlapping windows: each starts
-`stride` after the previous one, takes the frames that they share as its audio prompt, and continues them
+`stride` after the previous one, takes the shared frames as its audio prompt, and continues them
 (arXiv:2306.05284, section 3).
 
     0 s          18 s    30 s            48 s
@@ -105,10 +105,10 @@ class Window(NamedTuple):
 
 
 def windows(total: int, prompt: int, window: int, stride: int, changes: Iterable[int] = ()) -> list[Window]:
-    """The windows that take a piece from its audio prompt of `prompt` frames to `total` frames.
+    """The windows of a piece, from its audio prompt of `prompt` frames to `total` frames.
 
-    A window that is full, or reaches one of the frames at which the condition `changes`, is followed by one that
-    knows the last `window` - `stride` frames, or all if there are fewer.
+    A full window, or one at a frame where the condition `changes`, is followed by one which knows the last
+    `window` - `stride` frames, or all if there are fewer.
 
     >>> windows(3000, 0, window=1500, stride=900)[1:]
     [Window(start=900, known=600, end=2400), Window(start=1800, known=600, end=3000)]
@@ -146,7 +146,7 @@ class Guidance(NamedTuple):
     """Conditions of one window, a stream of logits each.
 
     `streams` holds one prompt, or the n prompts of a mix; for double guidance, the melody alone; and the null
-    condition, unless it would change nothing. `weights` [n, B] are those of a mix, None for one prompt.
+    condition, unless it would change nothing. `weights` [n, B] belong to a mix; None for one prompt.
     """
 
     streams: Sequence[Condition]
@@ -154,7 +154,7 @@ class Guidance(NamedTuple):
 
 
 class Stop(Protocol):
-    """Anything with a flag that ends generation, such as a `threading.Event`."""
+    """A flag to end generation, such as a `threading.Event`."""
 
     def is_set(self) -> bool:
         """True once generation should end."""
@@ -172,7 +172,7 @@ def frames(
 ) -> Iterator[Tensor]:
     """Yields one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to the end of the `plan`.
 
-    `conditions` gives those of a window. `on_step(done, total)` counts the steps of the whole piece. Once `stop` is
+    `conditions` gives the streams of a window. `on_step(done, total)` counts the steps of the whole piece. Once `stop` is
     set, no further step is made.
     """
     total = count_steps(lm, plan)
@@ -236,7 +236,7 @@ def _window(
     settings: Settings,
     generators: list[torch.Generator],
 ) -> Iterator[Tensor | None]:
-    """Yields, for every step, the frame [B, K] that it completes, or None while the delay pattern fills up."""
+    """Yields, for every step, the frame [B, K] completed by it, or None while the delay pattern fills up."""
     shifts, first = delays(lm.config.codebooks, lm.config.channels), known.shape[-1]
     codes = F.pad(known, (0, length - first), value=UNKNOWN)
     steps = delay(codes, shifts, lm.config.special)

@@ -7,8 +7,7 @@ Letters: B batch, K codebooks, S steps, P prefix positions, L text length, D wid
                     -> K heads -> logits [B, K, S, V]: the token of each codebook one step later
 
 Text enters through cross-attention (small, medium, large) or, behind the melody, as a prefix (melody models). The
-keys and values of earlier steps are in one `KVCache` a layer, which the caller creates and passes.
-
+keys and values of earlier steps are in one `KVCache` a layer, passed by the caller.
 Every part is an ordinary module, called as one: forward hooks fire at every step of generation.
 """
 
@@ -22,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
-"""An attention kernel: queries, keys and values [B, H, S, D / H], a mask (True where attention is allowed, or None) and
-whether it is causal, to [B, H, S, D / H]."""
+"""An attention kernel: queries, keys, values [B, H, S, D / H], mask (True: attend) or None, causal or not, to values."""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -46,7 +44,7 @@ class LMConfig:
 
     @property
     def special(self) -> int:
-        """The token that fills the gaps of the delay pattern."""
+        """The token in the gaps of the delay pattern."""
         return self.codebook_size
 
 
@@ -66,9 +64,7 @@ class Condition:
     @property
     def batch(self) -> int:
         """B."""
-        vectors = self.prefix if self.cross is None else self.cross
-        assert vectors is not None
-        return len(vectors)
+        return len(self.prefix if self.cross is None else self.cross)  # type: ignore[arg-type]
 
     @property
     def prefix_length(self) -> int:
@@ -216,9 +212,9 @@ class LM(nn.Module):
         last_only: bool = False,
         attend: Attend = attend,
     ) -> Tensor:
-        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S]; with `last_only`, [B, K, 1, V] of the last step.
+        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S], which continue after the positions of the `cache`.
 
-        With a `cache`, `steps` continue after the positions that it holds.
+        `last_only` gives [B, K, 1, V], those of the last step.
         """
         hidden = self.hidden(steps, condition, cache, attend)
         return self.logits(hidden[:, -1:] if last_only else hidden)
@@ -247,9 +243,9 @@ class LM(nn.Module):
         layers: Sequence[int],
         attend: Attend = attend,
     ) -> list[Tensor]:
-        """The residual stream [B, P + S, D] that enters each of `layers`, in rising order; number L is the output.
+        """The residual stream [B, P + S, D] entering each of `layers`, in rising order; number L is the output.
 
-        Nothing is computed beyond the last of them. With a cache that is not empty, there is no prefix: P = 0.
+        Nothing is computed beyond the last of them. With a non-empty cache there is no prefix: P = 0.
         """
         assert list(layers) == sorted(set(layers)) and layers[0] >= 0 and layers[-1] <= len(self.layers)
         assert cache is None or layers[-1] == len(self.layers), "a cache needs all layers"
@@ -267,8 +263,9 @@ class LM(nn.Module):
 
         # The kernel's own causal mask serves the plain case; a single query sees everything before it.
         causal = padding is None and start == 0 and length > 1
-        plain = causal or (length == 1 and padding is None)
-        mask = None if plain else _causal_mask(start, length, padding, x.device)
+        mask = None
+        if not causal and (length > 1 or padding is not None):
+            mask = _causal_mask(start, length, padding, x.device)
 
         kept = []
         for number, layer in enumerate(self.layers):

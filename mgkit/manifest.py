@@ -1,4 +1,4 @@
-"""The manifest of a sample: everything that it was generated from, in plain values, to be stored with it and replayed.
+"""The manifest of a sample: everything it was generated from, in plain values, to be stored and replayed.
 
 Letters: B batch, K codebooks, T frames, F chroma frames.
 """
@@ -22,7 +22,7 @@ from mgkit.request import Request, parse_seeds
 
 
 def manifests(model: Model, request: Request, tokens: Tensor) -> list[dict]:
-    """For each sample of `tokens` [B, K, T], what generates it again, alone."""
+    """A manifest for each sample of `tokens` [B, K, T], enough to generate it again, alone."""
     origin = {
         "mgkit": __version__,
         "model": model.name,
@@ -34,7 +34,7 @@ def manifests(model: Model, request: Request, tokens: Tensor) -> list[dict]:
 
 
 def _sample(request: Request, i: int, codes: Tensor) -> dict:
-    """The part of a manifest that belongs to sample `i` of the request, whose tokens are `codes` [K, T]."""
+    """The entries of sample `i` of the request, with tokens `codes` [K, T]."""
     starts = {window.start for window in request.plans[i]}
     return {
         "text": plain(request.texts[i]),
@@ -51,7 +51,7 @@ def _sample(request: Request, i: int, codes: Tensor) -> dict:
 
 
 def from_manifest(manifest: dict, codebooks: int) -> Request:
-    """The request, of one sample and without windows, that a manifest describes.
+    """The request described by a manifest: one sample, not yet divided into windows.
 
     Raises:
         ValueError: an entry is missing or was changed.
@@ -84,7 +84,7 @@ def fingerprint(model: Model) -> str:
 
 
 def machine(model: Model) -> str:
-    """Versions and hardware, on which the same manifest may round differently."""
+    """Versions and hardware; others may round differently."""
     device = model.lm.device.type
     kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"torch {torch.__version__}, transformers {version('transformers')}, {device} {kind}, {model.lm.dtype}"

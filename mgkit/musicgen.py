@@ -4,8 +4,8 @@ Letters: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
 
     descriptions, melody, audio prompt -> Request -> conditions -> tokens [B, K, T] -> codec -> wave [B, C, N]
 
-Names and defaults are those of audiocraft's `MusicGen`, so that code written for it runs after changing the import.
-Arguments that the reference lacks are keyword-only.
+Names and defaults are those of audiocraft's `MusicGen`, so code written for it runs after changing the import.
+Arguments absent from the reference are keyword-only.
 """
 
 import math
@@ -33,7 +33,7 @@ Result: TypeAlias = Tensor | tuple[Any, ...]
 
 
 class MusicGen:
-    """A MusicGen model and the settings that it generates with."""
+    """A MusicGen model and its generation settings."""
 
     def __init__(self, model: checkpoint.Model):
         self.model = model
@@ -53,7 +53,7 @@ class MusicGen:
 
         Raises:
             ValueError: an unknown name (the message has the nearest one), device or dtype.
-            FileNotFoundError: weights that are neither here nor can be downloaded.
+            FileNotFoundError: the weights are not on this machine and cannot be downloaded.
         """
         best = best_device()
         target = best if device is None else torch.device(device)
@@ -133,7 +133,7 @@ class MusicGen:
         )
 
     def set_custom_progress_callback(self, progress_callback: OnStep | None) -> None:
-        """Call `progress_callback(done, total)` after every step of every run that has no callback of its own."""
+        """Call `progress_callback(done, total)` after every step of every run without a callback of its own."""
         self._on_step = progress_callback
 
     # --- generation -------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class MusicGen:
         Args:
             progress: show a progress bar.
             return_tokens: return the tokens [B, K, T], too.
-            return_manifests: return a list of manifests, too: what `replay` needs to generate each sample again.
+            return_manifests: return a list of manifests, too, one for each sample, for `replay`.
             seed: an integer (sample i uses seed + i) or one for each sample. The same seed, prompt and settings give
                 the same sample, whatever else is in the batch.
             negative: a text to steer away from.
@@ -166,7 +166,7 @@ class MusicGen:
             stop: generation ends once it is set, as it does on Ctrl-C, and returns the music so far.
 
         Raises:
-            ValueError: an argument that nothing can be generated from.
+            ValueError: an invalid argument.
         """
         request = parse_request(self.model, self.settings, descriptions, seed, negative)
         return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
@@ -203,7 +203,7 @@ class MusicGen:
         stop: Stop | None = None,
         separate: melody.Separate | None = None,
     ) -> Result:
-        """Music [B, C, N] for the descriptions that follows the melodies; see `generate`.
+        """Music [B, C, N] for the descriptions, following the melodies; see `generate`.
 
         `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves, and without
         a rate, it takes pitch classes, int64 [F], [B, F] or in the list (see `mgkit.melody.classes`); a short melody
@@ -231,7 +231,7 @@ class MusicGen:
         on_step: OnStep | None = None,
         stop: Stop | None = None,
     ) -> Result:
-        """Music [B, C, N] that begins with the audio `prompt` ([C, N], [B, C, N] or a list) and continues it.
+        """Continuation [B, C, N] of the audio `prompt` ([C, N], [B, C, N] or a list), which it begins with.
 
         The prompt counts towards `duration`; see `generate`.
         """
@@ -278,13 +278,13 @@ class MusicGen:
         negative: str | None = None,
         stop: Stop | None = None,
     ) -> LiveSession:
-        """Iterator of music [1, C, n] without end, about `chunk_seconds` at a time, under a prompt that may change.
+        """Iterator of music [1, C, n] without end, about `chunk_seconds` at a time, under a changing prompt.
 
-        `prompts` is a text; a mix of texts with weights, {"calm piano": 1, "fast jazz": 0}, a dict that may be changed
-        while the music plays; or a function that returns either. A change takes effect with the next chunk. The
+        `prompts` is a text; a mix of texts with weights, {"calm piano": 1, "fast jazz": 0}, a dict to change
+        while the music plays; or a function returning either. A change takes effect with the next chunk. The
         model's settings apply, except the duration. Once `stop` is set, or on Ctrl-C, the last chunk is yielded and the
-        iterator ends. Its `manifests` hold the timeline of prompts, which `replay` takes; that keeps 2 bytes for each
-        token and is given up after a day.
+        iterator ends. Its `manifests` hold the timeline of prompts, for `replay`; it costs 2 bytes a
+        token and is dropped after a day.
 
         Raises:
             ValueError: as `generate`; for a changed prompt, while the music plays.
@@ -292,7 +292,7 @@ class MusicGen:
         ask = prompts if callable(prompts) else lambda: prompts
         chunk = self._chunk_frames(chunk_seconds)
         tunes = None if melody_wav is None else parse_melodies(self.model, 1, melody_wav, melody_sample_rate)
-        # Longer than a window, so that the stride is checked, too.
+        # Longer than a window, to have the stride checked, too.
         settings = replace(self.settings, duration=2 * self.max_duration)
         request = parse_request(self.model, settings, [parse_prompt(ask())], seed, [negative], tunes)
         return LiveSession(self.model, request, ask, tunes, chunk, stop)
@@ -387,7 +387,7 @@ class MusicGen:
 
 
 class ProgressBar:
-    """A bar with the time left, an `OnStep` that calls `also` after each step; drawn at the first one."""
+    """An `OnStep` showing a bar with the time left, drawn at the first step; calls `also` after each."""
 
     def __init__(self, also: OnStep | None):
         from tqdm.auto import tqdm

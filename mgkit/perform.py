@@ -75,7 +75,7 @@ def mix_columns(mixes: Sequence[Mix]) -> tuple[list[list[str]], list[list[float]
 
 
 def encode_texts(conditioner: Conditioner, texts: Sequence[str], vectors: dict[str, Tensor]) -> None:
-    """Adds the vectors [L, D] of new texts, each encoded alone so that it does not depend on its neighbours.
+    """Adds the vectors [L, D] of new texts, each encoded alone, independent of its neighbours.
 
     Of the other texts, the most recent stay.
     """
@@ -114,11 +114,11 @@ def guidance(
 def request_frames(
     model: Model, request: Request, on_step: OnStep | None = None, stop: Stop | None = None
 ) -> Iterator[Tensor]:
-    """Yields the new frames [B, K] of the request. Samples with different windows run side by side, independently."""
+    """Yields the new frames [B, K] of the request; samples with different windows run side by side, independently."""
     groups: dict[tuple[Window, ...], list[int]] = {}
     for i, own in enumerate(request.plans):
         groups.setdefault(tuple(own), []).append(i)
-    vectors = encode_request(model, request)  # here, so that a text too long is refused before the first step
+    vectors = encode_request(model, request)  # now: a text too long is refused before the first step
     total, done = sum(count_steps(model.lm, plan) for plan in groups), count(1)
     step = on_step and (lambda *_: on_step(next(done), total))
     parts = []
@@ -134,41 +134,35 @@ def request_frames(
     return (torch.cat(group)[order] for group in zip(*parts, strict=False))
 
 
+@torch.no_grad()
 def decode(model: Model, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
     """Yields the sound [B, C, n] of chunks of tokens, as they come."""
-    waves = model.codec.decode_stream(chunks, model.channels)
-    while True:
-        with torch.no_grad():  # not around the yield: it would reach into the caller's code
-            wave = next(waves, None)
-        if wave is None:
-            return
-        yield wave
+    yield from model.codec.decode_stream(chunks, model.channels)
 
 
-class Stream(Iterator[Tensor]):
-    """The music of a request while it is generated: an iterator of waves [B, C, n], `chunk` frames at a time.
+class Session(Iterator[Tensor]):
+    """An iterator of waves over a generator."""
 
-    `tokens` and `manifests` describe what was generated so far.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        request: Request,
-        chunk: int,
-        on_step: OnStep | None = None,
-        stop: Stop | None = None,
-    ):
-        self.model, self.request, self.chunk = model, request, chunk
-        self._codes = [request.audio_prompt]
-        self._waves = self._play(request_frames(model, request, on_step, stop))
+    _waves: Generator[Tensor]
 
     def __next__(self) -> Tensor:
         return next(self._waves)
 
     def close(self) -> None:
-        """End the stream; what was generated stays in `tokens`."""
+        """End the music; `tokens` and `manifests` keep what was generated."""
         self._waves.close()
+
+
+class Stream(Session):
+    """The music of a request while it is generated: an iterator of waves [B, C, n], `chunk` frames at a time.
+
+    `tokens` and `manifests` describe the music so far.
+    """
+
+    def __init__(self, model: Model, request: Request, chunk: int, on_step: OnStep | None, stop: Stop | None):
+        self.model, self.request, self.chunk = model, request, chunk
+        self._codes = [request.audio_prompt]
+        self._waves = self._play(request_frames(model, request, on_step, stop))
 
     @property
     def tokens(self) -> Tensor:
@@ -177,7 +171,7 @@ class Stream(Iterator[Tensor]):
 
     @property
     def manifests(self) -> list[dict]:
-        """For each sample, what generates it again."""
+        """A manifest for each sample, for `replay`."""
         return manifests(self.model, self.request, self.tokens)
 
     def _play(self, frames: Iterator[Tensor]) -> Generator[Tensor]:
@@ -207,11 +201,11 @@ class Stream(Iterator[Tensor]):
             yield torch.stack(held, dim=-1)
 
 
-class LiveSession(Iterator[Tensor]):
-    """Music without end under a prompt that may change: an iterator of waves [1, C, n], `chunk` frames at a time.
+class LiveSession(Session):
+    """Endless music under a changing prompt: an iterator of waves [1, C, n], `chunk` frames at a time.
 
-    Before each chunk, `ask` gives the prompt. The session keeps its timeline and, for a day, its tokens, so that
-    `manifests` can replay it.
+    Before each chunk, `ask` gives the prompt. The session keeps its timeline and, for a day, its tokens, for
+    `manifests`.
     """
 
     def __init__(
@@ -221,7 +215,7 @@ class LiveSession(Iterator[Tensor]):
         ask: Callable[[], Prompt],
         melodies: list[Tensor | None] | None,
         chunk: int,
-        stop: Stop | None = None,
+        stop: Stop | None,
     ):
         self.model, self.request, self.chunk = model, request, chunk
         self.timeline, self.chroma = list(request.texts[0]), dict[int, Tensor]()
@@ -229,13 +223,6 @@ class LiveSession(Iterator[Tensor]):
         self._ask, self._melodies, self._vectors = ask, melodies, encode_request(model, request)
         self._codes = [request.audio_prompt.cpu().short()]
         self._waves = self._play(stop)
-
-    def __next__(self) -> Tensor:
-        return next(self._waves)
-
-    def close(self) -> None:
-        """End the session."""
-        self._waves.close()
 
     @property
     def tokens(self) -> Tensor:
@@ -249,10 +236,10 @@ class LiveSession(Iterator[Tensor]):
             return []
         settings = replace(self.request.settings, duration=self.end / self.model.frame_rate)
         plan = plan_windows(self.model, settings, 0, self.timeline)
-        return manifests(self.model, replace(self._current(), settings=settings, plans=[plan]), self.tokens)
+        return manifests(self.model, replace(self._current, settings=settings, plans=[plan]), self.tokens)
 
+    @property
     def _current(self) -> Request:
-        """The request as it stands."""
         return replace(self.request, texts=[self.timeline], chroma=self.chroma)
 
     def _changed(self, frame: int) -> bool:
@@ -274,7 +261,7 @@ class LiveSession(Iterator[Tensor]):
             del self.timeline[:-1]
         if self._melodies is not None:
             self.chroma[window.start] = window_chroma(self.model, self._melodies, window.start, True)
-        return window_conditions(self.model, self._current(), window, self._vectors)
+        return window_conditions(self.model, self._current, window, self._vectors)
 
     def _play(self, stop: Stop | None) -> Generator[Tensor]:
         try:
@@ -283,11 +270,11 @@ class LiveSession(Iterator[Tensor]):
             print("stopped; the music so far is kept", file=sys.stderr)
 
     def _chunks(self, stop: Stop | None) -> Iterator[Tensor]:
-        settings = self.request.settings
-        window, stride = self.model.window_frames, stride_frames(self.model, settings)
+        model, settings = self.model, self.request.settings
+        window, stride = model.window_frames, stride_frames(model, settings)
         generators = [torch.Generator().manual_seed(seed) for seed in self.request.seeds]
         frames = endless(
-            self.model.lm, self._conditions, self._changed, window, stride, settings, generators, stop
+            model.lm, self._conditions, self._changed, window, stride, settings, generators, stop
         )
         held: list[Tensor] = []
         try:
@@ -309,6 +296,6 @@ class LiveSession(Iterator[Tensor]):
 
 
 def say_stopped(model: Model, request: Request, tokens: Tensor) -> None:
-    """Print how far an interrupted run came."""
+    """Report the progress of an interrupted run."""
     seconds, total = tokens.shape[-1] / model.frame_rate, request.plans[0][-1].end / model.frame_rate
     print(f"stopped after {seconds:g} of {total:g} s; the music so far is kept", file=sys.stderr)

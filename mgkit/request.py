@@ -26,7 +26,7 @@ Waves: TypeAlias = Tensor | Sequence[Tensor | None]
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate for each sample of a batch, and the windows in which it is generated."""
+    """Conditions, seeds and settings of each sample of a batch, and its windows."""
 
     texts: list[Timeline]
     negative: list[str]
@@ -63,10 +63,10 @@ def parse_request(
     melodies: Sequence[Tensor | None] | None = None,
     audio_prompt: tuple[Waves, int] | None = None,
 ) -> Request:
-    """The request that these arguments of `MusicGen.generate` and its siblings make; `melodies` are parsed already.
+    """A request from the arguments of `MusicGen.generate` and its siblings; `melodies` are parsed already.
 
     Raises:
-        ValueError: an argument that nothing can be generated from.
+        ValueError: an invalid argument.
     """
     texts = parse_descriptions(descriptions)
     batch = len(texts)
@@ -98,10 +98,10 @@ def parse_request(
 
 
 def plan_windows(model: Model, settings: Settings, prompt: int, timeline: Timeline) -> list[Window]:
-    """The windows that take a piece from an audio prompt of `prompt` frames to its duration.
+    """The windows of a piece, from an audio prompt of `prompt` frames to its duration.
 
     Raises:
-        ValueError: a prompt as long as the duration, or a stride that does not fit the model's window.
+        ValueError: a prompt as long as the duration, or a stride longer than the model's window.
     """
     window, stride = model.window_frames, stride_frames(model, settings)
     total = max(1, round(settings.duration * model.frame_rate))

@@ -1,4 +1,4 @@
-"""What happened inside while a piece was generated: its tokens pass through the language model once more, recorded.
+"""The inside of a generated piece: its tokens pass through the language model once more, recorded.
 
 Letters: K codebooks, T frames, S steps, V codebook size, D width, L layers, H heads, W words, F chroma frames.
 
@@ -59,7 +59,7 @@ class Trace:
 
 
 class RecordAttention:
-    """An attention kernel (`lm.Attend`) that keeps the attention weights [H, S, S or L] of every call, on the CPU."""
+    """An attention kernel (`lm.Attend`) keeping the attention weights [H, S, S or L] of every call, on the CPU."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
@@ -87,7 +87,7 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
     behind the cut.
 
     Raises:
-        ValueError: codes of another shape or longer than a window, or a manifest that `replay` refuses or that has
+        ValueError: codes of another shape or longer than a window, or a manifest refused by `replay` or with
             more than one prompt.
     """
     config, longest = model.lm.config, model.model.window_frames
