@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mgkit app", description="The studio as a web page.", formatter_class=form
     )
-    parser.add_argument("--model", default="nano", help="initial model: a name, a Hub id or a folder")
+    parser.add_argument("--model", default="nano", help="initial model: a name, a hub id or a folder")
     parser.add_argument("--port", type=int, default=8866, help="port on localhost")
     parser.add_argument(
         "--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser"

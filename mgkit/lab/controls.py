@@ -37,7 +37,7 @@ from mgkit.request import parse_seeds
 
 # The conditions a run starts from.
 TEXT, MELODY, AUDIO = "text", "text + melody", "text + audio"
-OTHER = "other: folder or Hub id …"
+OTHER = "other: folder or hub id …"
 EXAMPLES = "example prompts …"
 
 LABELS = {"description_width": "80px"}
@@ -87,7 +87,7 @@ class Controls(VBox):
 
     @property
     def model_name(self) -> str:
-        """The chosen model: a name, a folder or a Hub id."""
+        """The chosen model: a name, a folder or a hub id."""
         name = self["model"].value
         return self.other_model.value.strip() if name == OTHER else name
 
@@ -112,7 +112,7 @@ class Controls(VBox):
         Raises: ValueError for a missing model or audio, or an invalid setting.
         """
         if not self.model_name:
-            raise ValueError("give the folder of a model or its Hub id")
+            raise ValueError("give the folder of a model or its hub id")
         settings = Settings(**{field.name: read_value(self[field.name]) for field in fields(Settings)})
         melody, audio_prompt = self._sound("melody", MELODY), self._sound("audio_prompt", AUDIO)
         if audio_prompt:
