@@ -41,7 +41,7 @@ SOUNDFONTS = {
 def find_soundfont(name: str = "fluidr3mono") -> Path:
     """Path of a soundfont: 'fluidr3mono' plays all training audio, 'musescore' is reserved for evaluation.
 
-    It is looked for where Debian installs it, or in the folder that the environment variable MGKIT_SOUNDFONTS names.
+    The folder is Debian's, or the value of the environment variable MGKIT_SOUNDFONTS.
 
     Raises: FileNotFoundError with the package to install; ValueError for an unknown name.
     """

@@ -170,7 +170,7 @@ def tokenize(model: MusicGen, recordings: Sequence[Recording], cache: str | Path
     if short:
         print(
             f"{short} of {len(recordings)} files are shorter than the model's window of "
-            f"{model.max_duration:g} s: the rest of the window is masked out of the loss",
+            f"{model.max_duration:g} s: longer crops are padded, and padding is masked out of the loss",
             file=sys.stderr,
         )
     rows = [(example.caption, example.codes, example.melody) for example in examples]

@@ -44,9 +44,10 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer for matrices and convolution kernels, like torch.optim.Muon with adjust_lr_fn="match_rms_adamw".
+    """Optimizer for matrices and convolution kernels.
 
-    The RMS of an update is 0.2 `lr`, as with AdamW, so both can share a learning rate.
+    Like torch.optim.Muon with adjust_lr_fn="match_rms_adamw": the RMS of an update is 0.2 `lr`, as with
+    AdamW, so both can share a learning rate.
     """
 
     def __init__(
