@@ -32,7 +32,7 @@ def decibels(level):
     return 20 * math.log10(float(level))
 
 
-# --- files --------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -123,7 +123,7 @@ def environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-# --- the manifest -------------------------------------------------------------------------------------------
+# --- the manifest -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 2_000, 20_000, 500_000])
@@ -170,7 +170,7 @@ def test_a_minimal_manifest_survives(tmp_path, ending):
     assert audio.read_manifest(path)["mgkit"] == "0"
 
 
-# --- completely or not at all -------------------------------------------------------------------------------
+# --- completely or not at all -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -217,7 +217,7 @@ def test_other_users_may_read_a_written_file(tmp_path):
     assert audio.write(tmp_path / "a.wav", tune(0.1), RATE).stat().st_mode & 0o777 == 0o644
 
 
-# --- rates and channels -------------------------------------------------------------------------------------
+# --- rates and channels -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_channels_are_averaged_or_duplicated():
         assert torch.equal(audio.to_channels(wave[:channels], channels), wave[:channels])
 
 
-# --- levels -------------------------------------------------------------------------------------------------
+# --- levels -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gain", [0.02, 0.3, 3.0])

@@ -1,8 +1,8 @@
 """mgkit computes the numbers of the reference implementation, audiocraft 1.3.0, without depending on it.
 
-The reference's numbers are in `golden/`, made by `golden/make_golden.py` on tiny models whose weights are a formula
-(`golden/filling.py`); most tests load those models from a folder in audiocraft's own layout. Where mgkit differs
-on purpose, a test says how.
+The reference's numbers are in `golden/`, made by `golden/make_golden.py` on tiny models whose weights are a
+formula (`golden/filling.py`); most tests load those models from a folder in audiocraft's own layout. Where
+mgkit differs on purpose, a test says how.
 """
 
 from collections.abc import Callable, Iterator
@@ -95,7 +95,7 @@ def tunes(*backwards: bool) -> list[Tensor]:
     return [torch.from_numpy(tune[:, ::-1].copy() if back else tune) for back in backwards]
 
 
-# --- the formulas -------------------------------------------------------------------------------------------------
+# --- the formulas -----------------------------------------------------------------------------------------
 
 
 def test_weights_and_signals_are_those_that_the_golden_numbers_were_made_with():
@@ -109,7 +109,7 @@ def test_every_choice_in_the_golden_tokens_is_far_above_rounding():
     assert min(FACTS["margins"].values()) > 1e-4
 
 
-# --- delay --------------------------------------------------------------------------------------------------------
+# --- delay ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "channels"), [("mono", 1), ("stereo", 2)])
@@ -123,7 +123,7 @@ def test_delayed_steps_are_the_references(name, channels):
     assert torch.equal(undelay(steps, shifts), numbered)
 
 
-# --- codec --------------------------------------------------------------------------------------------------------
+# --- codec ------------------------------------------------------------------------------------------------
 
 CODES = [(name, int(n)) for name in filling.CODECS for n in under(f"codec/{name}/codes/")]
 WAVES = [(name, int(n)) for name in filling.CODECS for n in under(f"codec/{name}/wave/")]
@@ -164,7 +164,7 @@ def test_stereo_is_coded_as_left_and_right_in_turn(load_codec):
     assert close(codec.decode(codes, channels=2)[0], "codec/stereo/wave/2")
 
 
-# --- language model -----------------------------------------------------------------------------------------------
+# --- language model ---------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -209,7 +209,7 @@ def test_logits_of_the_delayed_steps_are_the_predictions_that_the_reference_trai
         assert close(logits[:, q, q:7], expected[:, q, :inside])
 
 
-# --- generation ---------------------------------------------------------------------------------------------------
+# --- generation -------------------------------------------------------------------------------------------
 
 SAME = [
     (kind, case)
@@ -245,7 +245,7 @@ def greedy(model: MusicGen, case: str, frames: int) -> tuple[Tensor, Tensor]:
 
 
 def three_windows(model: MusicGen, frames: int) -> tuple[Tensor, Tensor]:
-    """A piece made in windows of 2 s that advance by 1.2 s, after a prompt or to a melody that is too short for it."""
+    """A piece in windows of 2 s that advance by 1.2 s, after a prompt or to a melody too short for it."""
     model.set_generation_params(use_sampling=False, duration=frames / model.frame_rate, extend_stride=1.2)
     model.max_duration = 2.0
     try:
@@ -294,7 +294,7 @@ def test_two_steps_of_guidance_give_the_tokens_of_one_though_the_reference_short
     assert not same_start(tokens, TENSORS["lm/melody/tokens/two steps"])
 
 
-# --- windows ------------------------------------------------------------------------------------------------------
+# --- windows ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_durations_at_which_the_reference_fails_are_made_whole(load, name):
         assert plan[-1].end == round(duration * 50) and all(w.end > w.start + w.known for w in plan)
 
 
-# --- chroma -------------------------------------------------------------------------------------------------------
+# --- chroma -----------------------------------------------------------------------------------------------
 
 MELODIES = {
     "3 s": filling.tune(3.0),
@@ -352,7 +352,7 @@ def test_a_short_melody_repeats_a_long_one_is_cut_and_silence_is_class_0_as_in_t
 
 
 def test_a_melody_repeats_here_also_beside_a_longer_one(load):
-    """The reference pads the waves of a batch with silence to the longest, before it looks at their chroma."""
+    """The reference pads the waves of a batch with silence to the longest before it takes their chroma."""
     assert not np.array_equal(TENSORS["chroma/grid/3 s beside 6 s"], TENSORS["chroma/grid/3 s"])
     model = load("melody")
     model.set_generation_params(use_sampling=False, duration=0.5)
@@ -361,7 +361,7 @@ def test_a_melody_repeats_here_also_beside_a_longer_one(load):
     assert same_start(tokens[0], TENSORS["lm/melody/tokens/melody"][0])
 
 
-# --- sampling -----------------------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FACTS["sampling"])
@@ -374,7 +374,7 @@ def test_distributions_to_draw_from_are_the_references(name):
     assert close(made, expected)
 
 
-# --- audio --------------------------------------------------------------------------------------------------------
+# --- audio ------------------------------------------------------------------------------------------------
 
 LEVELS = [fact for fact in FACTS["normalize"] if not fact["options"]]
 
@@ -384,7 +384,7 @@ def test_levels_are_the_references(fact):
     wave = torch.from_numpy(filling.burst(32000, fact["channels"], fact["level"]))
     made = audio.normalize(wave, 32000, fact["strategy"])
     if fact["strategy"] == "loudness" and fact["level"] == 1.0:
-        # The reference's meter clips a wave that exceeds full scale, finds it too quiet and makes it too loud.
+        # The reference's meter clips a wave above full scale, finds it too quiet and makes it too loud.
         # Here it gets the level of the same wave at half the volume.
         loud, half = fact, ("loudness", fact["channels"], 0.5)
         fact = next(f for f in LEVELS if (f["strategy"], f["channels"], f["level"]) == half)
@@ -403,7 +403,7 @@ def test_resampled_waves_are_close_to_the_references_and_no_sample_shorter(fact)
         assert length == -(-samples * 32000 // rate) and length - shorter in (0, 1)
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_in_float16_loads_the_rounded_weights(load, tmp_path: Path):

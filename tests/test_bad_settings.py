@@ -53,7 +53,7 @@ def test_double_guidance_without_a_melody_is_refused(text, melody):
         refusal(lambda model=model: model.generate(["calm"]), "cfg_coef_beta", "melody")
 
 
-# --- seeds --------------------------------------------------------------------------------------------------
+# --- seeds ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

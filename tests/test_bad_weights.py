@@ -143,7 +143,7 @@ def test_an_incomplete_folder_is_refused(folder, missing):
     refusal(lambda: load(folder), str(folder), kinds=(ValueError, FileNotFoundError))
 
 
-# --- audiocraft's layout ------------------------------------------------------------------------------------
+# --- audiocraft's layout ----------------------------------------------------------------------------------
 
 
 class Payload:
@@ -228,7 +228,7 @@ def test_a_text_encoder_with_other_weights_is_not_filled_with_random_numbers(sav
     assert len(capfd.readouterr().err.splitlines()) < 3
 
 
-# --- names --------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_a_missing_soundfont_names_the_package_to_install(monkeypatch):
         find_soundfont()
 
 
-# -- the preview ---------------------------------------------------------------------------------------------
+# -- the preview -------------------------------------------------------------------------------------------
 
 
 def test_piano_roll_draws_every_note_that_sounds():

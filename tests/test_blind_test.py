@@ -38,7 +38,7 @@ def order(test):
     return [(row["item"], row["a"]) for row in read(test.path) if row["listener"] == test.listener]
 
 
-# --- fair ---------------------------------------------------------------------------------------------------
+# --- fair -------------------------------------------------------------------------------------------------
 
 
 def test_the_order_depends_on_seed_and_listener_alone(tmp_path):
@@ -96,7 +96,7 @@ def test_clips_of_undefined_loudness_keep_their_level():
     assert torch.equal(match_loudness(short, 0.5 * short, RATE)[1], 0.5 * short)
 
 
-# --- nothing is lost ----------------------------------------------------------------------------------------
+# --- nothing is lost --------------------------------------------------------------------------------------
 
 
 def test_every_answer_is_in_the_file_when_the_call_returns_and_none_before_it_changes(path):
@@ -164,7 +164,7 @@ def test_an_answer_that_cannot_be_saved_does_not_advance_the_test(path):
     assert test.progress == "1 of 2"
 
 
-# --- counts -------------------------------------------------------------------------------------------------
+# --- counts -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wins, losses", [(0, 0), (5, 0), (6, 0), (10, 2), (7, 7), (3, 9), (40, 60)])
@@ -212,7 +212,7 @@ def test_plots_describe_their_content(path):
         assert figure._repr_png_()[0].startswith(b"\x89PNG")
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_file_of_another_kind_is_rejected_and_unchanged(tmp_path, content):
     assert path.read_bytes() == content
 
 
-# --- the panel ----------------------------------------------------------------------------------------------
+# --- the panel --------------------------------------------------------------------------------------------
 
 
 def panel(test, monkeypatch):

@@ -102,7 +102,7 @@ def environment(**changes):
     return os.environ | {"PYTHONPATH": here, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | changes
 
 
-# --- generate -----------------------------------------------------------------------------------------------
+# --- generate ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", list(audio.FORMATS))
@@ -233,7 +233,7 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out.strip() == mgkit.__version__
 
 
-# --- replay -------------------------------------------------------------------------------------------------
+# --- replay -----------------------------------------------------------------------------------------------
 
 
 def test_replay_writes_an_identical_file(recording, tmp_path, capsys):
@@ -280,7 +280,7 @@ def test_replay_of_an_unreadable_file_is_one_line(tmp_path, capsys, content):
     assert len(error_of(capsys, "replay", file)) > 20
 
 
-# --- errors -------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["a.aac", "a", "no/such/folder/a.wav", "folder.wav", "."])
@@ -402,7 +402,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_file_is_unchanged(recording, fo
     assert recording.read_bytes() == before and os.listdir(recording.parent) == [recording.name]
 
 
-# --- Ctrl-C -------------------------------------------------------------------------------------------------
+# --- Ctrl-C -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["mgkit.MusicGen.get_pretrained", "mgkit.audio.write"])

@@ -40,7 +40,7 @@ def plan(folder: Path, model: str, **changed) -> TuneRun:
     return replace(settings, **changed)
 
 
-# -- the folder ----------------------------------------------------------------------------------------------
+# -- the folder --------------------------------------------------------------------------------------------
 
 
 def test_captions_stand_beside_their_files_or_in_a_table(tmp_path):
@@ -140,7 +140,7 @@ def test_recordings_become_tokens_of_the_models_codec_and_are_cached(tmp_path, m
         folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
 
 
-# -- the loss ------------------------------------------------------------------------------------------------
+# -- the loss ----------------------------------------------------------------------------------------------
 
 
 @each_kind
@@ -185,7 +185,7 @@ def test_crops_carry_the_melody_that_sounds_in_them():
     assert len(starts) > 3
 
 
-# -- the run -------------------------------------------------------------------------------------------------
+# -- the run -----------------------------------------------------------------------------------------------
 
 
 @each_kind

@@ -1,4 +1,4 @@
-"""Ordinary PyTorch works on the model while it generates: forward hooks fire on every submodule, at every step."""
+"""Ordinary PyTorch works on the model while it generates: forward hooks fire on every submodule and step."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor

@@ -92,7 +92,7 @@ def start(model: MusicGen) -> Tensor:
     return torch.full((2, model.lm.config.codebooks, 1), model.lm.config.special)
 
 
-# --- small --------------------------------------------------------------------------------------------------
+# --- small ------------------------------------------------------------------------------------------------
 
 
 def test_logits_of_small_after_a_text_match_the_published_ones() -> None:
@@ -147,7 +147,7 @@ def test_greedy_continuation_of_small_matches_the_published_music() -> None:
     assert close(model.generate_continuation(prompts(), RATE, TEXTS)[0, 0, -16:], published)
 
 
-# --- stereo -------------------------------------------------------------------------------------------------
+# --- stereo -----------------------------------------------------------------------------------------------
 
 
 def test_unconditional_greedy_music_of_stereo_small_matches_the_published_music() -> None:
@@ -182,7 +182,7 @@ def test_guided_greedy_continuation_of_stereo_small_matches_the_published_music(
     assert close(wave[0, :, -16:], [left, right])
 
 
-# --- melody -------------------------------------------------------------------------------------------------
+# --- melody -----------------------------------------------------------------------------------------------
 
 
 def test_logits_of_melody_after_a_text_match_the_published_ones() -> None:
@@ -211,7 +211,7 @@ def test_logits_of_melody_after_a_melody_and_a_text_match_the_published_ones() -
     assert close(logits_of(model, start(model), chroma)[0, 1:3, 0, 32:40], published)
 
 
-# --- side by side with transformers -------------------------------------------------------------------------
+# --- side by side with transformers -----------------------------------------------------------------------
 
 
 @torch.no_grad()

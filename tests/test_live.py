@@ -25,7 +25,7 @@ from mgkit.sampling import guide, guide_double, mix
 CALM, LOUD, SAD = "calm piano", "fast loud drums", "sad"
 
 
-# --- the mix ----------------------------------------------------------------------------------------------------
+# --- the mix ----------------------------------------------------------------------------------------------
 
 
 def test_a_mix_pulls_from_null_to_each_prompt_by_its_weight() -> None:
@@ -69,7 +69,7 @@ def test_weights_of_one_and_zero_are_the_first_prompt_alone(
 
 
 def test_a_mix_lies_between_its_prompts() -> None:
-    """Greedy first tokens: as the weight goes from one prompt to the other, they go from its to the other's."""
+    """Greedy first tokens: as the weight moves from one prompt to the other, so do they."""
     model = model_of("text")
     model.set_generation_params(use_sampling=False, duration=0.5)
     ends = [run(model, [text])[0] for text in (CALM, LOUD)]
@@ -102,7 +102,7 @@ def test_a_stream_runs_for_each_prompt_that_counts(weights: tuple[float, float],
     assert set(rows_seen(model, lambda: run(model, [asked]))) == {rows}
 
 
-# --- the timeline -----------------------------------------------------------------------------------------------
+# --- the timeline -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("total", range(1, 60, 7))
@@ -156,7 +156,7 @@ def test_before_a_change_the_music_is_that_of_the_first_prompt_and_after_it_anot
 
 
 def test_after_a_change_the_music_goes_on_from_what_was_played() -> None:
-    """The tokens after it are those of a continuation of the last `window - stride` frames under the new prompt."""
+    """The tokens after it continue the last `window - stride` frames under the new prompt."""
     model = tiny(window=2.0)
     model.set_generation_params(use_sampling=False, duration=2.0)
     tokens = run(model, [[(0, CALM), (1.4, LOUD)]])  # frame 70; a window knows 40 frames of the last
@@ -257,7 +257,7 @@ def test_stopping_samples_side_by_side_leaves_the_beginning_of_each(last: int) -
     assert torch.equal(made, whole[..., : made.shape[-1]])
 
 
-# --- live -------------------------------------------------------------------------------------------------------
+# --- live -------------------------------------------------------------------------------------------------
 
 
 def play(model: MusicGen, prompts: object, chunks: int, **more: object) -> tuple[Tensor, Tensor, dict]:
@@ -273,7 +273,7 @@ def play(model: MusicGen, prompts: object, chunks: int, **more: object) -> tuple
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "stereo"])
 def test_live_music_has_no_seams_and_is_the_timeline_that_it_came_to(layout: str) -> None:
-    """Its chunks, joined, are the sound of its tokens at once, and `generate` makes the same tokens of its timeline."""
+    """Its joined chunks are its tokens decoded at once; `generate` makes the same from its timeline."""
     model = tiny(melody=layout == "melody", channels=2 if layout == "stereo" else 1, window=1.0)
     model.set_generation_params(temperature=1.1)
     asked = [{CALM: 1}] * 3 + [{CALM: 0.5, LOUD: 0.5}] + [LOUD] * 9 + [None] * 99
@@ -402,7 +402,7 @@ def test_decoding_a_stream_keeps_only_what_the_next_sound_needs() -> None:
         assert local["hidden"].frames.shape[-1] <= 10 + 2 * made.LOOKAHEAD + 2 * made.CONTEXT
 
 
-# --- in one sentence --------------------------------------------------------------------------------------------
+# --- in one sentence --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

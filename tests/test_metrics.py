@@ -28,7 +28,7 @@ def scale() -> np.ndarray:
     return np.concatenate([tone(pitch, 0.5) for pitch in pitches])
 
 
-# -- metrics -------------------------------------------------------------------------------------------------
+# -- metrics -----------------------------------------------------------------------------------------------
 
 
 def test_key_and_tempo_of_a_scale():
@@ -92,7 +92,7 @@ def test_classifier_separates_leads_by_timbre(soundfont):
     assert classifier(features[8:]) == [piece.lead for piece in pieces[8:]]
 
 
-# -- musicnn -------------------------------------------------------------------------------------------------
+# -- musicnn -----------------------------------------------------------------------------------------------
 
 
 def test_musicnn_activations_have_the_running_means_of_its_training(soundfont, monkeypatch):

@@ -1,4 +1,4 @@
-"""What holds for any weights: tiny random models of both layouts, the four ways to make music, and what stops them."""
+"""Properties for any weights: tiny random models of both layouts, all ways to make music and to stop it."""
 
 import inspect
 import itertools
@@ -64,7 +64,7 @@ def close(ours: Tensor, theirs: Tensor, most: float = 1e-5) -> bool:
     return bool((ours - theirs).abs().max() <= most * theirs.abs().max())
 
 
-# --- the delay --------------------------------------------------------------------------------------------------
+# --- the delay --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -86,7 +86,7 @@ def test_delayed_steps_hold_each_frame_one_step_later_in_each_codebook(length: i
         assert steps[0, q, s] == (codes[0, q, frame] if 0 <= frame < length else 32)
 
 
-# --- the language model -----------------------------------------------------------------------------------------
+# --- the language model -----------------------------------------------------------------------------------
 
 
 def conditioned(model: MusicGen, texts: list[str]) -> Condition:
@@ -128,7 +128,7 @@ def test_padding_does_not_change_logits(layout: str) -> None:
         assert close(together[i : i + 1], model.lm(steps[i : i + 1], conditioned(model, [text])))
 
 
-# --- a sample is its own ----------------------------------------------------------------------------------------
+# --- a sample is its own ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", [False, True])
@@ -222,7 +222,7 @@ def test_a_melody_changes_the_music() -> None:
     assert not torch.equal(tokens[0], run(model, ["calm piano"]))
 
 
-# --- guidance and sampling --------------------------------------------------------------------------------------
+# --- guidance and sampling --------------------------------------------------------------------------------
 
 
 def test_guidance_goes_from_null_through_the_condition() -> None:
@@ -340,7 +340,7 @@ def test_defaults_of_set_generation_params_are_those_of_settings() -> None:
     assert model.settings == Settings()
 
 
-# --- work that cannot matter is not done ------------------------------------------------------------------------
+# --- work that cannot matter is not done ------------------------------------------------------------------
 
 
 def rows_seen(model: MusicGen, make: Callable[[], object]) -> list[int]:
@@ -413,7 +413,7 @@ def test_each_step_is_fed_once() -> None:
     assert fed == [11] + [1] * 12  # the start and 10 frames of prompt at once; 10 new frames and the delay
 
 
-# --- streaming --------------------------------------------------------------------------------------------------
+# --- streaming --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -527,7 +527,7 @@ def test_a_stream_that_is_left_says_what_it_made() -> None:
     assert torch.equal(model.replay(stream.manifests[0])[1], whole[..., :made])
 
 
-# --- stopping and progress --------------------------------------------------------------------------------------
+# --- stopping and progress --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -605,7 +605,7 @@ def test_a_progress_bar_ends_at_the_total(capsys: pytest.CaptureFixture) -> None
     assert seen[-1] == (18, 18)
 
 
-# --- prompts and long pieces ------------------------------------------------------------------------------------
+# --- prompts and long pieces ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["text", "melody", "stereo"])
@@ -712,7 +712,7 @@ def test_the_duration_is_met_to_the_nearest_frame(seconds: float) -> None:
     assert model.generate(["calm piano"]).shape[-1] == 640 * max(1, round(seconds * 50))
 
 
-# --- manifests --------------------------------------------------------------------------------------------------
+# --- manifests --------------------------------------------------------------------------------------------
 
 REPLAYED = {
     "text": ("text", lambda model, **more: model.generate(["calm piano"], **more)),

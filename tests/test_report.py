@@ -68,7 +68,7 @@ def rows_of(world, model: list[dict]) -> dict[str, Row]:
     return {f"{row.table}: {row.name}": row for row in rows}
 
 
-# -- scores --------------------------------------------------------------------------------------------------
+# -- scores ------------------------------------------------------------------------------------------------
 
 
 def test_a_perfect_model_meets_every_goal_and_one_that_ignores_its_prompts_none(world):
@@ -116,7 +116,7 @@ def test_intervals_contain_their_value_and_shrink_with_the_sample():
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
 
 
-# -- tables --------------------------------------------------------------------------------------------------
+# -- tables ------------------------------------------------------------------------------------------------
 
 
 def test_tables_have_every_column_and_say_which_goals_are_met(world):

@@ -46,7 +46,7 @@ def texts(widget) -> str:
     return html.unescape(" ".join([*(text for text in own if isinstance(text, str)), *inside]))
 
 
-# --- controls reach the take --------------------------------------------------------------------------------
+# --- controls reach the take ------------------------------------------------------------------------------
 
 
 def test_a_take_equals_the_models_output_for_the_same_request(panel, model):
@@ -139,7 +139,7 @@ def test_another_model_loads_in_the_worker(monkeypatch):
     assert threading.main_thread() not in [thread for _, thread in threads]
 
 
-# --- the gallery --------------------------------------------------------------------------------------------
+# --- the gallery ------------------------------------------------------------------------------------------
 
 
 def test_no_take_replaces_another(panel):
@@ -178,7 +178,7 @@ def test_two_takes_are_compared_on_one_scale(panel):
     assert panel.comparison.players.value != before
 
 
-# --- stopping -----------------------------------------------------------------------------------------------
+# --- stopping ---------------------------------------------------------------------------------------------
 
 
 def started(panel: Studio) -> None:
@@ -322,7 +322,7 @@ def test_twenty_clicks_start_one_run(panel):
     assert len(panel.takes) == 1
 
 
-# --- errors -------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------
 
 
 def test_a_mistake_is_shown_in_one_line_and_the_next_run_succeeds(panel):
@@ -385,7 +385,7 @@ def test_unexpected_errors_are_shown_too(panel, monkeypatch):
     assert not panel.busy
 
 
-# --- sounds -------------------------------------------------------------------------------------------------
+# --- sounds -----------------------------------------------------------------------------------------------
 
 
 def encoded(form: str) -> bytes:
@@ -465,7 +465,7 @@ def test_the_panel_shows_the_chosen_conditions(panel):
     assert panel.controls["prompt"].value == controls.example_prompts()[2]
 
 
-# --- time, memory, licence ----------------------------------------------------------------------------------
+# --- time, memory, licence --------------------------------------------------------------------------------
 
 
 def test_time_is_unknown_before_the_first_run_and_estimated_after(panel):

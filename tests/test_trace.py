@@ -45,7 +45,7 @@ def traced(layout: str) -> trace.Trace:
     return trace.retrace(model, codes, manifest)
 
 
-# --- it sees what generation saw --------------------------------------------------------------------------------
+# --- it sees what generation saw --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_changed_text_is_heard_from_the_first_step_and_a_changed_token_only_af
         assert not close(seen.conditional[k, first], other.conditional[k, first], 1e-3)
 
 
-# --- attention --------------------------------------------------------------------------------------------------
+# --- attention --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -171,7 +171,7 @@ def test_the_shapes_are_those_of_the_model(layout: str) -> None:
     assert seen.to_melody.shape == (lm.layers, lm.heads, steps, heard)
 
 
-# --- words ------------------------------------------------------------------------------------------------------
+# --- words ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def nano() -> MusicGen:
     return MusicGen.get_pretrained("nano")
 
 
-# --- entropy and divergence -------------------------------------------------------------------------------------
+# --- entropy and divergence -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -154,7 +154,7 @@ def test_snapshot_resumes_a_run_at_its_step(tmp_path):
     assert torch.allclose(codec_training.load(tmp_path / "b").encoder[0].weight, first, atol=0.05)
 
 
-# -- crops ---------------------------------------------------------------------------------------------------------
+# -- crops -------------------------------------------------------------------------------------------------
 
 
 def test_crops_are_the_same_for_the_same_generator_and_hold_every_source():
@@ -198,7 +198,7 @@ def test_write_stems_is_whole_and_used(tmp_path, soundfont):
     assert (tmp_path / "stems.i16").stat().st_mtime_ns == written
 
 
-# -- distances -----------------------------------------------------------------------------------------------------
+# -- distances ---------------------------------------------------------------------------------------------
 
 
 def test_distances_are_zero_for_equal_and_known_for_scaled_sounds():

@@ -1,4 +1,4 @@
-"""mgkit computes what transformers computes from the same weights: CPU, float32, random weights of several shapes.
+"""mgkit computes the same as transformers from the same weights: CPU, float32, random, several shapes.
 
 Every test prints the largest difference that it saw: `pytest tests/test_transformers.py -rP | grep largest`.
 The slow ones take the true shapes of the published models.
@@ -60,7 +60,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def both(folder: Path) -> tuple[MusicGen, PreTrainedModel]:
-    """The model of a folder here and in transformers, which finds in it all that it looks for and nothing else."""
+    """The model of a folder here and in transformers, which finds there all its weights and no others."""
     ours = MusicGen.get_pretrained(str(folder), "cpu")
     melody = ours.conditioner.melody_frames is not None
     kind = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
@@ -71,7 +71,7 @@ def both(folder: Path) -> tuple[MusicGen, PreTrainedModel]:
 
 @pytest.fixture
 def seen(record_property: Callable[[str, object], None]) -> Seen:
-    """Asserts that two tensors are within `most`, a part of the largest value or absolute, and says how near they are."""
+    """Assert that two tensors differ by `most` at most, relative to the largest value or absolutely."""
 
     def compare(what: str, ours: Tensor, theirs: Tensor, most: float, relative: bool = False) -> None:
         assert ours.shape == theirs.shape
@@ -110,7 +110,7 @@ def test_transformers_is_new_enough_to_listen_to_text_and_melody() -> None:
     assert tuple(int(part) for part in version("transformers").split(".")[:2]) >= (5, 18)
 
 
-# --- codec ------------------------------------------------------------------------------------------------------
+# --- codec ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def bandwidth(config: CodecConfig, keep: int) -> float:
 def compare_codecs(
     ours: Codec, oracle: nn.Module, seen: Seen, lengths: tuple[int, ...], keeps: range
 ) -> None:
-    """Codes equal and waves within 1e-5, for noise and a tune of several lengths and for any codebooks kept."""
+    """Codes are equal and waves within 1e-5: noise and a tune, several lengths, any number of codebooks."""
     name = f"codec, {ours.config.filters} filters, {ours.config.pad_mode}"
     there, back = [], []
     for samples in lengths:
@@ -183,7 +183,7 @@ def test_stereo_codes_are_transformers_left_and_right_in_turn(codecs: Callable, 
         seen("wave of the codec, stereo", ours.decode(codes, channels=2)[:, side], there, 1e-5)
 
 
-# --- text and melody --------------------------------------------------------------------------------------------
+# --- text and melody --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -209,7 +209,7 @@ def test_silence_is_heard_as_the_same_pitch_class() -> None:
     assert torch.equal(one_hot(classes(torch.zeros(1, RATE), RATE, len(theirs))), theirs)
 
 
-# --- language model ---------------------------------------------------------------------------------------------
+# --- language model ---------------------------------------------------------------------------------------
 
 
 def random_steps(model: MusicGen, batch: int, length: int) -> Tensor:
@@ -262,7 +262,7 @@ def test_logits_of_a_padded_batch_of_melodies_are_those_of_each_alone(pair: Pair
     seen("logits, melody, padded", ours_of(ours, steps, TEXTS, heard), torch.cat(alone), 1e-4, relative=True)
 
 
-# --- greedy tokens ----------------------------------------------------------------------------------------------
+# --- greedy tokens ----------------------------------------------------------------------------------------
 
 
 def assert_same_music(
@@ -349,7 +349,7 @@ def test_greedy_continuation_is_the_same(kind: str, pair: Pair, seen: Seen) -> N
     assert_same_music(made, theirs, seen, f"{kind}, continuation")
 
 
-# --- folders ----------------------------------------------------------------------------------------------------
+# --- folders ----------------------------------------------------------------------------------------------
 
 
 def saved_by_transformers(folder: Path, melody: bool, channels: int) -> None:
@@ -437,7 +437,7 @@ def test_the_embedded_model_gives_the_same_tokens(seen: Seen) -> None:
         assert_same_music(made, theirs, seen, "nano, melody")
 
 
-# --- true shapes ------------------------------------------------------------------------------------------------
+# --- true shapes ------------------------------------------------------------------------------------------
 
 SHAPES = {
     "small": LMConfig(),
@@ -487,7 +487,7 @@ def oracle_of(config: LMConfig) -> PreTrainedModel:
 
 
 def true_shape(kind: str) -> tuple[MusicGen, PreTrainedModel]:
-    """A random model with the language model and T5 of a published one, here and in transformers: one copy of weights.
+    """A random model with the shapes of a published one, here and in transformers: one copy of the weights.
 
     The codecs are tiny, but for the size of their codebooks.
     """
@@ -557,7 +557,7 @@ def test_true_codec_gives_the_same_codes_and_waves(codecs: Callable, seen: Seen)
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_published_shapes_have_as_many_parameters(name: str) -> None:
-    """As many as transformers' to the last one, and about as many as published: for some sizes without cross-attention."""
+    """Exactly as many as in transformers and about as many as published; some sizes lack cross-attention."""
     with torch.device("meta"):
         ours = LM(SHAPES[name])
     count = sum(parameter.numel() for parameter in ours.parameters())

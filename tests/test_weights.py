@@ -93,7 +93,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tens
     return folder
 
 
-# --- round trips --------------------------------------------------------------------------------------------
+# --- round trips ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", filling.KINDS)
@@ -188,7 +188,7 @@ def test_a_reference_to_a_published_codec_is_followed(
     assert torch.equal(model.lm.heads[0].weight, load(audiocraft("small")).lm.heads[0].weight)
 
 
-# --- variants of names and files ----------------------------------------------------------------------------
+# --- variants of names and files --------------------------------------------------------------------------
 
 OLD = ("weight_g", "weight_v")
 NEW = ("parametrizations.weight.original0", "parametrizations.weight.original1")
@@ -245,7 +245,7 @@ def test_the_embedding_of_t5_loads_under_either_name(saved: Save, tmp_path: Path
         assert difference(load(folder), load(saved("text"))) == 0
 
 
-# --- strictness ---------------------------------------------------------------------------------------------
+# --- strictness -------------------------------------------------------------------------------------------
 
 PARTS = (
     "decoder.model.decoder.layers.1.fc1.weight",
@@ -329,7 +329,7 @@ def test_a_missing_or_invalid_setting_of_audiocraft_is_named(
         load(tmp_path)
 
 
-# --- bugs, and broken libraries -----------------------------------------------------------------------------
+# --- bugs, and broken libraries ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mgkit.checkpoint.LM", "mgkit.checkpoint.fill", "mgkit.checkpoint.delays"])
@@ -379,7 +379,7 @@ def test_a_broken_torchaudio_does_not_break_loading_and_still_reports_itself(
     assert difference(load(tmp_path / "again"), load(saved("text"))) < 1e-6
 
 
-# --- memory, precision and device ---------------------------------------------------------------------------
+# --- memory, precision and device -------------------------------------------------------------------------
 
 MEASURE = """
 import resource, sys, threading, torch
@@ -501,7 +501,7 @@ def test_on_a_gpu_the_model_is_in_half_precision_with_logits_near_the_cpu_ones(s
     assert torch.equal(model.generate(["calm piano", ""], return_tokens=True, seed=1)[1], tokens)
 
 
-# --- licences and names -------------------------------------------------------------------------------------
+# --- licences and names -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

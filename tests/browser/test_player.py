@@ -67,7 +67,7 @@ def facts(lab, page, expression: str):
     return json.loads(lab.run(page, f"import json; print(json.dumps({expression}))"))
 
 
-# --- a finished wave ----------------------------------------------------------------------------------------
+# --- a finished wave --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["figures.player", "player.Player"])
@@ -136,7 +136,7 @@ def test_the_download_has_every_sample_and_the_manifest(lab, page, tmp_path):
     assert audio.read_manifest(path) == {**manifest, "strategy": "clip"}
 
 
-# --- a wave that grows --------------------------------------------------------------------------------------
+# --- a wave that grows ------------------------------------------------------------------------------------
 
 
 def test_a_live_sine_plays_exact_to_the_sample(lab, page, refused):
@@ -216,7 +216,7 @@ live""",
         assert facts(lab, page, "[len(ended), live.stop.is_set(), live.started]") == [times, True, False]
 
 
-# --- the microphone -----------------------------------------------------------------------------------------
+# --- the microphone ---------------------------------------------------------------------------------------
 
 
 def test_the_recorder_records_at_the_requested_rate(lab, page):
