@@ -23,8 +23,8 @@ def test_auxiliary_head_trains_the_layers_below_it_from_any_thread():
         return head(residual, labels)
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(loss, [steps, other]))
-    assert all(torch.equal(a, b) for a, b in zip(found, [loss(steps), loss(other)], strict=True))
+        threaded = list(pool.map(loss, [steps, other]))
+    assert all(torch.equal(a, b) for a, b in zip(threaded, [loss(steps), loss(other)], strict=True))
     optimizer = torch.optim.Adam([*lm.parameters(), *head.parameters()], 1e-2)
     first = float(loss(steps).sum().detach())
     for _ in range(60):

@@ -44,13 +44,13 @@ def test_advantage_is_positive_before_an_improvement_over_the_other_samples():
     reward = torch.zeros(2, 4, 300)
     # the second sample of the first prompt improves at frame 200
     reward[:, 1, 200:] = 1.0
-    found = advantages(reward, samples=2)
-    assert found.shape == (4, 300)
-    assert torch.allclose(found[0], -found[1]) and not found[2:].any()
-    assert not found[1, : 199 - HORIZON].any()
-    assert found[1, 199 - HORIZON + 1] > 0 and found[1].argmax() in range(199, 225)
+    advantage = advantages(reward, samples=2)
+    assert advantage.shape == (4, 300)
+    assert torch.allclose(advantage[0], -advantage[1]) and not advantage[2:].any()
+    assert not advantage[1, : 199 - HORIZON].any()
+    assert advantage[1, 199 - HORIZON + 1] > 0 and advantage[1].argmax() in range(199, 225)
     # no frame follows
-    assert found[1, -1] == 0
+    assert advantage[1, -1] == 0
 
 
 def test_prompts_name_the_rewarded_attributes():

@@ -100,9 +100,9 @@ def test_dropped_conditions_equal_the_null_condition_of_generation(tokenizer):
             (False, False, conditioner.null(encoded)),
             (True, False, conditioner(encoded)),
         ):
-            found = model.condition(texts, melody * keep_melody, torch.tensor([keep_text, keep_text]))
-            assert torch.allclose(found.prefix, expected.prefix, atol=1e-6)
-            assert torch.equal(found.prefix_mask, expected.prefix_mask)
+            condition = model.condition(texts, melody * keep_melody, torch.tensor([keep_text, keep_text]))
+            assert torch.allclose(condition.prefix, expected.prefix, atol=1e-6)
+            assert torch.equal(condition.prefix_mask, expected.prefix_mask)
 
 
 def test_aligned_heads_attend_to_the_current_melody_frame_without_any_output_yet(tokenizer):

@@ -30,14 +30,14 @@ def test_halves_side_by_side_give_the_gradients_of_the_whole():
     model, x = torch.nn.Linear(4, 3), torch.randn(6, 4)
     model(x).pow(2).mean(dim=0).mean().backward()
     expected = model.weight.grad.clone()
-    found = parallel.backward(
+    value = parallel.backward(
         lambda part: model(x[part]).pow(2).mean(dim=0),
         parallel.Processes().shards(6),
         list(model.parameters()),
         parallel.Processes(),
     )
     assert torch.allclose(model.weight.grad, expected, atol=1e-6)
-    assert torch.allclose(found, model(x).pow(2).mean(dim=0), atol=1e-6)
+    assert torch.allclose(value, model(x).pow(2).mean(dim=0), atol=1e-6)
 
 
 def test_muon_is_torchs_own_in_bfloat16():

@@ -151,12 +151,12 @@ class LMLearner:
     def step(self, step: int, lr: float) -> Metrics:
         """Train on one batch; see `loop.Learner`."""
         batch = self.batches[step]
-        parts = self.processes.shards(len(batch))
-        found = backward(lambda part: self.loss(batch[part]), parts, self.parameters, self.processes)
+        shards = self.processes.shards(len(batch))
+        values = backward(lambda shard: self.loss(batch[shard]), shards, self.parameters, self.processes)
         norm = self.update(step, lr)
 
         weights = self.codebook_weights
-        codebooks, auxiliary = found[: len(weights)] / weights, found[len(weights) :]
+        codebooks, auxiliary = values[: len(weights)] / weights, values[len(weights) :]
         # one transfer from the device
         loss, extra, *each = torch.stack([codebooks.mean(), auxiliary.sum(), *codebooks]).tolist()
         row = {"loss": loss, "norm": norm}
@@ -256,11 +256,11 @@ def validate_codebooks(run: LMRun, data: Tokens) -> None:
     Raises:
         ValueError: Their number or size differs.
     """
-    found = data.metadata["codebooks"], data.metadata["codebook_size"]
+    actual = data.metadata["codebooks"], data.metadata["codebook_size"]
     expected = run.lm.codebooks, run.lm.codebook_size
-    if found != expected:
+    if actual != expected:
         raise ValueError(
-            f"{run.tokens} has {found[0]} codebooks of {found[1]}, but the language model predicts "
+            f"{run.tokens} has {actual[0]} codebooks of {actual[1]}, but the language model predicts "
             f"{expected[0]} of {expected[1]}: encode the clips with a codec of that shape "
             "(python -m mgkit train tokens)"
         )

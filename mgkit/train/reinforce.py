@@ -73,6 +73,18 @@ class Prompt(NamedTuple):
     frames: int
 
 
+class Shard(NamedTuple):
+    """The part of a gradient step that one thread or process computes: training clips and samples."""
+
+    batch: Batch
+    # of each sample, encoded [L, D]
+    texts: list[Tensor]
+    # [B, K, T]
+    codes: Tensor
+    # [B, T]
+    advantage: Tensor
+
+
 def prompt_text(piece: ClipRow, rng: np.random.Generator, continuation: bool) -> str:
     """A caption with the rewarded attributes, in random order; without key and tempo for a continuation."""
     always: dict[str, str | bool] = {"style": piece["style"], "lead": piece["lead"], "drums": piece["drums"]}
@@ -116,26 +128,28 @@ class ReinforceLearner(LMLearner):
         advantage = advantages(rewards, run.samples)
         advantage[:, :given] = 0
 
-        found, norm = [], 0.0
+        losses, norm = [], 0.0
         for update, chosen in enumerate(np.array_split(rng.permutation(len(codes)), run.updates)):
             number = step * run.updates + update
             batch = self.batches[number]
-            parts = self.processes.shards(len(batch))
-
-            def loss(part: tuple[slice, np.ndarray], batch: Batch = batch) -> Tensor:
-                clips, rows = part
-                music = self.loss(batch[clips]).mean()
-                policy = self.policy_loss(codes[rows], [texts[i] for i in rows], advantage[rows])
-                return torch.stack([music, policy * run.policy_weight])
-
-            pairs = list(zip(parts, np.array_split(chosen, len(parts)), strict=True))
-            found.append(backward(loss, pairs, self.parameters, self.processes))
+            slices = self.processes.shards(len(batch))
+            shards = [
+                Shard(batch[clips], [texts[i] for i in rows], codes[rows], advantage[rows])
+                for clips, rows in zip(slices, np.array_split(chosen, len(slices)), strict=True)
+            ]
+            losses.append(backward(self.joint_loss, shards, self.parameters, self.processes))
             norm = self.update(number, lr)
-        music, policy = torch.stack(found).mean(dim=0).tolist()
+        clip_loss, policy_loss = torch.stack(losses).mean(dim=0).tolist()
         suffix = "_continued" if given else ""
         means = rewards[..., given:].mean(dim=(1, 2)).tolist()
-        row = {"loss": music, "policy_loss": policy, "norm": norm}
+        row = {"loss": clip_loss, "policy_loss": policy_loss, "norm": norm}
         return row | {f"reward_{name}{suffix}": x for name, x in zip(REWARDS, means, strict=True)}
+
+    def joint_loss(self, shard: Shard) -> Tensor:
+        """The loss on training clips and the weighted policy loss, [2]."""
+        clips = self.loss(shard.batch).mean()
+        policy = self.policy_loss(shard.codes, shard.texts, shard.advantage)
+        return torch.stack([clips, policy * self.run.policy_weight])
 
     def prompts(self, rng: np.random.Generator, continuation: bool) -> list[Prompt]:
         """The prompts of a round, each repeated `samples` times; all continue the same number of frames."""
@@ -177,8 +191,8 @@ class ReinforceLearner(LMLearner):
         tempos = [prompt.tempo for prompt in prompts]
         labels = torch.from_numpy(self.labels[[prompt.row for prompt in prompts]])
         parts = [slice(start, start + 8) for start in range(0, len(codes), 8)]
-        found = [self.reward_model.rewards(codes[part], tempos[part], labels[part]) for part in parts]
-        return torch.cat(found, dim=1)
+        rewards = [self.reward_model.rewards(codes[part], tempos[part], labels[part]) for part in parts]
+        return torch.cat(rewards, dim=1)
 
     def policy_loss(self, codes: Tensor, texts: list[Tensor], advantage: Tensor) -> Tensor:
         """Minus the mean of log-probability times `advantage` [B, T] over the tokens of `codes` [B, K, T].

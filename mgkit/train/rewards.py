@@ -68,8 +68,8 @@ class RewardModel:
     def fit(self, codes: Tensor, labels: Tensor) -> None:
         """Train the head alone on training clips: `codes` [clips, K, T] and `labels` [clips, Q, T]."""
         with ThreadPoolExecutor(2) as pool:
-            found = pool.map(self.residual, codes.split(8))
-            residual = torch.cat(list(tqdm(found, total=-(-len(codes) // 8), desc="reward model")))
+            chunks = pool.map(self.residual, codes.split(8))
+            residual = torch.cat(list(tqdm(chunks, total=-(-len(codes) // 8), desc="reward model")))
         residual, labels = residual.flatten(0, 1), labels.transpose(1, 2).flatten(0, 1)
         optimizer, generator = torch.optim.AdamW(self.head.parameters()), torch.Generator().manual_seed(0)
         orders = [torch.randperm(len(residual), generator=generator) for _ in range(FIT_EPOCHS)]
