@@ -5,9 +5,9 @@ Letters: B batch, D width of the language model, L text length, P prefix positio
     small, medium, large    text          -> cross  [B, L, D], attended to in every layer
     melody                  melody, text  -> prefix [B, P, D], placed before the music, P = F + L
 
-The null condition of classifier-free guidance is zeros in place of the text's vectors, and pitch class 0 in every
-frame of the melody. Texts of a batch differ in length; padding is masked and does not count as a position, so that a
-sample does not depend on its neighbours in the batch.
+The null condition of classifier-free guidance is zeros in place of the text's vectors, and pitch class 0 in
+every frame of the melody. Texts of a batch differ in length; padding is masked and does not count as a
+position, so that a sample does not depend on its neighbours in the batch.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def cat(conditions: Sequence[Condition]) -> Condition:
 
 
 def pad_rows(rows: Sequence[Tensor], left: bool = False) -> tuple[Tensor | None, Tensor | None]:
-    """Rows [L_i, D] padded with zeros to [B, L, D], and the mask [B, L], False at padding; None without rows."""
+    """Rows [L_i, D] zero-padded to [B, L, D], and the mask [B, L], False at padding; None without rows."""
     if not rows:
         return None, None
     longest = max(len(row) for row in rows)

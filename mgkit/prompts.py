@@ -22,8 +22,8 @@ Timeline = list[tuple[float, Mix]]
 """A parsed description: the first entry starts at second 0, and each differs from the one before."""
 
 PROMPT_FORMS = (
-    "it must hold strings, None for no text, weights such as {'calm piano': 0.7, 'fast jazz': 0.3}, or times such "
-    "as [(0, 'calm piano'), (6, 'fast jazz')]"
+    "it must hold strings, None for no text, weights such as {'calm piano': 0.7, 'fast jazz': 0.3}, or times "
+    "such as [(0, 'calm piano'), (6, 'fast jazz')]"
 )
 
 
@@ -46,7 +46,7 @@ def parse_descriptions(descriptions: Descriptions) -> list[Timeline]:
 
 
 def parse_prompt(prompt: Prompt) -> Mix:
-    """The texts of a prompt with positive weights; a single text has weight 1, no text at all is the empty one.
+    """The texts of a prompt with positive weights; a single text has weight 1, and None is the empty text.
 
     Raises:
         ValueError: another type, or a negative weight.

@@ -2,9 +2,9 @@
 
 Letters: B batch, C channels, N samples, D latent width, T frames.
 
-A 1-D convolution in PyTorch reorders its input and output in memory. As 2-D convolutions over [B, C, 1, N] in the
-channels-last format, all layers keep one layout from end to end, padding is a plain copy, and `torch.compile` fuses it
-with the ELU before it.
+A 1-D convolution in PyTorch reorders its input and output in memory. As 2-D convolutions over [B, C, 1, N] in
+the channels-last format, all layers keep one layout from end to end, padding is a plain copy, and
+`torch.compile` fuses it with the ELU before it.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from mgkit.codec import LSTM, Codec, Conv, Residual, UpConv
 
 
 class ChannelsLast:
-    """Runs a `Codec`'s own layers and weights; `compiled` fuses the convolution stages with `torch.compile`."""
+    """Run a `Codec`'s own layers and weights; `compiled` fuses the convolutions with `torch.compile`."""
 
     def __init__(self, codec: Codec, compiled: bool = False):
         self.codec = codec

@@ -3,7 +3,7 @@
 Letters: B batch, T frames, M = B * T latents, D latent width, V codebook size.
 
 Codebooks get no gradients. Every entry is the moving average of the latents nearest to it (VQ-VAE,
-arXiv:1711.00937, appendix A; SoundStream, arXiv:2107.03312, section 3.3). All steps run without a copy to the CPU.
+arXiv:1711.00937, appendix A; SoundStream, arXiv:2107.03312, section 3.3). No step copies to the CPU.
 """
 
 import torch
@@ -38,8 +38,8 @@ class Codebooks:
             left -= F.embedding(nearest(left, book), book)
 
     def __call__(self, latents: Tensor, keep: int, *, update: bool = True) -> tuple[Tensor, Tensor]:
-        """Quantized latents [B, D, T] with straight-through gradients, and the commitment loss, relative to the size
-        of the latents; the first `keep` codebooks follow this batch if `update` is set."""
+        """Quantized latents [B, D, T] with straight-through gradients, and the commitment loss, relative to the
+        size of the latents; the first `keep` codebooks follow this batch if `update` is set."""
         flat = latents.transpose(1, 2).reshape(-1, latents.shape[1])
         left, commit = flat, flat.new_zeros(())
         for k, book in enumerate(self.books[:keep]):

@@ -2,10 +2,10 @@
 
 Letters: B batch, N samples, F frequencies, T frames.
 
-    wave [B, 1, N] -> complex spectra at three resolutions [B, 2, T, F] -> convolutions -> logits: real or decoded, for each spot
+    wave [B, 1, N] -> complex spectra at three resolutions [B, 2, T, F] -> convolutions -> logits [B, 1, t, f]
 
-A distance between waves or spectra rewards the mean of all sounds that fit the codes, and the mean of all cymbals is a
-hum. The discriminator rewards what could be one of them.
+A distance between waves or spectra rewards the mean of all sounds that fit the codes, and the mean of all
+cymbals is a hum. The discriminator rewards what could be one of them.
 """
 
 import torch
@@ -19,7 +19,7 @@ WINDOWS = (512, 1024, 2048)  # samples
 
 
 class Resolution(nn.Module):
-    """One resolution: logits [B, 1, t, f] of a wave [B, 1, N], positive for real, and the features of each layer."""
+    """One resolution: logits [B, 1, t, f] of a wave [B, 1, N], positive for real; features of each layer."""
 
     def __init__(self, window: int, width: int):
         super().__init__()
@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
         self.resolutions = nn.ModuleList(Resolution(window, width) for window in WINDOWS)
 
     def loss(self, real: Tensor, decoded: Tensor) -> Tensor:
-        """The discriminator's own loss: hinge loss of its logits for real and decoded waves, [B, 1, N] each."""
+        """The discriminator's own loss: hinge loss of its logits for real and decoded waves [B, 1, N]."""
         both, count, losses = torch.cat([real, decoded.detach()]), len(real), []
         for resolution in self.resolutions:
             logits = resolution(both)[0]
@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
         return torch.stack(losses).mean()
 
     def generator_losses(self, real: Tensor, decoded: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's losses: hinge loss of its logits taken for real, and relative L1 distance of all features."""
+        """The decoder's losses: hinge loss of its logits as if real, and relative L1 distance of features."""
         adversarial, features = [], []
         for resolution in self.resolutions:
             with torch.no_grad():
@@ -79,7 +79,7 @@ class Discriminator(nn.Module):
 
 
 class LossBalancer:
-    """Sums gradients in fixed proportions, whatever the scales of their losses (arXiv:2210.13438, section 3.4)."""
+    """Sum of gradients in fixed proportions, whatever the scales of their losses (arXiv:2210.13438, §3.4)."""
 
     DECAY = 0.99
 

@@ -22,7 +22,7 @@ QUIET = 1e-7  # mean square at which a waveform counts as silence: -70 dBFS
 
 @lru_cache
 def _mel_filters(rate: int, window: int, device: torch.device) -> Tensor:
-    """Filters [mels, window / 2 + 1] that average, so that a full-scale sine has a magnitude of about 1 in its band."""
+    """Filters [mels, window / 2 + 1] that average: a full-scale sine has a magnitude of about 1 in its band."""
     from librosa.filters import mel
 
     filters = torch.from_numpy(mel(sr=rate, n_fft=window, n_mels=min(160, window // 16), norm=None)).float()
@@ -41,8 +41,8 @@ def decibel(magnitudes: Tensor) -> Tensor:
 
 
 def mel_distances(a: Tensor, b: Tensor, rate: int, windows: Sequence[int] = WINDOWS) -> tuple[Tensor, Tensor]:
-    """How far the waves [..., N] are apart: mean |difference| in dB, and mean |difference| of magnitudes over mean
-    magnitude; both are means over the mel spectra of all `windows`."""
+    """How far the waves [..., N] are apart: mean |difference| in dB, and mean |difference| of magnitudes over
+    mean magnitude; both are means over the mel spectra of all `windows`."""
     found = [spectral_losses(a, b, rate, window) for window in windows]
     return torch.stack([f["mel_db"] for f in found]).mean(), torch.stack([f["linear"] for f in found]).mean()
 
@@ -53,8 +53,8 @@ def spectral_losses(a: Tensor, b: Tensor, rate: int, window: int) -> dict[str, T
     mel_db   mean |difference| in dB of mel magnitudes
     linear   mean |difference| of mel magnitudes over their mean
     onset    mean |difference| in dB of the rise from frame to frame, in ONSET_BANDS groups of mel bands
-    fine     mean |difference| in dB of the single bins below FINE_HZ: it separates partials from the noise between
-             them, which fall into one mel band; only for windows that resolve partials
+    fine     mean |difference| in dB of the single bins below FINE_HZ: it separates partials from the noise
+             between them, which fall into one mel band; only for windows that resolve partials
     """
     magnitudes = [stft(wave, window, window // 4).abs() for wave in (a, b)]
     filters = _mel_filters(rate, window, a.device)
@@ -90,8 +90,8 @@ def si_sdr(reference: Tensor, wave: Tensor) -> Tensor:
 
 
 def noise_level(reference: Tensor, wave: Tensor) -> Tensor:
-    """Level [...] of the error of `wave` [..., N] against `reference` in dB: minus the signal-to-noise ratio; of a
-    silent reference the level above silence."""
+    """Level [...] of the error of `wave` [..., N] against `reference` in dB: minus the signal-to-noise ratio; of
+    a silent reference the level above silence."""
     error = (wave - reference).pow(2).mean(-1)
     return 10 * ((error + QUIET) / (reference.pow(2).mean(-1) + QUIET)).log10()
 

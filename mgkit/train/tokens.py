@@ -90,8 +90,8 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
 
     device = best_device()
     codec = codec.to(device)
-    # On a CPU one clip and one thread per core: a clip's working set fits a core's cache, and cores sharing an
-    # operation wait for each other.
+    # On a CPU one clip and one thread per core: a clip's working set fits a core's cache, and cores sharing
+    # an operation wait for each other.
     size = 1 if device.type == "cpu" else GPU_CLIPS
 
     @torch.no_grad()
