@@ -33,6 +33,8 @@ from mgkit.sampling import draw, guide, guide_double, mix, noise, probabilities
 UNKNOWN = -1  # a token still to be generated
 DAY = 86400  # seconds; the longest piece
 ABOVE_0 = math.ulp(0.0)  # the smallest positive float
+GREEDY = 1e-6  # the most likely token is certain below this temperature
+LARGEST_COEF = 1e6  # of guidance; far beyond any use, and far below overflow
 
 SETTINGS_HELP = {  # for the command line and the studio
     "use_sampling": "draw tokens at random; if off, always take the most likely one",
@@ -71,12 +73,17 @@ class Settings:
         self._parse("top_p", float, "a number from 0 to 1", low=0, high=1)
         self._parse("temperature", float, "a number of at least 0", low=0)
         self._parse("duration", float, "a number of seconds above 0, at most a day", low=ABOVE_0, high=DAY)
-        self._parse("cfg_coef", float, "a number")
+        self._parse("cfg_coef", float, "a number from -1e6 to 1e6", low=-LARGEST_COEF, high=LARGEST_COEF)
         self._parse("two_step_cfg", bool, "True or False")
         if self.cfg_coef_beta is not None:
-            self._parse("cfg_coef_beta", float, "a number, or None")
+            self._parse("cfg_coef_beta", float, "a number from -1e6 to 1e6", -LARGEST_COEF, LARGEST_COEF)
         if self.extend_stride is not None:
             self._parse("extend_stride", float, "a number of seconds above 0, or None", low=ABOVE_0)
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return self.use_sampling and self.temperature >= GREEDY
 
     def _parse(
         self, name: str, kind: type, expected: str, low: float = -math.inf, high: float = math.inf
@@ -247,11 +254,17 @@ def _window(
     done = 0
     for s in range(first + 1, steps.shape[-1]):
         new = steps[..., done:s]
-        logits = [
-            lm(new.repeat(batch.batch // len(new), 1, 1), batch, cache, last_only=True)[:, :, 0]
-            for batch, cache in zip(batches, caches, strict=True)
-        ]
-        each = torch.cat(logits).chunk(len(streams))
+        # Whatever the caller's autocast says: the same request gives the same tokens.
+        with torch.autocast(lm.device.type, enabled=False):
+            logits = torch.cat(
+                [
+                    lm(new.repeat(batch.batch // len(new), 1, 1), batch, cache, last_only=True)[:, :, 0]
+                    for batch, cache in zip(batches, caches, strict=True)
+                ]
+            )
+        if s == first + 1 or lm.device.type == "cpu":
+            _check_finite(logits, lm)
+        each = logits.chunk(len(streams))
         if weights is not None:
             each = (mix(each[: len(weights)], weights, each[len(weights)]), *each[len(weights) :])
         tokens = choose(each, settings, generators)
@@ -259,6 +272,18 @@ def _window(
         done = s
         frame = s - 1 - max(shifts)
         yield undelay(steps[..., frame : s + 1], shifts)[..., 0] if frame >= first else None
+
+
+def _check_finite(logits: Tensor, lm: LM) -> None:
+    if torch.isfinite(logits).all():
+        return
+    if all(torch.isfinite(parameter).all() for parameter in lm.parameters()):
+        raise ValueError(
+            f"the logits are not finite: the language model overflows in {lm.dtype}; load it with dtype=torch.float32"
+        )
+    raise ValueError(
+        "the logits are not finite: the language model's weights hold NaN or infinity; load it again"
+    )
 
 
 def choose(streams: Sequence[Tensor], settings: Settings, generators: list[torch.Generator]) -> Tensor:
@@ -269,7 +294,7 @@ def choose(streams: Sequence[Tensor], settings: Settings, generators: list[torch
         logits = guide_double(logits, streams[1], streams[2], settings.cfg_coef, settings.cfg_coef_beta)
     elif len(streams) == 2:
         logits = guide(logits, streams[1], settings.cfg_coef)
-    if not settings.use_sampling or settings.temperature == 0:
+    if not settings.samples:
         return logits.argmax(dim=-1)
     probs = probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
     return draw(probs, noise(generators, tuple(probs.shape[1:])))

@@ -284,7 +284,8 @@ def sinusoid(position: Tensor, dim: int) -> Tensor:
     tensor([[1., 1., 0., 0.]])
     """
     half = dim // 2
-    rate = torch.exp(torch.arange(half, device=position.device) * -(math.log(10000) / (half - 1)))
+    index = torch.arange(half, device=position.device, dtype=torch.float32)
+    rate = torch.exp(index * -(math.log(10000) / (half - 1)))
     angle = position[..., None].float() * rate
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 

@@ -6,7 +6,6 @@ Letters: B batch, K codebooks, T frames, F chroma frames.
 import base64
 import hashlib
 import zlib
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -19,6 +18,9 @@ from mgkit.checkpoint import Model
 from mgkit.generate import Settings
 from mgkit.prompts import parse_descriptions, parse_texts, plain
 from mgkit.request import Request, parse_seeds
+
+SAMPLE = 4096  # values of a tensor in the fingerprint, about
+WINDOW = 4096  # chroma frames of a window at most, nine minutes
 
 
 def manifests(model: Model, request: Request, tokens: Tensor) -> list[dict]:
@@ -61,7 +63,7 @@ def from_manifest(manifest: dict, codebooks: int) -> Request:
         return Request(
             texts=parse_descriptions([manifest["text"]]),
             negative=parse_texts([manifest["negative"]]),
-            chroma={int(start): unpack(chroma)[None] for start, chroma in manifest["melody"].items()},
+            chroma={int(start): unpack(row, WINDOW)[None] for start, row in manifest["melody"].items()},
             audio_prompt=unpack(manifest["prompt"]).view(1, codebooks, -1),
             seeds=parse_seeds([manifest["seed"]], 1),
             settings=Settings(**manifest["settings"]),
@@ -73,14 +75,16 @@ def from_manifest(manifest: dict, codebooks: int) -> Request:
 
 
 def fingerprint(model: Model) -> str:
-    """A digest of some of the weights, to tell models apart."""
-    parts: Sequence[Tensor] = (
-        model.lm.norm.weight,
-        model.lm.heads[0].weight[:64],
-        model.codec.encoder[0].weight,
-    )
-    data = b"".join(part.detach().float().cpu().numpy().tobytes() for part in parts)
-    return hashlib.sha256(data).hexdigest()[:16]
+    """A digest of all tensors of a model, by the norm of a sample of each to three digits.
+
+    Saving and loading a model moves its weights in the last bits and leaves the digest.
+    """
+    norms = []
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // SAMPLE)].double()
+        norms.append(f"{name} {float(sample.norm()):.2e}")
+    return hashlib.sha256("\n".join(norms).encode()).hexdigest()[:16]
 
 
 def machine(model: Model) -> str:
@@ -99,9 +103,17 @@ def pack(values: Tensor) -> str:
     return base64.b64encode(zlib.compress(_bytes(values))).decode()
 
 
-def unpack(text: str) -> Tensor:
-    """The integers of `pack`, flat."""
-    return torch.from_numpy(np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").astype(np.int64))
+def unpack(text: str, limit: int = 2**24) -> Tensor:
+    """The integers of `pack`, flat.
+
+    Raises:
+        ValueError: more than `limit` integers, which a small text could fill the memory with.
+    """
+    stream = zlib.decompressobj()
+    data = stream.decompress(base64.b64decode(text), 2 * limit)
+    if stream.unconsumed_tail:
+        raise ValueError(f"it unpacks to more than {limit} integers")
+    return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.int64))
 
 
 def digest(values: Tensor) -> str:

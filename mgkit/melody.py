@@ -35,7 +35,7 @@ def chroma(wave: Tensor, rate: int) -> Tensor:
     wave = wave.float().mean(dim=0)
     short = max(0, N_FFT - wave.shape[-1])
     wave = F.pad(wave, (short // 2, short - short // 2))
-    window = torch.hann_window(N_FFT, device=wave.device)
+    window = torch.hann_window(N_FFT, device=wave.device, dtype=wave.dtype)
     power = (stft(wave, N_FFT, HOP) / window.pow(2).sum().sqrt()).abs().pow(2)
     return F.normalize(
         chroma_filters(rate, N_FFT).to(wave.device) @ power, p=float("inf"), dim=0, eps=1e-6
@@ -120,7 +120,7 @@ def tones(classes: Tensor, rate: int) -> Tensor:
     gates = gates * gates * (3 - 2 * gates)
     # in float32 the phase would become audible noise after a few seconds
     seconds = torch.arange(gates.shape[1], dtype=torch.float64) / rate
-    wave = torch.zeros(1, gates.shape[1])
+    wave = torch.zeros(1, gates.shape[1], dtype=torch.float32)
     for pitch in classes.unique().tolist():
         for octave in range(2, 7):
             hertz = 440 * 2 ** ((pitch - 9) / 12 + octave - 4)

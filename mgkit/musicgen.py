@@ -24,9 +24,10 @@ from torch import Tensor
 from mgkit import checkpoint, export, hub, melody
 from mgkit.generate import Settings, Stop
 from mgkit.manifest import digest, fingerprint, from_manifest, machine, manifests
-from mgkit.perform import LiveSession, OnStep, Stream, request_frames, say_stopped
+from mgkit.perform import OnStep, decode_whole, request_frames, say_stopped
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
 from mgkit.request import Request, Waves, parse_melodies, parse_request, plan_windows
+from mgkit.sessions import LiveSession, Stream
 
 Result: TypeAlias = Tensor | tuple[Any, ...]
 """The wave [B, C, N]; behind it, if asked for, the tokens [B, K, T] and the manifests of the B samples."""
@@ -324,10 +325,9 @@ class MusicGen:
             )
         return self.generate_audio(tokens), tokens
 
-    @torch.no_grad()
     def generate_audio(self, tokens: Tensor) -> Tensor:
         """Wave [B, C, T * hop] of `tokens` [B, K, T]."""
-        return self.codec.decode(tokens.to(self.lm.device), self.audio_channels)
+        return decode_whole(self.model, tokens.to(self.lm.device))
 
     # --- steps of the work ------------------------------------------------------------------------------------------
 

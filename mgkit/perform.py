@@ -1,4 +1,4 @@
-"""From a request to tokens and sound: the conditions of each window, whole pieces, streams and live sessions.
+"""From a request to tokens and sound: the conditions of each window, the frames of a piece, and their decoding.
 
 Letters: B batch, C channels, K codebooks, T frames, N samples, D width, F chroma frames.
 
@@ -7,8 +7,7 @@ Letters: B batch, C channels, K codebooks, T frames, N samples, D width, F chrom
 """
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, count
 
@@ -17,15 +16,15 @@ from torch import Tensor
 
 from mgkit.checkpoint import Model
 from mgkit.condition import Conditioner
-from mgkit.generate import DAY, Guidance, Settings, Stop, Window, count_steps, endless, frames
+from mgkit.generate import Guidance, Settings, Stop, Window, count_steps, frames
 from mgkit.lm import Condition
-from mgkit.manifest import manifests
-from mgkit.prompts import Mix, Prompt, parse_prompt, prompt_at
-from mgkit.request import Request, plan_windows, stride_frames, window_chroma
+from mgkit.prompts import Mix, prompt_at
+from mgkit.request import Request
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the whole piece."""
 
+DECODED_AT_ONCE = 3000  # frames
 TEXTS_KEPT = 64  # encoded texts that a live session keeps beside those in use
 
 
@@ -84,7 +83,8 @@ def encode_texts(conditioner: Conditioner, texts: Sequence[str], vectors: dict[s
             del vectors[text]
     for text in texts:
         if text not in vectors:
-            [vectors[text]] = conditioner.encode([text])
+            with torch.autocast(conditioner.text_proj.weight.device.type, enabled=False):
+                [vectors[text]] = conditioner.encode([text])
 
 
 def guidance(
@@ -100,7 +100,7 @@ def guidance(
     single = len(columns) == 1 and all(weight == 1 for weight in weights[0])
     if single and settings.cfg_coef == 1 and settings.cfg_coef_beta is None:
         return Guidance(prompts)
-    mixed = None if single else torch.tensor(weights, device=columns[0][0].device)
+    mixed = None if single else torch.tensor(weights, dtype=torch.float32, device=columns[0][0].device)
     null = conditioner.null(columns[0]) if negative is None else negative
     if settings.cfg_coef_beta is None:
         return Guidance([*prompts, null], mixed)
@@ -134,165 +134,25 @@ def request_frames(
     return (torch.cat(group)[order] for group in zip(*parts, strict=False))
 
 
-@torch.no_grad()
 def decode(model: Model, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
     """Yields the sound [B, C, n] of chunks of tokens, as they come."""
-    yield from model.codec.decode_stream(chunks, model.channels)
+    waves = model.codec.decode_stream(chunks, model.channels)
+    while True:
+        # Not around the yield: both would reach into the caller's code.
+        with torch.no_grad(), torch.autocast(model.lm.device.type, enabled=False):
+            wave = next(waves, None)
+        if wave is None:
+            return
+        yield wave
 
 
-class Session(Iterator[Tensor]):
-    """An iterator of waves over a generator."""
-
-    _waves: Generator[Tensor]
-
-    def __next__(self) -> Tensor:
-        return next(self._waves)
-
-    def close(self) -> None:
-        """End the music; `tokens` and `manifests` keep what was generated."""
-        self._waves.close()
-
-
-class Stream(Session):
-    """The music of a request while it is generated: an iterator of waves [B, C, n], `chunk` frames at a time.
-
-    `tokens` and `manifests` describe the music so far.
-    """
-
-    def __init__(self, model: Model, request: Request, chunk: int, on_step: OnStep | None, stop: Stop | None):
-        self.model, self.request, self.chunk = model, request, chunk
-        self._codes = [request.audio_prompt]
-        self._waves = self._play(request_frames(model, request, on_step, stop))
-
-    @property
-    def tokens(self) -> Tensor:
-        """Tokens [B, K, T] so far, the audio prompt included."""
-        return torch.cat(self._codes, dim=-1)
-
-    @property
-    def manifests(self) -> list[dict]:
-        """A manifest for each sample, for `replay`."""
-        return manifests(self.model, self.request, self.tokens)
-
-    def _play(self, frames: Iterator[Tensor]) -> Generator[Tensor]:
-        sent = 0
-        try:
-            for wave in decode(self.model, self._chunks(frames)):
-                sent += wave.shape[-1]
-                yield wave
-        except KeyboardInterrupt:
-            say_stopped(self.model, self.request, self.tokens)
-            with torch.no_grad():
-                rest = self.model.codec.decode(self.tokens, self.model.channels)[..., sent:]
-            if rest.shape[-1]:
-                yield rest
-
-    def _chunks(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
-        if self.request.audio_prompt.shape[-1]:
-            yield self.request.audio_prompt
-        held: list[Tensor] = []
-        for frame in frames:
-            self._codes.append(frame[..., None])
-            held.append(frame)
-            if len(held) == self.chunk:
-                yield torch.stack(held, dim=-1)
-                held = []
-        if held:
-            yield torch.stack(held, dim=-1)
-
-
-class LiveSession(Session):
-    """Endless music under a changing prompt: an iterator of waves [1, C, n], `chunk` frames at a time.
-
-    Before each chunk, `ask` gives the prompt. The session keeps its timeline and, for a day, its tokens, for
-    `manifests`.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        request: Request,
-        ask: Callable[[], Prompt],
-        melodies: list[Tensor | None] | None,
-        chunk: int,
-        stop: Stop | None,
-    ):
-        self.model, self.request, self.chunk = model, request, chunk
-        self.timeline, self.chroma = list(request.texts[0]), dict[int, Tensor]()
-        self.replayable, self.end = True, 0  # within a day; frames at the end of the current window
-        self._ask, self._melodies, self._vectors = ask, melodies, encode_request(model, request)
-        self._codes = [request.audio_prompt.cpu().short()]
-        self._waves = self._play(stop)
-
-    @property
-    def tokens(self) -> Tensor:
-        """Tokens [1, K, T] so far; empty once a day has passed."""
-        return torch.cat(self._codes, dim=-1).long()
-
-    @property
-    def manifests(self) -> list[dict]:
-        """The manifest of the music so far, as a timeline; none before the first window or after a day."""
-        if not self.replayable or not self.end:
-            return []
-        settings = replace(self.request.settings, duration=self.end / self.model.frame_rate)
-        plan = plan_windows(self.model, settings, 0, self.timeline)
-        return manifests(self.model, replace(self._current, settings=settings, plans=[plan]), self.tokens)
-
-    @property
-    def _current(self) -> Request:
-        return replace(self.request, texts=[self.timeline], chroma=self.chroma)
-
-    def _changed(self, frame: int) -> bool:
-        """Whether another prompt begins at this frame; asks at the start of each chunk."""
-        if frame % self.chunk:
-            return False
-        mix = parse_prompt(self._ask())
-        if mix == self.timeline[-1][1]:
-            return False
-        self.timeline.append((frame / self.model.frame_rate, mix))
-        return True
-
-    def _conditions(self, window: Window) -> Guidance:
-        self.end = window.end
-        if window.end > DAY * self.model.frame_rate:
-            self.replayable = False
-            self._codes = [self._codes[0][..., :0]]
-            self.chroma.clear()
-            del self.timeline[:-1]
-        if self._melodies is not None:
-            self.chroma[window.start] = window_chroma(self.model, self._melodies, window.start, True)
-        return window_conditions(self.model, self._current, window, self._vectors)
-
-    def _play(self, stop: Stop | None) -> Generator[Tensor]:
-        try:
-            yield from decode(self.model, self._chunks(stop))
-        except KeyboardInterrupt:
-            print("stopped; the music so far is kept", file=sys.stderr)
-
-    def _chunks(self, stop: Stop | None) -> Iterator[Tensor]:
-        model, settings = self.model, self.request.settings
-        window, stride = model.window_frames, stride_frames(model, settings)
-        generators = [torch.Generator().manual_seed(seed) for seed in self.request.seeds]
-        frames = endless(
-            model.lm, self._conditions, self._changed, window, stride, settings, generators, stop
-        )
-        held: list[Tensor] = []
-        try:
-            for frame in frames:
-                held.append(frame)
-                if len(held) == self.chunk:
-                    yield self._keep(held)
-                    held = []
-        except KeyboardInterrupt:
-            print("stopped; the music so far is kept", file=sys.stderr)
-        if held:
-            yield self._keep(held)
-
-    def _keep(self, held: list[Tensor]) -> Tensor:
-        codes = torch.stack(held, dim=-1)
-        if self.replayable:
-            self._codes.append(codes.cpu().short())
-        return codes
+@torch.no_grad()
+def decode_whole(model: Model, tokens: Tensor) -> Tensor:
+    """The sound [B, C, N] of tokens [B, K, T]; a long piece is decoded in parts, in bounded memory."""
+    if tokens.shape[-1] > DECODED_AT_ONCE:
+        return torch.cat(list(decode(model, iter(tokens.split(DECODED_AT_ONCE, dim=-1)))), dim=-1)
+    with torch.autocast(model.lm.device.type, enabled=False):
+        return model.codec.decode(tokens, model.channels)
 
 
 def say_stopped(model: Model, request: Request, tokens: Tensor) -> None:

@@ -139,7 +139,8 @@ def encode_audio_prompt(model: Model, batch: int, given: tuple[Waves, int] | Non
         raise ValueError(
             "the audio prompts of a batch must have one length; cut them, or continue them one by one"
         )
-    return model.codec.encode(torch.stack(prepared).to(model.lm.device))
+    with torch.autocast(model.lm.device.type, enabled=False):
+        return model.codec.encode(torch.stack(prepared).to(model.lm.device))
 
 
 def parse_melodies(
@@ -158,8 +159,11 @@ def parse_melodies(
     for tune in parse_waves(given, batch, "the melody", melodies=True):
         if tune is not None and tune.dim() == 2:
             tune = audio.resample(separate(tune, rate) if separate else tune, rate, model.sample_rate)
-            if not tune.any():
-                raise ValueError("the melody is silent: check the recording, or leave the melody out")
+            if not tune.mean(dim=0).any():  # of both channels, as chroma takes it
+                raise ValueError(
+                    "the melody is silent once its channels are averaged: check the recording, give one channel, or "
+                    "leave the melody out"
+                )
         melodies.append(tune)
     return melodies
 

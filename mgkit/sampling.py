@@ -61,7 +61,9 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
 
 def noise(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     """Exp(1) noise [B, *shape], row b from generator b."""
-    return torch.stack([torch.empty(shape).exponential_(generator=g) for g in generators])
+    return torch.stack(
+        [torch.empty(shape, dtype=torch.float32).exponential_(generator=g) for g in generators]
+    )
 
 
 def draw(probs: Tensor, exponential: Tensor) -> Tensor:

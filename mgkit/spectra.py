@@ -11,7 +11,7 @@ from torch import Tensor
 
 def stft(wave: Tensor, n_fft: int, hop: int, pad_mode: str = "reflect") -> Tensor:
     """Complex spectrogram [..., n_fft / 2 + 1, T] of `wave` [..., N] in centred Hann windows."""
-    window = torch.hann_window(n_fft, device=wave.device)
+    window = torch.hann_window(n_fft, device=wave.device, dtype=wave.dtype)
     flat = wave.reshape(-1, wave.shape[-1])
     spectrum = torch.stft(flat, n_fft, hop, window=window, pad_mode=pad_mode, return_complex=True)
     return spectrum.view(*wave.shape[:-1], *spectrum.shape[-2:])

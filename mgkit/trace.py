@@ -143,7 +143,7 @@ def _split_attention(
         own = torch.stack(record)
         own = own[:, :, chroma_frames + len(owner) :]  # the rows of steps, not of the prefix
         tokens = own[..., chroma_frames : chroma_frames + len(owner)]
-    to_words = torch.zeros(*tokens.shape[:-1], len(names)).index_add_(-1, torch.tensor(owner), tokens)
+    to_words = tokens.new_zeros(*tokens.shape[:-1], len(names)).index_add_(-1, torch.tensor(owner), tokens)
     steps = own.shape[-2]
     return names, own[..., :chroma_frames], to_words, own[..., -steps:]
 
@@ -187,6 +187,6 @@ def words(encoder: TextEncoder, text: str) -> tuple[list[str], list[int]]:
 
 def _distribution(logits: Tensor, settings: Settings) -> Tensor:
     """Probabilities [..., V] under the settings; one-hot without sampling."""
-    if not settings.use_sampling or settings.temperature == 0:
+    if not settings.samples:
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
     return probabilities(logits, settings.temperature, settings.top_k, settings.top_p)

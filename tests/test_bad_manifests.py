@@ -1,5 +1,8 @@
 """Manifests that cannot be replayed are refused in one clear sentence."""
 
+import base64
+import zlib
+
 import pytest
 import soundfile
 from refusals import GOOD, refusal
@@ -60,3 +63,12 @@ def test_a_manifest_with_an_unknown_setting_is_refused_by_name(text, manifest):
 def test_a_manifest_of_other_weights_is_refused(melody, stereo, manifest):
     for model in (melody, stereo):
         refusal(lambda model=model: model.replay(manifest), "weights")
+
+
+@pytest.mark.parametrize("key", ["prompt", "melody"])
+def test_a_small_manifest_that_unpacks_to_much_is_refused(text, manifest, key):
+    bomb = base64.b64encode(zlib.compress(bytes(2**26))).decode()
+    assert len(bomb) < 100_000
+    refusal(
+        lambda: text.replay(manifest | {key: bomb if key == "prompt" else {"0": bomb}}), "unpacks to more"
+    )

@@ -378,7 +378,7 @@ def test_live_music_holds_no_more_after_an_hour_than_after_a_minute() -> None:
         gc.collect()
         return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
-    with patch("mgkit.perform.DAY", 1):
+    with patch("mgkit.sessions.DAY", 1):
         told = {"melody_wav": tune(1), "melody_sample_rate": RATE}
         music = model.live(lambda: str(next(names)), chunk_seconds=0.02, seed=1, **told)
         counts = []
