@@ -38,8 +38,8 @@ class Codebooks:
             left -= F.embedding(nearest(left, book), book)
 
     def __call__(self, latents: Tensor, keep: int, *, update: bool = True) -> tuple[Tensor, Tensor]:
-        """Quantized latents [B, D, T] with straight-through gradients, and the commitment loss, relative to the
-        size of the latents; the first `keep` codebooks follow this batch if `update` is set."""
+        """Quantized latents [B, D, T] with straight-through gradients, and the commitment loss, relative to
+        the size of the latents; the first `keep` codebooks follow this batch if `update` is set."""
         flat = latents.transpose(1, 2).reshape(-1, latents.shape[1])
         left, commit = flat, flat.new_zeros(())
         for k, book in enumerate(self.books[:keep]):

@@ -22,7 +22,7 @@ QUIET = 1e-7  # mean square at which a waveform counts as silence: -70 dBFS
 
 @lru_cache
 def _mel_filters(rate: int, window: int, device: torch.device) -> Tensor:
-    """Filters [mels, window / 2 + 1] that average: a full-scale sine has a magnitude of about 1 in its band."""
+    """Filters [mels, window / 2 + 1] that average: a full-scale sine has magnitude 1 or so in its band."""
     from librosa.filters import mel
 
     filters = torch.from_numpy(mel(sr=rate, n_fft=window, n_mels=min(160, window // 16), norm=None)).float()
@@ -90,8 +90,8 @@ def si_sdr(reference: Tensor, wave: Tensor) -> Tensor:
 
 
 def noise_level(reference: Tensor, wave: Tensor) -> Tensor:
-    """Level [...] of the error of `wave` [..., N] against `reference` in dB: minus the signal-to-noise ratio; of
-    a silent reference the level above silence."""
+    """Level [...] of the error of `wave` [..., N] against `reference` in dB: minus the signal-to-noise ratio;
+    of a silent reference the level above silence."""
     error = (wave - reference).pow(2).mean(-1)
     return 10 * ((error + QUIET) / (reference.pow(2).mean(-1) + QUIET)).log10()
 
