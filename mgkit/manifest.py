@@ -107,12 +107,14 @@ def unpack(text: str, limit: int = 2**24) -> Tensor:
     """The integers of `pack`, flat.
 
     Raises:
-        ValueError: more than `limit` integers, which a small text could fill the memory with.
+        ValueError: a text that was cut, or one that would fill the memory with more than `limit` integers.
     """
     stream = zlib.decompressobj()
     data = stream.decompress(base64.b64decode(text), 2 * limit)
     if stream.unconsumed_tail:
         raise ValueError(f"it unpacks to more than {limit} integers")
+    if not stream.eof:
+        raise ValueError("it ends too early")
     return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.int64))
 
 
