@@ -41,7 +41,7 @@ def _named_chord(name: str, shift: int) -> Chord:
 def harmonize(
     rng: random.Random, style: Style, piece: Piece, tune: Tune | None, first_bar: int, n_bars: int
 ) -> list[list[Chord]]:
-    """Chords of each bar, one or two of equal length: slow 4/4 bars change chord twice."""
+    """Chords of each bar, one or two of equal length: slow 4/4 bars have two."""
     if tune:
         shift = piece.key - pitch_class(tune.tonic)
         symbols = bars(tune)

@@ -62,7 +62,7 @@ WALTZ_BASS = ("r...........", "r...........", "r.......5...")
 WALTZ_BEAT = {36: "X...........", 38: "....o...o...", 42: "x...x.x.x..."}
 
 # fmt: off
-# Chord progressions in Roman numerals, one chord a bar (two in slow bars of four).
+# Chord progressions in Roman numerals, one chord per bar (two in slow 4/4 bars).
 POP = {"major": ("I IV V I", "I vi IV V", "I IV I V", "I V I IV"),
        "minor": ("i VI iv V", "i iv V i", "i VII VI V", "i iv i V")}
 CADENCES = {"major": ("I IV V I", "I vi ii V", "I V I IV I IV V I", "I I IV V I vi V I"),
