@@ -19,27 +19,29 @@ CPU = Recipe(600, "cpu", 2)
 GPU = Recipe(9, "cuda", 16)
 
 
-def options(recipe: Recipe) -> list[tuple[str, str, dict[str, str]]]:
-    """(stage, command, options) of a recipe's steps."""
-    found = []
-    for stage, command, arguments in recipe.commands(Path("out")):
-        given = dict(argument.partition("=")[::2] for argument in arguments)
-        found.append((stage, command, given))
+def steps(recipe: Recipe) -> list[tuple[str, str, dict[str, str]]]:
+    """(stage, command, options) of a recipe's steps, when every stage keeps to its time."""
+    found, left = [], recipe.budget
+    for stage in recipe.stages():
+        minutes = left * recipe.share(stage)
+        for command, arguments in recipe.steps(stage, minutes, Path("out")):
+            found.append((stage, command, dict(argument.partition("=")[::2] for argument in arguments)))
+        left -= minutes
+    assert abs(left) < 1e-6 * recipe.budget
     return found
 
 
 @pytest.mark.parametrize("recipe", [CPU, GPU, Recipe(1, "cpu", 2), Recipe(9, "cuda", 16, until="decoder")])
 def test_stages_share_the_whole_budget(recipe):
-    assert sum(recipe.minutes().values()) == pytest.approx(recipe.budget)
-    trained = {stage: given["--minutes"] for stage, _, given in options(recipe) if "--minutes" in given}
-    assert {stage: float(minutes) for stage, minutes in trained.items()} == pytest.approx(
-        {stage: minutes for stage, minutes in recipe.minutes().items() if stage in trained}, rel=1e-4
-    )
+    total = sum(SHARES[stage] for stage in recipe.stages())
+    minutes = {stage: float(given["--minutes"]) for stage, _, given in steps(recipe) if "--minutes" in given}
+    expected = {stage: recipe.budget * SHARES[stage] / total for stage in minutes}
+    assert minutes == pytest.approx(expected, rel=1e-4)
     assert sum(SHARES.values()) == pytest.approx(1)
 
 
 def test_a_recipe_until_a_stage_ends_with_it():
-    stages = [stage for stage, *_ in options(Recipe(9, "cuda", 16, until="decoder"))]
+    stages = [stage for stage, *_ in steps(Recipe(9, "cuda", 16, until="decoder"))]
     assert list(dict.fromkeys(stages)) == ["data", "codec", "decoder"]
 
 
@@ -50,31 +52,39 @@ def test_clips_grow_with_budget_and_cores_within_limits():
     assert GPU.clips() > 5000
 
 
-def test_steps_hand_folders_on():
+def test_every_step_finds_the_folders_it_needs():
     made = set()
-    for _, _, given in options(CPU):
-        needed = {
-            path
-            for name, path in given.items()
-            if name in ("--data", "--valid", "--tokens", "--start", "--codec")
-        }
-        assert needed <= made
+    for _, _, given in steps(CPU):
+        inputs = ("--data", "--valid", "--tokens", "--valid-tokens", "--start", "--codec")
+        assert {path for name, path in given.items() if name in inputs} <= made
         made.add(given.get("--out", given.get("--data")))
 
 
 def test_finished_steps_are_not_repeated_and_another_recipe_is_refused(tmp_path):
     calls = []
     progress = Progress(tmp_path, CPU)
-    progress.run("train data", "data", lambda: calls.append(1))
-    Progress(tmp_path, CPU).run("train data", "data", lambda: calls.append(2))
+    progress.begin("data")
+    progress.run("data", "train data", lambda: calls.append(1))
+    Progress(tmp_path, CPU).run("data", "train data", lambda: calls.append(2))
     assert calls == [1]
     with pytest.raises(ValueError, match="give the same options"):
         Progress(tmp_path, GPU)
 
 
+def test_later_stages_make_up_for_lost_time_and_keep_their_minutes(tmp_path):
+    progress = Progress(tmp_path, CPU)
+    planned = progress.begin("codec")
+    progress.done["a slow step"] = 300 * 60
+    assert progress.begin("codec") == planned
+    assert progress.begin("lm") == pytest.approx(300 * 0.28 / 0.36)
+    assert Progress(tmp_path, CPU).begin("lm") == progress.begin("lm")
+    progress.done["another"] = 10**6
+    assert progress.begin("reinforce") > 0
+
+
 def test_an_interrupted_run_is_not_finished(tmp_path):
-    recipe = Recipe(600, "cpu", 2)
-    settings = codec_run(steps=None, minutes=recipe.minutes()["codec"])
+    progress = Progress(tmp_path, CPU)
+    settings = codec_run(steps=None, minutes=progress.begin("codec"))
 
     def interrupted() -> None:
         learner = CodecLearner(settings, clips(), clips())
@@ -82,7 +92,7 @@ def test_an_interrupted_run_is_not_finished(tmp_path):
         loop.Loop(settings, tmp_path / "codec", learner, 1e-3).save()
 
     with pytest.raises(KeyboardInterrupt):
-        Progress(tmp_path, recipe).run("train codec", "codec", interrupted)
+        progress.run("codec", "train codec", interrupted)
     assert json.loads((tmp_path / "nano.json").read_text())["done"] == {}
 
 
@@ -130,5 +140,5 @@ def test_the_whole_recipe_makes_a_model_that_generates(tmp_path, soundfont):
     assert (tmp_path / "parts" / "nano.tar.00").is_file()
     finished = (tmp_path / "nano.json").read_text()
     assert len(json.loads(finished)["done"]) == 10
-    nano.cook(Recipe(0.2, best_device().type, os.cpu_count(), 2.0), tmp_path)
+    nano.follow(Recipe(0.2, best_device().type, os.cpu_count(), 2.0), tmp_path)
     assert (tmp_path / "nano.json").read_text() == finished

@@ -9,11 +9,12 @@
     decoder     14 %    the decoder alone, against the discriminator; the tokens stay the same
     tokens       4 %    encode all clips
     lm          28 %    the language model and its text encoder
-    reinforce    7 %    the language model on its own generations
+    reinforce    7 %    the language model on its own samples
     export       1 %    write the model in float16
 
-Every stage is one of the other `train` commands, printed before it runs, so it can be repeated alone. The recipe can be
-interrupted at any time; the same command continues it. A machine without a package registry:
+A stage gets its share of the time that is left when it begins, so what one takes too long the others make up for. Every
+step is one of the other `train` commands, printed before it runs. The recipe can be interrupted at any time; the same
+command continues it. For a machine without a package registry:
 
     python -m mgkit train nano --pack runs/pack                    here: wheels, soundfont and run.sh
     sh runs/pack/run.sh --out runs/nano --budget 9 --parts parts   there, in the repository
@@ -25,7 +26,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,147 +49,188 @@ SHARES = {
     "export": 0.01,
 }
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "data": dataset.main, "stems": sounds.main, "codec": codec.main, "tokens": tokens.main, "lm": lm.main,
+    "data": dataset.main,
+    "stems": sounds.main,
+    "codec": codec.main,
+    "tokens": tokens.main,
+    "lm": lm.main,
     "reinforce": reinforce.main,
-}  # fmt: skip
-TRAINED = {
-    "codec": "codec",
-    "decoder": "decoder",
-    "lm": "lm",
-    "reinforce": "reinforced",
-}  # stage: folder of its run
-# Core-seconds per ten-second clip, measured on a CPU with AVX-512: rendering it with its stem, and encoding it.
+}
+# The folder of each stage's training run
+RUNS = {"codec": "codec", "decoder": "decoder", "lm": "lm", "reinforce": "reinforced"}
+# Core-seconds per ten-second clip, measured on a CPU with AVX-512: rendering it and its stem, and encoding it
 RENDER, ENCODE = 0.07, 0.2
-CLIPS = 24, 12_000  # fewest and most clips to train on
-BATCHES = {"cpu": (8, 6), "cuda": (64, 48), "mps": (16, 12)}  # of the codec and of the language model
-TEXT_STEPS = 40, 1000  # of the text encoder alone: per minute of the language model, and at most
+# Fewest and most clips to train on
+CLIPS = 24, 12_000
+# Steps of the text encoder alone: per minute of the language model, and at most
+TEXT_STEPS = 40, 1000
+
+
+@dataclass(frozen=True)
+class Size:
+    """What fits a kind of device: the codec's filters, crops in its batch, clips in the language model's batch."""
+
+    filters: int
+    codec_batch: int
+    lm_batch: int
+
+
+SIZES = {"cpu": Size(16, 8, 6), "mps": Size(16, 16, 12), "cuda": Size(24, 64, 48)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a model; the plan below follows from it."""
+    """Everything that decides the steps."""
 
-    budget: float  # minutes
-    device: str  # cpu, cuda or mps
+    # minutes
+    budget: float
+    # a key of SIZES
+    device: str
     cores: int
-    seconds: float = 10.0  # length of a clip
-    until: str = "export"  # last stage; those up to it share the whole budget
+    # length of a clip
+    seconds: float = 10.0
+    # The last stage; those up to it share the whole budget.
+    until: str = "export"
+    # Train the codec with torch.compile.
+    compiled: bool = False
 
-    def minutes(self) -> dict[str, float]:
-        """Each stage's minutes."""
-        stages = list(SHARES)[: list(SHARES).index(self.until) + 1]
-        total = sum(SHARES[stage] for stage in stages)
-        return {stage: self.budget * SHARES[stage] / total for stage in stages}
+    def stages(self) -> list[str]:
+        """The stages, in order."""
+        return list(SHARES)[: list(SHARES).index(self.until) + 1]
+
+    def share(self, stage: str) -> float:
+        """A stage's part of the time left when it begins."""
+        stages = self.stages()
+        return SHARES[stage] / sum(SHARES[name] for name in stages[stages.index(stage) :])
 
     def clips(self) -> int:
-        """Clips to train on: as many as can be rendered, and encoded unless a GPU does it, in their stages' time."""
-        minutes, power = self.minutes(), 60 * self.cores * 10 / self.seconds
-        count = minutes["data"] * power / RENDER
-        if self.device == "cpu" and "tokens" in minutes:
-            count = min(count, minutes["tokens"] * power / ENCODE)
+        """Clips to train on: as many as the stages' shares allow to render, and to encode if no GPU does it."""
+        total = sum(SHARES[stage] for stage in self.stages())
+        power = 60 * self.budget / total * self.cores * 10 / self.seconds
+        count = SHARES["data"] * power / RENDER
+        if self.device == "cpu" and "tokens" in self.stages():
+            count = min(count, SHARES["tokens"] * power / ENCODE)
         return round(min(max(count, CLIPS[0]), CLIPS[1]))
 
-    def commands(self, out: Path) -> Iterator[tuple[str, str, list[str]]]:
-        """(stage, command, arguments) of every step but the export, in order."""
-        minutes, clips = self.minutes(), self.clips()
-        valid = min(256, max(4, clips // 20))
-        codec_batch, lm_batch = BATCHES[self.device]
-        band, held_out = f"--data={out / 'band'}", f"--valid={out / 'valid'}"
-        both = [band, held_out, f"--tokens={out / 'tokens'}", f"--valid-tokens={out / 'valid_tokens'}"]
-        seconds = f"--seconds={self.seconds:g}"
-
-        def budget(stage: str) -> str:
-            return f"--minutes={minutes[stage]:.6g}"
-
-        yield "data", "data", [f"--out={out / 'band'}", f"--clips={clips}", seconds]
-        yield (
-            "data",
-            "data",
-            [f"--out={out / 'valid'}", f"--clips={valid}", f"--first-seed={FIRST_VALID_SEED}", seconds],
-        )
-        yield "data", "stems", [band]
-        shared = [band, held_out, f"--batch={codec_batch}"]
-        if "codec" in minutes:
-            yield "codec", "codec", [*shared, f"--out={out / 'codec'}", budget("codec")]
-        if "decoder" in minutes:
+    def steps(self, stage: str, minutes: float, out: Path) -> list[tuple[str, list[str]]]:
+        """(command, arguments) of each step of a stage that has so many minutes; none for the export."""
+        size, clips = SIZES[self.device], self.clips()
+        band, valid, seconds = out / "band", out / "valid", f"--seconds={self.seconds:g}"
+        rendered = [f"--data={band}", f"--valid={valid}"]
+        encoded = [*rendered, f"--tokens={out / 'tokens'}", f"--valid-tokens={out / 'valid_tokens'}"]
+        run = [f"--out={out / RUNS.get(stage, stage)}", f"--minutes={minutes:.6g}"]
+        codec_run = [
+            *rendered,
+            *run,
+            f"--batch={size.codec_batch}",
+            *(["--compile"] if self.compiled else []),
+        ]
+        if stage == "data":
+            few = [
+                f"--out={valid}",
+                f"--clips={min(256, max(4, clips // 20))}",
+                f"--first-seed={FIRST_VALID_SEED}",
+            ]
+            many = [f"--out={band}", f"--clips={clips}"]
+            return [("data", [*many, seconds]), ("data", [*few, seconds]), ("stems", [f"--data={band}"])]
+        if stage == "codec":
+            return [("codec", [*codec_run, f"--filters={size.filters}"])]
+        if stage == "decoder":
             alone = [f"--start={out / 'codec'}", "--decoder-only", "--adversary-from=0", "--lr=6e-4"]
-            yield "decoder", "codec", [*shared, *alone, f"--out={out / 'decoder'}", budget("decoder")]
-        if "tokens" in minutes:
-            coder = f"--codec={out / 'decoder'}"
-            yield "tokens", "tokens", [band, coder, f"--out={out / 'tokens'}"]
-            yield "tokens", "tokens", [f"--data={out / 'valid'}", coder, f"--out={out / 'valid_tokens'}"]
-        if "lm" in minutes:
-            text_steps = max(1, min(TEXT_STEPS[1], round(TEXT_STEPS[0] * minutes["lm"])))
-            begin = ["--align", f"--text-steps={text_steps}", f"--batch={lm_batch}"]
-            yield "lm", "lm", [*both, *begin, f"--out={out / 'lm'}", budget("lm")]
-        if "reinforce" in minutes:
-            start = f"--start={out / 'lm'}"
-            yield "reinforce", "reinforce", [*both, start, f"--out={out / 'reinforced'}", budget("reinforce")]
+            return [("codec", [*codec_run, *alone])]
+        if stage == "tokens":
+            pairs = ((band, out / "tokens"), (valid, out / "valid_tokens"))
+            return [
+                ("tokens", [f"--data={data}", f"--codec={out / 'decoder'}", f"--out={folder}"])
+                for data, folder in pairs
+            ]
+        if stage == "lm":
+            text_steps = max(1, min(TEXT_STEPS[1], round(TEXT_STEPS[0] * minutes)))
+            first = ["--align", f"--text-steps={text_steps}", f"--batch={size.lm_batch}"]
+            return [("lm", [*encoded, *run, *first])]
+        if stage == "reinforce":
+            return [("reinforce", [*encoded, *run, f"--start={out / 'lm'}"])]
+        return []
 
 
 class Progress:
-    """The finished steps of a recipe in `out`/nano.json, so that a run that was interrupted goes on after them."""
+    """Minutes of the stages that have begun, and seconds of the steps that are finished, in `out`/nano.json.
+
+    Raises: ValueError if `out` holds another recipe.
+    """
 
     def __init__(self, out: Path, recipe: Recipe):
-        self.path, self.recipe = out / "nano.json", recipe
-        self.done: dict[str, float] = {}  # seconds of each finished step
-        if self.path.is_file():
-            saved = json.loads(self.path.read_text(encoding="utf-8"))
+        self.out, self.recipe = out, recipe
+        self.minutes: dict[str, float] = {}
+        self.done: dict[str, float] = {}
+        path = out / "nano.json"
+        if path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))
             if saved["recipe"] != asdict(recipe):
                 raise ValueError(
                     f"{out} holds the recipe {saved['recipe']}; give the same options, or another folder"
                 )
-            self.done = saved["done"]
+            self.minutes, self.done = saved["minutes"], saved["done"]
         out.mkdir(parents=True, exist_ok=True)
         self.save()
 
     def save(self) -> None:
-        """Writes the file."""
-        content = json.dumps({"recipe": asdict(self.recipe), "done": self.done}, indent=1) + "\n"
-        audio.replace_file(self.path, lambda draft: draft.write_text(content, encoding="utf-8"))
+        """Writes nano.json."""
+        content = {"recipe": asdict(self.recipe), "minutes": self.minutes, "done": self.done}
+        text = json.dumps(content, indent=1) + "\n"
+        audio.replace_file(self.out / "nano.json", lambda draft: draft.write_text(text, encoding="utf-8"))
 
-    def run(self, step: str, stage: str, work: Callable[[], Any]) -> None:
-        """Does a step unless it is finished; says before it how much time the recipe has left."""
+    def left(self) -> float:
+        """Minutes of the budget that no finished step has used, and one hundredth of it at least."""
+        return max(self.recipe.budget / 100, self.recipe.budget - sum(self.done.values()) / 60)
+
+    def begin(self, stage: str) -> float:
+        """The stage's minutes, settled when it first begins."""
+        if stage not in self.minutes:
+            self.minutes[stage] = self.left() * self.recipe.share(stage)
+            self.save()
+        return self.minutes[stage]
+
+    def run(self, stage: str, step: str, work: Callable[[], Any]) -> None:
+        """Does a step unless it is finished. Raises: KeyboardInterrupt if a signal stopped its training run."""
         if step in self.done:
             return
-        minutes = self.recipe.minutes()
-        stages = list(minutes)
-        left = sum(minutes[name] for name in stages[stages.index(stage) :])
-        print(
-            f"{step}\n  stage {stages.index(stage) + 1} of {len(stages)}, about {left:.1f} min left",
-            flush=True,
-        )
+        stages = self.recipe.stages()
+        place = f"stage {stages.index(stage) + 1} of {len(stages)}"
+        print(f"{place}, {self.left():.1f} min left: {step}", flush=True)
         began = time.monotonic()
         work()
-        if stage in TRAINED and not _used_up(self.path.parent / TRAINED[stage], minutes[stage]):
-            raise KeyboardInterrupt  # the run has saved itself and returned
+        # An interrupted run saves itself and returns.
+        if stage in RUNS and not _used_up(self.out / RUNS[stage], self.minutes[stage]):
+            raise KeyboardInterrupt
         self.done[step] = round(time.monotonic() - began, 1)
         self.save()
 
 
 def _used_up(folder: Path, minutes: float) -> bool:
-    """Whether the run in `folder` has used its budget; one that was interrupted has not."""
+    """Whether the training run in `folder` has used its budget."""
     state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=False)
     return state["used"] >= 0.999 * 60 * minutes
 
 
-def cook(recipe: Recipe, out: str | Path) -> Path:
-    """Follows the recipe in `out` and returns the folder of the model, `out`/model.
+def follow(recipe: Recipe, out: str | Path) -> None:
+    """Does every step that is not finished in `out`; the model is `out`/model.
 
-    Raises: ValueError if `out` holds another recipe; KeyboardInterrupt when a stage was interrupted.
+    Raises: ValueError if `out` holds another recipe; KeyboardInterrupt if a step was interrupted.
     """
     out = Path(out)
     progress, threads = Progress(out, recipe), torch.get_num_threads()
-    for stage, command, arguments in recipe.commands(out):
-        torch.set_num_threads(threads)  # the language model's stages halve it
-        step = shlex.join(["train", command, *arguments])
-        progress.run(step, stage, lambda run=COMMANDS[command], given=arguments: run(given))  # type: ignore[misc]
-    model = out / "model"
+    for stage in recipe.stages():
+        for command, arguments in recipe.steps(stage, progress.begin(stage), out):
+            # The language model's stages halve it.
+            torch.set_num_threads(threads)
+            work = COMMANDS[command]
+            progress.run(stage, shlex.join(["train", command, *arguments]), lambda w=work, a=arguments: w(a))  # type: ignore[misc]
     if recipe.until == "export":
-        parts = (out / "decoder", out / "reinforced", model, recipe.seconds)
-        progress.run(f"train export --out={model}", "export", lambda: export.export(*parts))
-    print(f"done in {sum(progress.done.values()) / 60:.1f} min: {out}", flush=True)
-    return model
+        folders = out / "decoder", out / "reinforced", out / "model"
+        step = f"train export --out={out / 'model'}"
+        progress.run("export", step, lambda: export.export(*folders, recipe.seconds))
+    print(f"finished in {sum(progress.done.values()) / 60:.1f} min: {out}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -197,34 +239,43 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m mgkit train nano",
         description="Train the small model from nothing: data, codec, language model, export.",
     )
-    add = parser.add_argument
-    add("--out", default="runs/nano", help="folder of everything that is made; a run in it is resumed")
-    add("--budget", type=float, default=600.0, help="minutes in all (default 600)")
-    add("--device", choices=BATCHES, default=None, help="default: the best there is")
-    add("--seconds", type=float, default=Recipe.seconds, help="length of a clip (default 10)")
-    add(
-        "--until", choices=list(SHARES), default="export", help="last stage; the budget is for those up to it"
+    option = parser.add_argument
+    option(
+        "--out",
+        default="runs/nano",
+        help="folder of everything that is made; an interrupted recipe is resumed",
     )
-    add("--parts", default=None, help="folder for the results in files of at most 15 MiB")
-    add("--pack", default=None, help="write what another machine needs to this folder, and end")
+    option("--budget", type=float, default=600.0, help="minutes in all (default 600)")
+    option("--device", choices=SIZES, default=None, help="default: the best there is")
+    option("--seconds", type=float, default=Recipe.seconds, help="length of a clip (default 10)")
+    option("--until", choices=SHARES, default="export", help="last stage; those up to it share the budget")
+    option("--compile", action="store_true", help="train the codec with torch.compile")
+    option("--parts", default=None, help="folder for the results in files of at most 15 MiB")
+    option("--pack", default=None, help="write what another machine needs into this folder, and stop")
     args = parser.parse_args(argv)
     if args.pack:
         return pack.write(args.pack)
     if not args.budget > 0:
-        raise ValueError(f"--budget is {args.budget}; give minutes above 0")
+        raise ValueError(f"--budget is {args.budget}; give a number of minutes above 0")
     if args.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # every stage takes the best device there is
+        # Every stage takes the best device that it finds.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     device = best_device().type
-    if args.device and args.device != device:
+    if args.device not in (None, device):
         raise ValueError(f"--device {args.device} is not available here; the best device is {device}")
-    recipe = Recipe(args.budget, device, os.cpu_count() or 1, args.seconds, args.until)
-    model = cook(recipe, args.out)
+    recipe = Recipe(args.budget, device, os.cpu_count() or 1, args.seconds, args.until, args.compile)
+    follow(recipe, args.out)
     if args.parts:
-        snapshots = [Path(args.out) / TRAINED[stage] for stage in ("codec", "decoder")]
-        for folder in [folder for folder in snapshots if folder.is_dir()]:
+        bring(Path(args.out), Path(args.parts))
+
+
+def bring(out: Path, parts: Path) -> None:
+    """Writes the model, snapshots of the codec's runs and all curves into files of at most 15 MiB in `parts`."""
+    for folder in (out / "codec", out / "decoder"):
+        if (folder / "checkpoint.pt").is_file():
             codec.snapshot(folder, folder / "snapshot.pt")
-        kept = [model, *Path(args.out).glob("*/snapshot.pt"), *Path(args.out).glob("*/log.csv")]
-        print(*pack.split([path for path in kept if path.exists()], Path(args.out), args.parts), sep="\n")
+    kept = [out / "model", *sorted(out.glob("*/snapshot.pt")), *sorted(out.glob("*/log.csv"))]
+    print(*pack.split([path for path in kept if path.exists()], out, parts), sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from mgkit.band.synth import find_soundfont
 
 # What `import mgkit`, librosa and the synthesizer import and a machine for deep learning often lacks.
-WHEELS = ("tinysoundfont", "librosa", "soundfile", "soxr", "cffi", "pycparser", "audioread", "pooch",
+WHEELS = ("tinysoundfont", "librosa", "soundfile", "soxr", "pyloudnorm", "cffi", "pycparser", "audioread", "pooch",
           "platformdirs", "decorator")  # fmt: skip
 PYTHON = "3.12"  # of the other machine, an x86-64 Linux
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64",

@@ -141,16 +141,11 @@ class Sounds:
             rows.append(cut if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut)))
         scale = torch.from_numpy(10 ** (gains / 20) * signs).float()
         wave = torch.stack(rows).float() / 32768 * scale.to(self.device)[:, None]
-        return (wave * self._fades(rng, count, samples)).clamp(-1, 1)[:, None]
-
-    def _fades(self, rng: np.random.Generator, count: int, samples: int) -> Tensor:
-        """Ones [count, samples], but for a few rows that fall to zero, or rise from it, somewhere in the middle."""
-        fades = torch.ones(count, samples)
         for row in np.flatnonzero(rng.random(count) < self.SILENT):
-            at = rng.integers(samples // 4, 3 * samples // 4)
-            edge = ((torch.arange(samples) - float(at)) / self.FADE).clamp(0, 1)
-            fades[row] = edge if rng.random() < 0.5 else 1 - edge
-        return fades.to(self.device, non_blocking=True)
+            at = float(rng.integers(samples // 4, 3 * samples // 4))
+            edge = ((torch.arange(samples, device=self.device) - at) / self.FADE).clamp(0, 1)
+            wave[row] *= edge if rng.random() < 0.5 else 1 - edge
+        return wave.clamp(-1, 1)[:, None]
 
 
 def _to_device(part: np.ndarray, device: torch.device) -> Tensor:
