@@ -28,10 +28,10 @@ SERIES = {
     "03_melody": "What does the model hear of a melody?",
     "04_continuation": "How does it go on?",
     "05_codec": "What is a token?",
-    "06_delay": "Why the stagger?",
+    "06_delay": "Why the delay pattern?",
     "07_inside": "What does it attend to?",
-    "08_live": "Can it play while it thinks?",
-    "09_train": "How is it made, and how do I teach it my sounds?",
+    "08_live": "Can it play while it generates?",
+    "09_train": "How is it trained, and how do I fine-tune it on my sounds?",
     "10_listen": "Is it good?",
 }
 # Seconds per cell.
