@@ -39,7 +39,7 @@ FORMATS = {
 }
 
 
-# --- files --------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------
 
 
 def read(path: str | os.PathLike) -> tuple[Tensor, int]:
@@ -197,7 +197,7 @@ def _riff_comment(path: Path) -> str:
     return data[start : start + int.from_bytes(data[start - 4 : start], "little")].rstrip(b"\0").decode()
 
 
-# --- waves --------------------------------------------------------------------------------------------------
+# --- waves ------------------------------------------------------------------------------------------------
 
 
 def as_wave(samples: Tensor | np.ndarray, name: str = "the wave") -> Tensor:
@@ -253,7 +253,7 @@ def to_channels(wave: Tensor, channels: int) -> Tensor:
     return wave.mean(dim=0, keepdim=True) if channels == 1 else wave.expand(channels, -1)
 
 
-# --- levels -------------------------------------------------------------------------------------------------
+# --- levels -----------------------------------------------------------------------------------------------
 
 
 def loudness(wave: Tensor, rate: int) -> float:

@@ -128,7 +128,7 @@ def _licence_of_card(folder: Path) -> str:
     return hub.CC_BY_NC if match[1] == "cc-by-nc-4.0" else match[1]
 
 
-# --- Hugging Face -------------------------------------------------------------------------------------------
+# --- Hugging Face -----------------------------------------------------------------------------------------
 
 
 def _from_hugging_face(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -186,7 +186,7 @@ def _codec_config(config: "EncodecConfig", codebooks: int, where: Path) -> Codec
     return codec
 
 
-# --- audiocraft ---------------------------------------------------------------------------------------------
+# --- audiocraft -------------------------------------------------------------------------------------------
 
 
 def _from_audiocraft(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
@@ -267,7 +267,7 @@ def _audiocraft_codec(path: Path) -> tuple[CodecConfig, dict[str, Read], Callabl
     return codec, file.source, audiocraft
 
 
-# --- empty modules ------------------------------------------------------------------------------------------
+# --- empty modules ----------------------------------------------------------------------------------------
 
 
 def _empty_text_encoder(folder: Path, config: "PretrainedConfig", device: torch.device) -> TextEncoder:

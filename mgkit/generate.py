@@ -2,8 +2,8 @@
 
 Letters: B batch, K codebooks, T frames, S delayed steps, V codebook size.
 
-A model is trained on windows of 30 s (nano: 10 s). Longer music is generated in overlapping windows: each starts
-`stride` after the previous one, takes the shared frames as its audio prompt, and continues them
+A model is trained on windows of 30 s (nano: 10 s). Longer music is generated in overlapping windows: each
+starts `stride` after the previous one, takes the shared frames as its audio prompt, and continues them
 (arXiv:2306.05284, section 3).
 
     0 s          18 s    30 s            48 s
@@ -45,13 +45,13 @@ SETTINGS_HELP = {  # for the command line and the studio
     "cfg_coef": "classifier-free guidance: how strongly to follow the prompt; 1 is no guidance",
     "cfg_coef_beta": "double guidance: how strongly to follow the text beyond the melody",
     "two_step_cfg": "run guidance as two small forward passes per step instead of a large one: less memory",
-    "extend_stride": "seconds between the starts of windows in music longer than one; default: 0.6 of a window",
+    "extend_stride": "seconds between the starts of windows in music longer than one; default: 0.6 windows",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to generate: names and defaults of audiocraft's `set_generation_params`; `SETTINGS_HELP` explains each.
+    """How to generate: names and defaults of audiocraft's `set_generation_params`; see `SETTINGS_HELP`.
 
     Raises:
         ValueError: a value of the wrong type or out of range.
@@ -145,7 +145,7 @@ def lengths(plan: Sequence[Window]) -> list[int]:
 
 
 def count_steps(lm: LM, plan: Sequence[Window]) -> int:
-    """Steps of the plan: one for each new frame, and in each window those in which the delay pattern fills up."""
+    """Steps of the plan: one for each new frame, and in each window those that fill the delay pattern."""
     return sum(lengths(plan)) + len(plan) * max(delays(lm.config.codebooks, lm.config.channels))
 
 
@@ -177,10 +177,10 @@ def frames(
     on_step: Callable[[int, int], None] | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
-    """Yields one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to the end of the `plan`.
+    """Yield one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to the plan's.
 
-    `conditions` gives the streams of a window. `on_step(done, total)` counts the steps of the whole piece. Once `stop` is
-    set, no further step is made.
+    `conditions` gives the streams of a window. `on_step(done, total)` counts the steps of the whole piece.
+    Once `stop` is set, no further step is made.
     """
     total = count_steps(lm, plan)
     codes, done = prompt, 0
@@ -213,10 +213,10 @@ def endless(
     generators: list[torch.Generator],
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
-    """Yields one frame [B, K] after another until `stop` is set, in the windows of `windows`, planned on the way.
+    """Yield one frame [B, K] after another until `stop` is set, in `windows` that are planned on the way.
 
-    After each frame, `changed(frame)` says whether the condition changes at the next one. The same changes planned in
-    advance give the same frames. Memory holds one window.
+    After each frame, `changed(frame)` says whether the condition changes at the next one. The same changes
+    planned in advance give the same frames. Memory holds one window.
     """
     known = torch.zeros(len(generators), lm.config.codebooks, 0, dtype=torch.long, device=lm.device)
     start = 0
@@ -279,7 +279,7 @@ def _check_finite(logits: Tensor, lm: LM) -> None:
         return
     if all(torch.isfinite(parameter).all() for parameter in lm.parameters()):
         raise ValueError(
-            f"the logits are not finite: the language model overflows in {lm.dtype}; load it with dtype=torch.float32"
+            f"the logits are not finite: the model overflows in {lm.dtype}; load it with dtype=torch.float32"
         )
     raise ValueError(
         "the logits are not finite: the language model's weights hold NaN or infinity; load it again"
@@ -287,7 +287,7 @@ def _check_finite(logits: Tensor, lm: LM) -> None:
 
 
 def choose(streams: Sequence[Tensor], settings: Settings, generators: list[torch.Generator]) -> Tensor:
-    """Tokens [B, K] from the logits [B, K, V] of each stream: prompt; melody alone (double guidance only); null."""
+    """Tokens [B, K] from the logits [B, K, V] of the streams: prompt; melody (double guidance); null."""
     logits = streams[0]
     if len(streams) == 3:
         assert settings.cfg_coef_beta is not None

@@ -20,7 +20,7 @@ from mgkit.codec import CodecConfig
 from mgkit.lm import LMConfig
 from mgkit.readers import Read, WeightsError
 
-# --- names of tensors ---------------------------------------------------------------------------------------
+# --- names of tensors --------------------------------------------------------------------------------------
 
 # Our name, their name. `*` matches one part of a name, `**` several; the first matching row applies.
 HUGGING_FACE = """
@@ -106,7 +106,7 @@ def _rules(table: str) -> list[tuple[re.Pattern[str], str]]:
     ]
 
 
-# --- names of settings --------------------------------------------------------------------------------------
+# --- names of settings ------------------------------------------------------------------------------------
 
 # Our field: transformers' field, for loading and saving.
 LM_SETTINGS = {
@@ -173,7 +173,7 @@ def _require_positive(where: Path, **sizes: object) -> None:
             raise WeightsError(f"{where}: {name} is {size!r} in its config; expected a positive integer")
 
 
-# --- the copy -----------------------------------------------------------------------------------------------
+# --- the copy ---------------------------------------------------------------------------------------------
 
 
 def fill(

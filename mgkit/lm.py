@@ -6,8 +6,8 @@ Letters: B batch, K codebooks, S steps, P prefix positions, L text length, D wid
                     -> pre-norm layers: causal self-attention, cross-attention to the text, feed-forward
                     -> K heads -> logits [B, K, S, V]: the token of each codebook one step later
 
-Text enters through cross-attention (small, medium, large) or, behind the melody, as a prefix (melody models). The
-keys and values of earlier steps are in one `KVCache` a layer, passed by the caller.
+Text enters through cross-attention (small, medium, large) or, behind the melody, as a prefix (melody models).
+The keys and values of earlier steps are in one `KVCache` a layer, passed by the caller.
 Every part is an ordinary module, called as one: forward hooks fire at every step of generation.
 """
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
-"""An attention kernel: queries, keys, values [B, H, S, D / H], mask (True: attend) or None, causal or not, to values."""
+"""An attention kernel: queries, keys, values [B, H, S, D / H]; mask (True: attend) or None; causal."""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -52,8 +52,8 @@ class LMConfig:
 class Condition:
     """Conditioning vectors of a batch, for cross-attention or as a prefix; masks are False at padding.
 
-    Every call of the LM for the same piece takes the same condition: with a cache, the prefix and the text enter in
-    the first call only, the masks in each.
+    Every call of the LM for the same piece takes the same condition: with a cache, the prefix and the text
+    enter in the first call only, the masks in each.
     """
 
     cross: Tensor | None = None  # [B, L, D], padded on the right
@@ -141,7 +141,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer: self-attention, cross-attention (text models only), feed-forward, each added to x."""
+    """Pre-norm layer: self-attention, cross-attention (text models), feed-forward, each added to x."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -212,10 +212,7 @@ class LM(nn.Module):
         last_only: bool = False,
         attend: Attend = attend,
     ) -> Tensor:
-        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S], which continue after the positions of the `cache`.
-
-        `last_only` gives [B, K, 1, V], those of the last step.
-        """
+        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S] after those in `cache`; or the last alone."""
         hidden = self.hidden(steps, condition, cache, attend)
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
@@ -230,7 +227,7 @@ class LM(nn.Module):
         cache: list[KVCache] | None = None,
         attend: Attend = attend,
     ) -> Tensor:
-        """The last layer's output after the final norm, [B, S, D], at the steps; arguments as for `forward`."""
+        """The last layer's output after the final norm, [B, S, D], at the steps; arguments as `forward`."""
         [last] = self.residuals(steps, condition, cache, layers=(len(self.layers),), attend=attend)
         return self.norm(last[:, -steps.shape[-1] :])
 
@@ -243,7 +240,7 @@ class LM(nn.Module):
         layers: Sequence[int],
         attend: Attend = attend,
     ) -> list[Tensor]:
-        """The residual stream [B, P + S, D] entering each of `layers`, in rising order; number L is the output.
+        """The residual stream [B, P + S, D] entering each of `layers`, in rising order; number L: the output.
 
         Nothing is computed beyond the last of them. With a non-empty cache there is no prefix: P = 0.
         """

@@ -91,7 +91,8 @@ def machine(model: Model) -> str:
     """Versions and hardware; others may round differently."""
     device = model.lm.device.type
     kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
-    return f"torch {torch.__version__}, transformers {version('transformers')}, {device} {kind}, {model.lm.dtype}"
+    versions = f"torch {torch.__version__}, transformers {version('transformers')}"
+    return f"{versions}, {device} {kind}, {model.lm.dtype}"
 
 
 def pack(values: Tensor) -> str:

@@ -4,8 +4,8 @@ Letters: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
 
     descriptions, melody, audio prompt -> Request -> conditions -> tokens [B, K, T] -> codec -> wave [B, C, N]
 
-Names and defaults are those of audiocraft's `MusicGen`, so code written for it runs after changing the import.
-Arguments absent from the reference are keyword-only.
+Names and defaults are those of audiocraft's `MusicGen`, so code written for it runs after changing the
+import. Arguments absent from the reference are keyword-only.
 """
 
 import math
@@ -47,10 +47,10 @@ class MusicGen:
     def get_pretrained(
         name: str = "nano", device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> "MusicGen":
-        """Load the model `name`: nano (ships with mgkit), small, medium, melody, large, …, a hub id or a folder.
+        """Load the model `name`: nano (ships with mgkit), small, melody, large, …, a hub id or a folder.
 
-        `device` defaults to the best one available (cuda, mps, cpu); `dtype`, the type of the language model, to
-        float16 on a GPU and float32 on a CPU. Prints the licence of the weights, unless it is mgkit's own.
+        `device` defaults to the best one available (cuda, mps, cpu); `dtype`, the type of the language model,
+        to float16 on a GPU and float32 on a CPU. Prints the licence of the weights, unless it is mgkit's own.
 
         Raises:
             ValueError: an unknown name (the message has the nearest one), device or dtype.
@@ -75,7 +75,7 @@ class MusicGen:
         """Write the model in the Hugging Face layout, for `transformers` and `get_pretrained(folder)`."""
         export.save(self.model, folder, dtype)
 
-    # --- properties -------------------------------------------------------------------------------------------------
+    # --- properties ----------------------------------------------------------------------------------------
 
     @property
     def sample_rate(self) -> int:
@@ -106,7 +106,7 @@ class MusicGen:
     def max_duration(self, seconds: float) -> None:
         self.model.window = seconds
 
-    # --- settings ---------------------------------------------------------------------------------------------------
+    # --- settings ------------------------------------------------------------------------------------------
 
     def set_generation_params(
         self,
@@ -134,10 +134,10 @@ class MusicGen:
         )
 
     def set_custom_progress_callback(self, progress_callback: OnStep | None) -> None:
-        """Call `progress_callback(done, total)` after every step of every run without a callback of its own."""
+        """Call `progress_callback(done, total)` after every step of each run without its own callback."""
         self._on_step = progress_callback
 
-    # --- generation -------------------------------------------------------------------------------------------------
+    # --- generation ----------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -153,15 +153,16 @@ class MusicGen:
     ) -> Result:
         """Music [B, C, N], float32 at `sample_rate`, for each of B descriptions.
 
-        A description is a text; a mix of texts with weights, {"calm piano": 0.7, "fast jazz": 0.3}; or a timeline of
-        either, [(0, "calm piano"), (6, "fast jazz")], under which the music continues with the new prompt at second 6.
+        A description is a text; a mix of texts with weights, {"calm piano": 0.7, "fast jazz": 0.3}; or a
+        timeline of either, [(0, "calm piano"), (6, "fast jazz")], under which the music continues with the
+        new prompt at second 6.
 
         Args:
             progress: show a progress bar.
             return_tokens: return the tokens [B, K, T], too.
             return_manifests: return a list of manifests, too, one for each sample, for `replay`.
-            seed: an integer (sample i uses seed + i) or one for each sample. The same seed, prompt and settings give
-                the same sample, whatever else is in the batch.
+            seed: an integer (sample i uses seed + i) or one for each sample. The same seed, prompt and
+                settings give the same sample, whatever else is in the batch.
             negative: a text to steer away from.
             on_step: called after each step with the steps done and in all.
             stop: generation ends once it is set, as it does on Ctrl-C, and returns the music so far.
@@ -206,10 +207,10 @@ class MusicGen:
     ) -> Result:
         """Music [B, C, N] for the descriptions, following the melodies; see `generate`.
 
-        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves, and without
-        a rate, it takes pitch classes, int64 [F], [B, F] or in the list (see `mgkit.melody.classes`); a short melody
-        repeats. `separate` removes drums and bass from the waves first (`mgkit.melody.demucs()`; the reference always
-        does).
+        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves,
+        and without a rate, it takes pitch classes, int64 [F], [B, F] or in the list (see
+        `mgkit.melody.classes`); a short melody repeats. `separate` removes drums and bass from the waves
+        first (`mgkit.melody.demucs()`; the reference always does).
 
         Raises:
             ValueError: a model without melody conditioning, or a silent melody.
@@ -259,8 +260,8 @@ class MusicGen:
     ) -> Stream:
         """Iterator of the music [B, C, n] while it is generated, about `chunk_seconds` at a time.
 
-        Takes the arguments of the four methods above together; the first wave is the audio prompt, if there is one.
-        The iterator's `manifests` and `tokens` describe the music so far.
+        Takes the arguments of the four methods above together; the first wave is the audio prompt, if there
+        is one. The iterator's `manifests` and `tokens` describe the music so far.
         """
         chunk = self._chunk_frames(chunk_seconds)
         tunes = None if melody_wavs is None else self._melodies(descriptions, melody_wavs, melody_sample_rate)
@@ -283,9 +284,9 @@ class MusicGen:
 
         `prompts` is a text; a mix of texts with weights, {"calm piano": 1, "fast jazz": 0}, a dict to change
         while the music plays; or a function returning either. A change takes effect with the next chunk. The
-        model's settings apply, except the duration. Once `stop` is set, or on Ctrl-C, the last chunk is yielded and the
-        iterator ends. Its `manifests` hold the timeline of prompts, for `replay`; it costs 2 bytes a
-        token and is dropped after a day.
+        model's settings apply, except the duration. Once `stop` is set, or on Ctrl-C, the last chunk is
+        yielded and the iterator ends. Its `manifests` hold the timeline of prompts, for `replay`; it costs 2
+        bytes a token and is dropped after a day.
 
         Raises:
             ValueError: as `generate`; for a changed prompt, while the music plays.
@@ -299,7 +300,7 @@ class MusicGen:
         return LiveSession(self.model, request, ask, tunes, chunk, stop)
 
     def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
-        """Generate a sample again from its `manifest` (see `audio.read_manifest`): wave [1, C, N], tokens [1, K, T].
+        """Generate a sample again from its `manifest` (`audio.read_manifest`): wave [1, C, N] and tokens.
 
         Raises:
             ValueError: other weights than those of the manifest, or other tokens.
@@ -310,7 +311,8 @@ class MusicGen:
             )
         if manifest.get("weights") != fingerprint(self.model):
             raise ValueError(
-                f"the manifest was made with other weights than those of {self.name!r} here: load the model that made it"
+                f"the manifest was made with other weights than those of {self.name!r} here: "
+                "load the model that made it"
             )
         request = from_manifest(manifest, self.lm.config.codebooks)
         prompt = request.audio_prompt.to(self.lm.device)
@@ -320,8 +322,8 @@ class MusicGen:
         tokens = self._tokens(request, progress, None, None, max(0, frames - prompt.shape[-1]))[..., :frames]
         if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
-                f"the tokens came out different: the manifest was made with {manifest.get('machine')}, this is "
-                f"{machine(self.model)}; another processor or version rounds differently"
+                f"the tokens came out different: the manifest was made with {manifest.get('machine')}, "
+                f"this is {machine(self.model)}; another processor or version rounds differently"
             )
         return self.generate_audio(tokens), tokens
 
@@ -329,7 +331,7 @@ class MusicGen:
         """Wave [B, C, T * hop] of `tokens` [B, K, T]."""
         return decode_whole(self.model, tokens.to(self.lm.device))
 
-    # --- steps of the work ------------------------------------------------------------------------------------------
+    # --- steps of the work ---------------------------------------------------------------------------------
 
     def _run(
         self,
@@ -359,7 +361,7 @@ class MusicGen:
         stop: Stop | None,
         limit: int | None = None,
     ) -> Tensor:
-        """Tokens [B, K, T], with at most `limit` new frames; fewer than requested if `stop` or Ctrl-C ended the run."""
+        """Tokens [B, K, T], at most `limit` new frames; fewer than requested after `stop` or Ctrl-C."""
         codes = [request.audio_prompt]
         bar = ProgressBar(on_step) if progress else None
         with bar or nullcontext():

@@ -1,9 +1,9 @@
-"""From a request to tokens and sound: the conditions of each window, the frames of a piece, and their decoding.
+"""From a request to tokens and sound: the conditions of each window, the frames of a piece, decoding.
 
 Letters: B batch, C channels, K codebooks, T frames, N samples, D width, F chroma frames.
 
     Request -> window_conditions -> frames [B, K] -> tokens [B, K, T]
-                                                  -> chunks of tokens -> codec -> waves [B, C, n], as they come
+                                                  -> chunks of tokens -> codec -> waves [B, C, n]
 """
 
 import sys
@@ -28,7 +28,7 @@ DECODED_AT_ONCE = 3000  # frames
 TEXTS_KEPT = 64  # encoded texts that a live session keeps beside those in use
 
 
-# --- conditions of a window ---------------------------------------------------------------------------------------
+# --- conditions of a window -------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def window_conditions(model: Model, request: Request, window: Window, vectors: d
 
 
 def mix_columns(mixes: Sequence[Mix]) -> tuple[list[list[str]], list[list[float]]]:
-    """The mixes of B samples as n texts [n, B] and weights [n, B]; a shorter mix repeats its first text at weight 0.
+    """The mixes of B samples as n texts [n, B] and weights [n, B]; a shorter mix is padded with weight 0.
 
     >>> mix_columns([{"calm": 1.0}, {"calm": 0.5, "fast": 0.5}])
     ([['calm', 'calm'], ['calm', 'fast']], [[1.0, 0.5], [0.0, 0.5]])
@@ -95,7 +95,7 @@ def guidance(
     negative: Condition | None,
     settings: Settings,
 ) -> Guidance:
-    """The streams of guidance: one condition for each column of encoded texts, the melody alone if needed, and null."""
+    """The streams of guidance: a condition for each column of encoded texts, the melody alone, and null."""
     prompts = [conditioner(column, chroma) for column in columns]
     single = len(columns) == 1 and all(weight == 1 for weight in weights[0])
     if single and settings.cfg_coef == 1 and settings.cfg_coef_beta is None:
@@ -108,13 +108,13 @@ def guidance(
     return Guidance([*prompts, melody_alone, null], mixed)
 
 
-# --- whole pieces -------------------------------------------------------------------------------------------------
+# --- whole pieces -----------------------------------------------------------------------------------------
 
 
 def request_frames(
     model: Model, request: Request, on_step: OnStep | None = None, stop: Stop | None = None
 ) -> Iterator[Tensor]:
-    """Yields the new frames [B, K] of the request; samples with different windows run side by side, independently."""
+    """Yield the new frames [B, K] of the request; samples with different windows run independently."""
     groups: dict[tuple[Window, ...], list[int]] = {}
     for i, own in enumerate(request.plans):
         groups.setdefault(tuple(own), []).append(i)

@@ -21,7 +21,7 @@ from mgkit.generate import Settings, Window, windows
 from mgkit.prompts import Descriptions, Texts, Timeline, parse_descriptions, parse_texts
 
 Waves: TypeAlias = Tensor | Sequence[Tensor | None]
-"""One wave [C, N] for all samples, [B, C, N], or a list of one for each sample; melodies may also be pitch classes."""
+"""One wave [C, N] for all samples, [B, C, N], or a list with one each; melodies may also be pitch classes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Request:
         )
 
 
-# --- from a user's arguments to a request -------------------------------------------------------------------------
+# --- from a user's arguments to a request -----------------------------------------------------------------
 
 
 def parse_request(
@@ -79,7 +79,8 @@ def parse_request(
         )
     if settings.cfg_coef_beta is not None and melodies is None:
         raise ValueError(
-            "cfg_coef_beta weighs the text against a melody, and there is none: leave it out, or give a melody"
+            "cfg_coef_beta weighs the text against a melody, and there is none: "
+            "leave it out, or give a melody"
         )
     last = max(timeline[-1][0] for timeline in texts)
     if last and last >= settings.duration:
@@ -108,13 +109,13 @@ def plan_windows(model: Model, settings: Settings, prompt: int, timeline: Timeli
     changes = [round(seconds * model.frame_rate) for seconds, _ in timeline[1:]]
     if prompt >= total:
         raise ValueError(
-            f"the audio prompt lasts {prompt / model.frame_rate:g} s, and the duration, which includes it, is "
-            f"{settings.duration:g} s: set a longer duration or give a shorter prompt"
+            f"the audio prompt lasts {prompt / model.frame_rate:g} s, and the duration, which includes it, "
+            f"is {settings.duration:g} s: set a longer duration or give a shorter prompt"
         )
     if (total > window or changes) and not 0 < stride < window:
         raise ValueError(
-            f"extend_stride is {settings.extend_stride:g} s; it must be at least one frame and less than a window "
-            f"of this model ({model.window:g} s): leave it out for {0.6 * model.window:g} s"
+            f"extend_stride is {settings.extend_stride:g} s; it must be at least one frame and less than "
+            f"a window of this model ({model.window:g} s): leave it out for {0.6 * model.window:g} s"
         )
     return windows(total, prompt, window, stride, changes)
 
@@ -161,8 +162,8 @@ def parse_melodies(
             tune = audio.resample(separate(tune, rate) if separate else tune, rate, model.sample_rate)
             if not tune.mean(dim=0).any():  # of both channels, as chroma takes it
                 raise ValueError(
-                    "the melody is silent once its channels are averaged: check the recording, give one channel, or "
-                    "leave the melody out"
+                    "the melody is silent once its channels are averaged: check the recording, "
+                    "give one channel, or leave the melody out"
                 )
         melodies.append(tune)
     return melodies
@@ -188,7 +189,7 @@ def window_chroma(model: Model, melodies: Sequence[Tensor | None], start: int, s
     return chroma
 
 
-# --- single arguments ---------------------------------------------------------------------------------------------
+# --- single arguments -------------------------------------------------------------------------------------
 
 
 def parse_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Sessions: music as an iterator, while it is generated. A stream has an end; a live session follows its prompt.
+"""Sessions: music as an iterator. A stream has an end; a live session follows its prompt.
 
 Letters: B batch, C channels, K codebooks, T frames.
 

@@ -1,12 +1,13 @@
 """The inside of a generated piece: its tokens pass through the language model once more, recorded.
 
-Letters: K codebooks, T frames, S steps, V codebook size, D width, L layers, H heads, W words, F chroma frames.
+Letters: K codebooks, T frames, S steps, V codebook size, D width, L layers, H heads, W words, F chroma
+frames.
 
     codes [K, T], manifest -> retrace -> Trace: logits [K, T, V], attention [L, H, S, W or F or S]
 
-Generation keeps nothing but the tokens. Once they are known, a single pass computes all steps: each attends only to
-the steps before it, so its logits are those of generation. The pass is the model's own, with an attention kernel that
-computes softmax(q k / sqrt(d)) in the open and keeps it.
+Generation keeps nothing but the tokens. Once they are known, a single pass computes all steps: each attends
+only to the steps before it, so its logits are those of generation. The pass is the model's own, with an
+attention kernel that computes softmax(q k / sqrt(d)) in the open and keeps it.
 """
 
 import math
@@ -31,17 +32,17 @@ from mgkit.text import TextEncoder
 class Trace:
     """Logits and attention of one piece.
 
-    Logits are by frame: those at [k, t] chose the token of codebook k in frame t. Attention is by step: row s is the
-    step that predicts frame s of codebook 0, frame s - 1 of codebook 1, and so on. Rows are softmaxes. In a melody
-    model, `to_melody`, `to_words` and `to_steps` share one softmax; with cross-attention, `to_words` has its own, and
-    `to_melody` is empty.
+    Logits are by frame: those at [k, t] chose the token of codebook k in frame t. Attention is by step: row s
+    is the step that predicts frame s of codebook 0, frame s - 1 of codebook 1, and so on. Rows are softmaxes.
+    In a melody model, `to_melody`, `to_words` and `to_steps` share one softmax; with cross-attention,
+    `to_words` has its own, and `to_melody` is empty.
     """
 
     codes: Tensor  # [K, T] the piece
     conditional: Tensor  # [K, T, V] logits given the prompt
     null: Tensor  # [K, T, V] logits given the null condition, or the negative prompt
     logits: Tensor  # [K, T, V] after guidance
-    probs: Tensor  # [K, T, V] after temperature, top-k and top-p: the distribution that the tokens were drawn from
+    probs: Tensor  # [K, T, V] after temperature, top-k and top-p: the distribution of the tokens drawn
     words: list[str]  # of the prompt, with the tokenizer's end mark
     to_melody: Tensor  # [L, H, S, F] attention to each chroma frame
     to_words: Tensor  # [L, H, S, W] attention to each word, summed over its tokens
@@ -59,7 +60,7 @@ class Trace:
 
 
 class RecordAttention:
-    """An attention kernel (`lm.Attend`) keeping the attention weights [H, S, S or L] of every call, on the CPU."""
+    """An attention kernel (`lm.Attend`) that keeps the weights [H, S, S or L] of every call, on the CPU."""
 
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
@@ -81,10 +82,10 @@ class RecordAttention:
 def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
     """The trace of a piece's `codes` [K, T], given its `manifest`, on the CPU.
 
-    A changed manifest asks "what if": `manifest | {"text": "sad cello"}` gives the predictions at each step of the same
-    piece under another prompt. Attention takes 4 * L * H * S * S bytes: 34 MB for 10 s of nano, 0.9 GB for 15 s of
-    `small`; of a long piece, give fewer frames. The last frames of a shortened piece lack the tokens of codebook 0
-    behind the cut.
+    A changed manifest asks "what if": `manifest | {"text": "sad cello"}` gives the predictions at each step
+    of the same piece under another prompt. Attention takes 4 * L * H * S * S bytes: 34 MB for 10 s of nano,
+    0.9 GB for 15 s of `small`; of a long piece, give fewer frames. The last frames of a shortened piece lack
+    the tokens of codebook 0 behind the cut.
 
     Raises:
         ValueError: codes of another shape or longer than a window, or a manifest refused by `replay` or with
@@ -93,8 +94,8 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
     config, longest = model.lm.config, model.model.window_frames
     if codes.ndim != 2 or len(codes) != config.codebooks or not 0 < codes.shape[1] <= longest:
         raise ValueError(
-            f"expected the codes of one piece, [{config.codebooks}, T] with 1 to {longest} frames (a window), got "
-            f"{list(codes.shape)}: pick one, codes[0], or its beginning, codes[0, :, :{longest}]"
+            f"expected the codes of one piece, [{config.codebooks}, T] with 1 to {longest} frames (a "
+            f"window), got {list(codes.shape)}: pick one, codes[0], or its beginning, codes[0, :, :{longest}]"
         )
     request = from_manifest(manifest, config.codebooks)
     settings, text, chroma = request.settings, plain(request.texts[0]), request.chroma.get(0)
@@ -160,7 +161,8 @@ def entropy(probs: Tensor) -> Tensor:
 def divergence(probs: Tensor, others: Tensor) -> Tensor:
     """Distance of two distributions [..., V], [...] from 0 (equal) to 1 (no token in common).
 
-    It is the square root of the Jensen-Shannon divergence in bits, a metric in which small differences still show.
+    It is the square root of the Jensen-Shannon divergence in bits, a metric in which small differences still
+    show.
 
     >>> divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     tensor(1.)

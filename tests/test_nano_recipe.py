@@ -1,4 +1,4 @@
-"""The recipe of the small model: its plan, what it remembers of an interrupted run, what it carries; and, slow, all of it."""
+"""The recipe of the small model: its plan, interruptions, what it carries; and, slow, all of it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Results do not depend on torch's global settings, long pieces fit the memory, and broken weights are reported."""
+"""Results ignore torch's global settings, long pieces fit the memory, and broken weights are reported."""
 
 import threading
 from collections.abc import Callable
@@ -113,7 +113,7 @@ def test_a_melody_that_cancels_out_between_its_channels_is_refused() -> None:
         model.generate_with_chroma(["calm piano"], torch.cat([left, -left]), RATE)
 
 
-# --- fingerprint ----------------------------------------------------------------------------------------------
+# --- fingerprint ------------------------------------------------------------------------------------------
 
 
 def test_a_saved_and_loaded_model_replays_its_pieces(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def compose(seed: int, *, seconds: float = 10.0, **fixed: Unpack[Fixed]) -> Piec
     return replace(piece, tracks=tuple(tracks))
 
 
-# -- attributes ----------------------------------------------------------------------------------------------
+# -- attributes --------------------------------------------------------------------------------------------
 
 
 def _draw_attributes(rng: random.Random, seed: int, fixed: Fixed) -> Piece:

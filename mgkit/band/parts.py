@@ -15,7 +15,7 @@ from mgkit.band.tunes import Tune, bars, parse, pitch_class
 # Pitch classes of a chord, the root first.
 Chord = tuple[int, ...]
 
-# -- harmony -------------------------------------------------------------------------------------------------
+# -- harmony ------------------------------------------------------------------------------------------------
 
 
 def _roman_chord(numeral: str, key: int, mode: str) -> Chord:
@@ -60,7 +60,7 @@ def _chord_at(harmony: list[list[Chord]], beat: float, meter: int) -> Chord:
     return bar[int(beat % meter * len(bar) / meter)]
 
 
-# -- parts ---------------------------------------------------------------------------------------------------
+# -- parts -------------------------------------------------------------------------------------------------
 
 
 def play_tune(tune: Tune, first_bar: int, key: int, centre: int, n_bars: int) -> Iterator[Note]:

@@ -93,7 +93,7 @@ def _token_counts(codes: np.ndarray, size: int) -> np.ndarray:
     return np.sqrt(counts)
 
 
-# -- page ----------------------------------------------------------------------------------------------------
+# -- page --------------------------------------------------------------------------------------------------
 
 
 def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -> Items:

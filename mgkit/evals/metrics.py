@@ -53,7 +53,7 @@ KEY_PROFILES = {
 SILENCE = 1e-4  # amplitude, -80 dBFS
 
 
-# -- tempo and key -------------------------------------------------------------------------------------------
+# -- tempo and key -----------------------------------------------------------------------------------------
 
 
 def tempo(wave: Wave, rate: int) -> float:
@@ -104,7 +104,7 @@ def key(wave: Wave, rate: int) -> tuple[int, str]:
     return max(correlations, key=lambda candidate: correlations[candidate])
 
 
-# -- timbre --------------------------------------------------------------------------------------------------
+# -- timbre ------------------------------------------------------------------------------------------------
 
 
 def timbre(wave: Wave, rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +172,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return max(0.0, float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-# -- melody --------------------------------------------------------------------------------------------------
+# -- melody ------------------------------------------------------------------------------------------------
 
 
 def chroma(wave: Wave, rate: int) -> np.ndarray:
@@ -236,7 +236,7 @@ def note_f1(estimated: np.ndarray, reference: np.ndarray) -> float:
     return 2 * hits / (len(estimated) + len(reference))
 
 
-# -- seams ---------------------------------------------------------------------------------------------------
+# -- seams -------------------------------------------------------------------------------------------------
 
 
 def seam_is_smooth(wave: Wave, rate: int, seconds: float) -> bool:

@@ -32,7 +32,7 @@ TAGS = (
 )  # fmt: skip
 
 
-# -- TensorFlow 1 checkpoint ---------------------------------------------------------------------------------
+# -- TensorFlow 1 checkpoint -------------------------------------------------------------------------------
 
 
 # Field numbers of the messages BundleEntryProto, TensorShapeProto and TensorShapeProto.Dim.
@@ -131,7 +131,7 @@ def _fields(message: bytes) -> tuple[dict[int, list[int]], dict[int, list[bytes]
     return numbers, strings
 
 
-# -- the network ---------------------------------------------------------------------------------------------
+# -- the network -------------------------------------------------------------------------------------------
 
 
 class Musicnn:

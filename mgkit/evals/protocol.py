@@ -81,7 +81,7 @@ CONDITIONS = {
 }
 
 
-# -- pieces and prompts --------------------------------------------------------------------------------------
+# -- pieces and prompts ------------------------------------------------------------------------------------
 
 
 def compose_piece(condition: EvalCondition, index: int, seconds: float) -> Piece:
@@ -106,7 +106,7 @@ def prompt(piece: Piece, wording: Wording = "training") -> str:
     return f"{style}, {lead}, {piece.tempo} bpm, {KEY_NAMES[piece.key]} {piece.mode}, {drums}"
 
 
-# -- metrics of a clip ---------------------------------------------------------------------------------------
+# -- metrics of a clip -------------------------------------------------------------------------------------
 
 
 class Clip(NamedTuple):

@@ -29,7 +29,7 @@ from mgkit.evals.scores import Row
 CARD_COUNT, CARD_SECONDS = 200, 10.0
 
 
-# -- evaluation ----------------------------------------------------------------------------------------------
+# -- evaluation --------------------------------------------------------------------------------------------
 
 
 def evaluate(model: str, out: Path, count: int, seconds: float = CARD_SECONDS) -> list[Row]:
@@ -82,7 +82,7 @@ def folder_size(name: str) -> float:
     return sum(file.stat().st_size for file in hub.find(name).iterdir()) / 1e6
 
 
-# -- Markdown ------------------------------------------------------------------------------------------------
+# -- Markdown ----------------------------------------------------------------------------------------------
 
 
 def cell(estimate: Estimate | None, percent: bool) -> str:
@@ -149,7 +149,7 @@ def insert_tables(card: str, text: str) -> str:
     return f"{before}{mark}\n{text}\n{end}{after}" if mark and end else card
 
 
-# -- command line --------------------------------------------------------------------------------------------
+# -- command line ------------------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> None:

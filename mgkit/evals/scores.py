@@ -69,7 +69,7 @@ def rotate(items: Sequence[T]) -> list[T]:
     return [*items[1:], items[0]]
 
 
-# -- text adherence ------------------------------------------------------------------------------------------
+# -- text adherence ----------------------------------------------------------------------------------------
 
 
 class Attributes(NamedTuple):
@@ -172,7 +172,7 @@ def _synonym_row(name: str, training: list[bool], held_out: list[bool]) -> Row:
     return Row(SYNONYMS, name, cells, goal=goal if name in SYNONYM_GOALS else None)
 
 
-# -- melody, distances, continuation -------------------------------------------------------------------------
+# -- melody, distances, continuation -----------------------------------------------------------------------
 
 
 def melody_rows(measurements: Measurements, pieces: list[Piece]) -> list[Row]:
@@ -279,7 +279,7 @@ def continuation_rows(measurements: Measurements, pieces: list[Piece]) -> list[R
     return rows
 
 
-# -- codec, size and speed -----------------------------------------------------------------------------------
+# -- codec, size and speed ---------------------------------------------------------------------------------
 
 
 def codec_rows(

@@ -191,7 +191,7 @@ class Shard:
         return digest(load_model(self.model).codec) if self.condition.round_trip else None
 
 
-# -- all shards ----------------------------------------------------------------------------------------------
+# -- all shards --------------------------------------------------------------------------------------------
 
 
 def measure(model: str, folder: Path, count: int, seconds: float) -> Measurements:
@@ -256,7 +256,7 @@ def load_model(name: str) -> MusicGen:
     return MusicGen.get_pretrained(name, device="cpu")
 
 
-# -- digests -------------------------------------------------------------------------------------------------
+# -- digests -----------------------------------------------------------------------------------------------
 
 
 @lru_cache

@@ -83,7 +83,7 @@ def one_seam_each(seam: float | Sequence[float | None] | None, count: int) -> li
     return seams
 
 
-# --- waveforms ----------------------------------------------------------------------------------------------
+# --- waveforms --------------------------------------------------------------------------------------------
 
 
 def envelope(channel: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +124,7 @@ def wave_thumbnail(samples: np.ndarray, rate: int, seam: float | None, level: fl
     return buffer.getvalue()
 
 
-# --- mel spectrograms ---------------------------------------------------------------------------------------
+# --- mel spectrograms -------------------------------------------------------------------------------------
 
 
 def mel_power(samples: np.ndarray, rate: int) -> Tensor:
@@ -141,7 +141,7 @@ def mel_thumbnail(power: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-# --- codes --------------------------------------------------------------------------------------------------
+# --- codes ------------------------------------------------------------------------------------------------
 
 
 def draw_cells(axes: Axes, values: Tensor, size: int, colormap: str) -> None:

@@ -45,7 +45,7 @@ from mgkit.lab.pages import Player, bare_player, page, player, player_table, pla
 from mgkit.melody import HOP, PITCH_CLASSES
 from mgkit.spectra import mel_filters
 
-# --- audio --------------------------------------------------------------------------------------------------
+# --- audio -------------------------------------------------------------------------------------------------
 
 
 def waveform(wave: Tensor | np.ndarray, rate: int, title: str = "", seam: float | None = None) -> Picture:
@@ -121,7 +121,7 @@ def chroma(items: Sequence[tuple[str, Tensor]], rate: int) -> Picture:
     return figure
 
 
-# --- tokens -------------------------------------------------------------------------------------------------
+# --- tokens -----------------------------------------------------------------------------------------------
 
 
 def tokens(codes: Tensor, title: str = "", size: int = 2048) -> Picture:
@@ -222,7 +222,7 @@ def overview(prompt: str, codes: Tensor, wave: Tensor | np.ndarray, rate: int, c
     return figure
 
 
-# --- generation ---------------------------------------------------------------------------------------------
+# --- generation -------------------------------------------------------------------------------------------
 
 
 def windows(plan: Sequence[Window], rate: int, prompts: Sequence[tuple[float, str]] = ()) -> Picture:
@@ -281,7 +281,7 @@ def real_time(progress: Sequence[tuple[float, float]]) -> Picture:
     return figure
 
 
-# --- traces -------------------------------------------------------------------------------------------------
+# --- traces -----------------------------------------------------------------------------------------------
 
 
 def bars(before: Tensor, after: Tensor, chosen: int, title: str = "", count: int = 40) -> Picture:

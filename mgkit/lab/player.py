@@ -157,7 +157,7 @@ class LivePlayer(Widget):
         if not LIVE:
             self.value = f"<p>The live player {NEEDS}. Until then the music appears when it is complete.</p>"
 
-    # --- control --------------------------------------------------------------------------------------------
+    # --- control -------------------------------------------------------------------------------------------
 
     def push(self, wave: Tensor | np.ndarray) -> None:
         """Append the chunk `wave` [C, n]. May be called from any thread.
@@ -221,7 +221,7 @@ class LivePlayer(Widget):
         # Waiting does not count as work.
         self._since = time.perf_counter()
 
-    # --- state ----------------------------------------------------------------------------------------------
+    # --- state ---------------------------------------------------------------------------------------------
 
     @property
     def pushed(self) -> float:
@@ -248,7 +248,7 @@ class LivePlayer(Widget):
     def __repr__(self) -> str:
         return "LivePlayer: it needs a running kernel"
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- inside --------------------------------------------------------------------------------------------
 
     def _clear(self) -> None:
         # Start in samples, and samples int16 [C, n].

@@ -105,7 +105,7 @@ class Studio(VBox):
         """Text shown by a page without a kernel."""
         return "Studio: a panel that needs a running kernel"
 
-    # --- the buttons, in code -------------------------------------------------------------------------------
+    # --- the buttons, in code ------------------------------------------------------------------------------
 
     def set(self, **values: Any) -> None:
         """Assign values to controls by name. Raises: as `Controls.set`."""
@@ -157,7 +157,7 @@ class Studio(VBox):
             raise self.error
         return self.takes[-1]
 
-    # --- a run ----------------------------------------------------------------------------------------------
+    # --- a run ---------------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
@@ -214,7 +214,7 @@ class Studio(VBox):
         if not busy:
             self._idle.set()
 
-    # --- display --------------------------------------------------------------------------------------------
+    # --- display -------------------------------------------------------------------------------------------
 
     def _show(self, take: Take) -> None:
         """Put the take on top of the list and into the comparison."""

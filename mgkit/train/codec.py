@@ -1,12 +1,13 @@
-"""Training the codec (EnCodec, arXiv:2210.13438): encoder, codebooks and decoder together, or the decoder alone.
+"""Training the codec (EnCodec, arXiv:2210.13438): all of it, or the decoder alone.
 
 Letters: B batch, K codebooks, T frames, N samples, D latent width, V codebook size.
 
     wave -> encoder -> latents -> nearest codebook entries -> decoder -> wave'    loss: distance(wave, wave')
                           `------ straight-through gradient ------^
 
-The loss compares mel spectra at several resolutions, onsets and the waveform; from a given step on the decoder also
-trains against a discriminator. The codebooks follow the latents by moving averages (`codebooks.py`).
+The loss compares mel spectra at several resolutions, onsets and the waveform; from a given step on the
+decoder also trains against a discriminator. The codebooks follow the latents by moving averages
+(`codebooks.py`).
 """
 
 import argparse
@@ -81,8 +82,8 @@ class CodecRun:
 
 
 def initialize(codec: Codec) -> None:
-    """Weights that keep the variance of their input: with PyTorch's own the signal fades through twenty layers, and
-    after four hundred steps the decoder's output still has nothing of the waveform."""
+    """Weights that keep the variance of their input: with PyTorch's own the signal fades in twenty layers,
+    and after four hundred steps the decoder's output still has nothing of the waveform."""
     for module in codec.modules():
         if isinstance(module, Conv | UpConv):
             taps = 2 if isinstance(module, UpConv) else module.kernel_size[0]  # that meet in one output
@@ -111,7 +112,8 @@ class CodecLearner:
         self.books = Codebooks(self.codec.quantizer, self.generator)
         learned = [self.codec.decoder] if run.decoder_only else [self.codec.encoder, self.codec.decoder]
         self.learned = [p for part in learned for p in part.parameters()]
-        # Muon for the kernels of convolutions; for the LSTM's matrices it would take as long as a fifth of the step
+        # Muon for the kernels of convolutions; for the LSTM's matrices it would take as long as a fifth of
+        # the step
         layers = [layer for part in learned for layer in part.modules() if isinstance(layer, Conv | UpConv)]
         matrices = [layer.weight for layer in layers if min(layer.weight.flatten(1).shape) > 1 and run.muon]
         others = [p for p in self.learned if all(p is not m for m in matrices)]
@@ -194,8 +196,8 @@ class CodecLearner:
         return self.books(latents, keep)
 
     def _against(self, wave: Tensor, decoded: Tensor, distance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradient for `decoded` [B, 1, N] that lowers the distance and the discriminator's losses, after one step of
-        the discriminator itself; and those losses."""
+        """Gradient for `decoded` [B, 1, N] that lowers the distance and the discriminator's losses, after one
+        step of the discriminator itself; and those losses."""
         self.against.zero_grad()
         with autocast(self.device, self.run.bf16):
             found = self.discriminator.loss(wave, decoded)
@@ -229,7 +231,7 @@ class CodecLearner:
                 "sizes": self.balancer.sizes}  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `loop.Learner`. From a `snapshot` the optimizers start anew, and the weights from their average."""
+        """See `loop.Learner`. From a `snapshot` the optimizers start anew, the weights from their average."""
         self.ema.weights = {name: w.float().to(self.device) for name, w in state["average"].items()}
         self.codec.load_state_dict(state.get("codec", self.ema.weights))
         self.books.counts = [counts.to(self.device) for counts in state["counts"]]
@@ -249,8 +251,8 @@ class CodecLearner:
 
 
 def snapshot(out: str | Path, file: str | Path) -> None:
-    """Writes a small checkpoint of the run in `out` to `file`: averaged weights in float16, codebook statistics and
-    history, without optimizers. `train codec --resume` continues from it."""
+    """Write a small checkpoint of the run in `out` to `file`: averaged weights in float16, codebook
+    statistics and history, without optimizers. `train codec --resume` continues from it."""
     state = torch.load(Path(out) / "checkpoint.pt", map_location="cpu", weights_only=False)
     kept = {name: state["learner"][name] for name in ("average", "counts", "sums")}
     kept["average"] = {name: weight.half() for name, weight in kept["average"].items()}
@@ -258,7 +260,7 @@ def snapshot(out: str | Path, file: str | Path) -> None:
 
 
 def load(path: str | Path) -> Codec:
-    """The codec of a run's folder (or its file), or of a model's name or folder, in float32, ready for use."""
+    """The codec of a run's folder (or its file), or of a model's name or folder, in float32."""
     path = Path(path)
     if (path / "config.json").is_file() or str(path) in hub.NAMES:
         return checkpoint.load(str(path), torch.device("cpu"), torch.float32).codec.eval()
@@ -302,10 +304,19 @@ def main(argv: list[str] | None = None) -> None:
         return snapshot(args.out, args.snapshot)
     shape = CodecConfig(filters=args.filters, dim=32, codebook_size=1024)
     run = CodecRun(
-        args.data, args.valid, codec=load(args.start).config if args.start else shape, steps=args.steps,
-        minutes=None if args.steps else args.minutes, batch=args.batch, lr=args.lr, start=args.start,
-        decoder_only=args.decoder_only, adversary_from=args.adversary_from, compiled=args.compile, seed=args.seed,
-    )  # fmt: skip
+        args.data,
+        args.valid,
+        codec=load(args.start).config if args.start else shape,
+        steps=args.steps,
+        minutes=None if args.steps else args.minutes,
+        batch=args.batch,
+        lr=args.lr,
+        start=args.start,
+        decoder_only=args.decoder_only,
+        adversary_from=args.adversary_from,
+        compiled=args.compile,
+        seed=args.seed,
+    )
     resumed = Path(args.out) / "checkpoint.pt"
     if args.resume and not resumed.is_file():
         resumed.parent.mkdir(parents=True, exist_ok=True)

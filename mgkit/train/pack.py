@@ -1,6 +1,6 @@
 """What the recipe needs on a machine without a package registry, and its results in small files.
 
-pack/wheels/*.whl   packages that are missing beside PyTorch, transformers, SciPy, scikit-learn, Numba, Matplotlib
+pack/wheels/*.whl   packages missing beside PyTorch, transformers, SciPy, scikit-learn, Numba, Matplotlib
 pack/*.sf3          the soundfont
 pack/run.sh         installs the wheels beside itself and runs `python -m mgkit train nano`
 """
@@ -19,8 +19,8 @@ from mgkit.band.synth import find_soundfont
 WHEELS = ("tinysoundfont", "librosa", "soundfile", "soxr", "pyloudnorm", "cffi", "pycparser", "audioread", "pooch",
           "platformdirs", "decorator")  # fmt: skip
 PYTHON = "3.12"  # of the other machine, an x86-64 Linux
-PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64",
-             "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")  # fmt: skip
+GLIBC = ("2_34", "2_28", "2_27", "2_24", "2_17")
+PLATFORMS = tuple(f"manylinux_{one}_x86_64" for one in GLIBC) + ("manylinux2014_x86_64", "manylinux1_x86_64")
 PART = 15 * 2**20  # bytes
 RUN_SH = """#!/bin/sh
 # Runs the recipe, in the repository's root, with the packages and the soundfont beside this script.
@@ -52,7 +52,7 @@ def write(folder: str | Path) -> None:
 
 
 def split(paths: Iterable[Path], root: Path, out: str | Path, size: int = PART) -> list[Path]:
-    """Files `out`/nano.tar.00, .01 … of at most `size` bytes: one archive of `paths`, named from `root` on."""
+    """Files `out`/nano.tar.00, .01 … of at most `size` bytes: an archive of `paths`, relative to `root`."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     whole = out / "nano.tar"
