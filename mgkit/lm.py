@@ -212,7 +212,7 @@ class LM(nn.Module):
         last_only: bool = False,
         attend: Attend = attend,
     ) -> Tensor:
-        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S] after those in `cache`; or the last alone."""
+        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S] after those in `cache`; or the last."""
         hidden = self.hidden(steps, condition, cache, attend)
         return self.logits(hidden[:, -1:] if last_only else hidden)
 

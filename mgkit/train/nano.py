@@ -12,9 +12,9 @@
     reinforce    7 %    the language model on its own samples
     export       1 %    write the model in float16
 
-A stage gets its share of the time that is left when it begins, so what one takes too long the others make up for. Every
-step is one of the other `train` commands, printed before it runs. The recipe can be interrupted at any time; the same
-command continues it. For a machine without a package registry:
+A stage gets its share of the time that is left when it begins, so what one takes too long the others make up
+for. Every step is one of the other `train` commands, printed before it runs. The recipe can be interrupted at
+any time; the same command continues it. For a machine without a package registry:
 
     python -m mgkit train nano --pack runs/pack                    here: wheels, soundfont and run.sh
     sh runs/pack/run.sh --out runs/nano --budget 9 --parts parts   there, in the repository
@@ -68,7 +68,7 @@ TEXT_STEPS = 40, 1000
 
 @dataclass(frozen=True)
 class Size:
-    """What fits a kind of device: the codec's filters, crops in its batch, clips in the language model's batch."""
+    """Sizes for a kind of device: the codec's filters, crops in its batch, clips in the LM's batch."""
 
     filters: int
     codec_batch: int
@@ -104,7 +104,7 @@ class Recipe:
         return SHARES[stage] / sum(SHARES[name] for name in stages[stages.index(stage) :])
 
     def clips(self) -> int:
-        """Clips to train on: as many as the stages' shares allow to render, and to encode if no GPU does it."""
+        """Clips to train on: as many as the stages' shares allow to render, and to encode without a GPU."""
         total = sum(SHARES[stage] for stage in self.stages())
         power = 60 * self.budget / total * self.cores * 10 / self.seconds
         count = SHARES["data"] * power / RENDER
@@ -192,7 +192,7 @@ class Progress:
         return self.minutes[stage]
 
     def run(self, stage: str, step: str, work: Callable[[], Any]) -> None:
-        """Does a step unless it is finished. Raises: KeyboardInterrupt if a signal stopped its training run."""
+        """Do a step unless it is finished. Raises: KeyboardInterrupt if a signal stopped its training run."""
         if step in self.done:
             return
         stages = self.recipe.stages()
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def bring(out: Path, parts: Path) -> None:
-    """Writes the model, snapshots of the codec's runs and all curves into files of at most 15 MiB in `parts`."""
+    """Write the model, snapshots of the codec's runs and all curves into files of up to 15 MiB in `parts`."""
     for folder in (out / "codec", out / "decoder"):
         if (folder / "checkpoint.pt").is_file():
             codec.snapshot(folder, folder / "snapshot.pt")

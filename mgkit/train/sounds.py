@@ -1,4 +1,4 @@
-"""The sounds that a codec learns from: band, single instruments, strokes, recordings and silence, cut into crops.
+"""A codec's training sounds: band, single instruments, strokes, recordings and silence, cut into crops.
 
 Letters: B batch, N samples.
 
@@ -7,7 +7,8 @@ Letters: B batch, N samples.
     onsets.npy             int32 [2, clips, ONSETS]: where notes begin, in samples, in the mix and in the stem
     stems.json             clips, samples and rate; written last
 
-Most of a note's information lies in its first tenth of a second, so half of the crops contain an onset near the start.
+Most of a note's information lies in its first tenth of a second, so half of the crops contain an onset near
+the start.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def solo(piece: Piece, rng: random.Random) -> tuple[Piece, bool]:
 
 
 def onsets(piece: Piece, samples: int, rate: int, rng: random.Random) -> list[int]:
-    """ONSETS note starts of `piece` in samples, drawn with replacement; random positions if there are none."""
+    """ONSETS note starts of `piece` in samples, drawn with replacement; random positions if it has none."""
     starts = [round(note[0] * rate) for track in piece.tracks for note in track.notes]
     starts = [start for start in starts if 0 <= start < samples]
     return [rng.choice(starts) if starts else rng.randrange(samples) for _ in range(ONSETS)]
@@ -65,7 +66,7 @@ def _stem(seed: int, seconds: float, rate: int, soundfont: str) -> tuple[np.ndar
 
 
 def write_stems(folder: str | Path, workers: int | None = None) -> None:
-    """Renders a stem and lists the onsets of every clip of the rendered `folder`; does nothing if they exist."""
+    """Render a stem and list the onsets of every clip of the rendered `folder`, unless they exist."""
     folder = Path(folder)
     plan = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     done, about = folder / "stems.json", {name: plan[name] for name in ("clips", "samples", "rate")}
@@ -92,7 +93,7 @@ def write_stems(folder: str | Path, workers: int | None = None) -> None:
 
 
 def read_recordings(folder: str | Path, rate: int) -> list[np.ndarray]:
-    """The recordings in `folder` as int16 [1, N], mono at `rate`; those shorter than two seconds are left out."""
+    """The recordings in `folder` as int16 [1, N], mono at `rate`, without those under two seconds."""
     found = []
     for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in audio.FORMATS):
         wave, own = audio.read(path)
@@ -127,7 +128,7 @@ class Sounds:
         self.shares = shares / shares.sum()
 
     def crops(self, rng: np.random.Generator, count: int, samples: int) -> Tensor:
-        """Waves [count, 1, samples] on the device, at levels from -14 to +2 dB; the same ones for the same `rng`."""
+        """Waves [count, 1, samples] on the device, at -14 to +2 dB; the same for the same `rng`."""
         rows, gains = [], rng.uniform(-14, 2, count)
         signs = rng.choice((-1.0, 1.0), count)
         for name in rng.choice(self.names, count, p=self.shares):
