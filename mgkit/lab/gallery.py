@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SERIES = {
     "01_demo": "What can it do?",
     "02_sampling": "What do temperature, top-k, top-p and guidance do?",
-    "03_melody": "What does the model hear of a melody?",
-    "04_continuation": "How does it go on?",
+    "03_melody": "What does the model receive of a melody?",
+    "04_continuation": "How does it continue?",
     "05_codec": "What is a token?",
     "06_delay": "Why the delay pattern?",
     "07_inside": "What does it attend to?",
