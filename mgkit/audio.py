@@ -97,7 +97,7 @@ def write(
     rate = int(parse_rate(rate))
     samples = normalize(as_wave(wave), rate, strategy).clamp(-1, 1)
     try:
-        content = _encode(samples, rate, path.suffix.lower(), strategy, manifest)
+        content = encode(samples, rate, path.suffix.lower(), manifest and {**manifest, "strategy": strategy})
     # MP3 supports a few sample rates only
     except soundfile.LibsndfileError as error:
         raise ValueError(
@@ -106,11 +106,19 @@ def write(
     return replace_file(path, lambda draft: draft.write_bytes(content))
 
 
-def _encode(wave: Tensor, rate: int, extension: str, strategy: Strategy, manifest: dict | None) -> bytes:
-    """Bytes of an audio file. Encoding to memory keeps a full disk from going unnoticed inside libsndfile."""
+def encode(
+    wave: Tensor, rate: int, extension: str, manifest: dict | None = None, compression: float | None = None
+) -> bytes:
+    """Bytes of an audio file with the samples of `wave` [C, N], which are within full scale.
+
+    `compression` of MP3 and OGG is from 0 (the highest bit rate, in MP3 a constant one) to below 1 (the lowest).
+    Encoding to memory keeps a full disk from going unnoticed inside libsndfile.
+    """
     buffer, data, (format, subtype) = io.BytesIO(), wave.cpu().numpy().T, FORMATS[extension]
-    comment = json.dumps({**manifest, "strategy": strategy}) if manifest else ""
-    with soundfile.SoundFile(buffer, "w", rate, data.shape[1], subtype, format=format) as file:
+    comment = json.dumps(manifest) if manifest else ""
+    mode = "CONSTANT" if format == "MP3" and compression is not None else None
+    options = {"format": format, "compression_level": compression, "bitrate_mode": mode}
+    with soundfile.SoundFile(buffer, "w", rate, data.shape[1], subtype, **options) as file:
         file.software = "mgkit"
         if manifest and manifest.get("licence"):
             file.license = manifest["licence"]
