@@ -28,7 +28,7 @@ PAIR = [filling.CHOIR, filling.FLUTE]
 
 
 class FilledText(nn.Module):
-    """What `make_golden.py` gave the reference in place of T5."""
+    """The text encoder of `make_golden.py`, in place of T5."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -85,7 +85,7 @@ def close(actual: Tensor | np.ndarray, expected: str | np.ndarray, relative: flo
 
 
 def under(prefix: str) -> list[str]:
-    """What is stored under `prefix`, sorted."""
+    """Names of the arrays under `prefix`, sorted."""
     return sorted(name.removeprefix(prefix) for name in TENSORS if name.startswith(prefix))
 
 
@@ -98,7 +98,7 @@ def tunes(*backwards: bool) -> list[Tensor]:
 # --- the formulas -----------------------------------------------------------------------------------------
 
 
-def test_weights_and_signals_are_those_that_the_golden_numbers_were_made_with():
+def test_weights_and_signals_equal_those_of_the_golden_run():
     assert filling.checksum() == pytest.approx(FACTS["checksum"], rel=1e-9)
     made = [filling.hum(4000), filling.tune(0.2), filling.burst(4000)]
     sums = [float(np.abs(wave).sum(dtype=np.float64)) for wave in made]
@@ -131,9 +131,7 @@ WAVES = [(name, int(n)) for name in filling.CODECS for n in under(f"codec/{name}
 
 @pytest.mark.parametrize(("name", "samples"), CODES)
 @torch.no_grad()
-def test_codes_are_the_references_for_waves_that_fill_frames_or_do_not_or_are_shorter_than_the_padding(
-    load_codec, name, samples
-):
+def test_codes_are_the_references_for_waves_of_any_length(load_codec, name, samples):
     codec = load_codec(name)
     wave = torch.from_numpy(filling.hum(samples, rate=codec.config.sample_rate))
     assert np.array_equal(codec.encode(wave[None])[0], TENSORS[f"codec/{name}/codes/{samples}"])
@@ -220,7 +218,7 @@ SAME = [
 
 
 def greedy(model: MusicGen, case: str, frames: int) -> tuple[Tensor, Tensor]:
-    """Wave and tokens of what `make_golden.py` calls `case`."""
+    """Wave and tokens of a case of `make_golden.py`."""
     if case == "three windows":
         return three_windows(model, frames)
     model.set_generation_params(
@@ -288,7 +286,7 @@ def test_batch_mates_of_another_length_change_a_sample_in_the_reference_and_not_
 
 
 def test_two_steps_of_guidance_give_the_tokens_of_one_though_the_reference_shortens_its_null_prefix(load):
-    """There, the null text of two steps is one vector of zeros, that of one step as many as the text has."""
+    """The reference's null text is one zero vector in two steps, and one for each token of the text in one."""
     _, tokens = greedy(load("melody"), "two steps", 25)
     assert same_start(tokens, TENSORS["lm/melody/tokens/text"])
     assert not same_start(tokens, TENSORS["lm/melody/tokens/two steps"])
@@ -300,7 +298,7 @@ def test_two_steps_of_guidance_give_the_tokens_of_one_though_the_reference_short
 @pytest.mark.parametrize(
     "plan", FACTS["windows"], ids=lambda p: f"{p['duration']}s-{p['stride']}s-{p['prompt']}"
 )
-def test_windows_and_what_they_hear_of_the_melody_are_the_references(plan):
+def test_windows_and_their_melody_are_the_references(plan):
     made = windows(round(plan["duration"] * 50), plan["prompt"], window=1500, stride=plan["stride"] * 50)
     expected = plan["windows"]
     assert [(w.known, w.end - w.start) for w in made] == [(w["prompt"], w["total"]) for w in expected]
@@ -312,7 +310,7 @@ def test_windows_and_what_they_hear_of_the_melody_are_the_references(plan):
 
 
 @pytest.mark.parametrize("name", ["assertion", "one frame short"])
-def test_durations_at_which_the_reference_fails_are_made_whole(load, name):
+def test_durations_at_which_the_reference_fails_work(load, name):
     model = load("small")
     count, *seconds = FACTS["durations rounded down"][name]
     assert count >= len(seconds) > 0
@@ -415,7 +413,7 @@ def test_a_checkpoint_in_float16_loads_the_rounded_weights(load, tmp_path: Path)
     assert close(fold[0], fold[1].numpy(), 1e-3)
 
 
-def test_what_the_training_config_says_is_read_from_the_checkpoint(load, load_codec):
+def test_the_training_config_is_read_from_the_checkpoint(load, load_codec):
     assert load_codec("constant").config.pad_mode == "constant"
     assert load_codec("reflect").config.pad_mode == "reflect"
     said = {kind: load(kind) for kind in filling.KINDS}
@@ -448,7 +446,7 @@ def test_a_pointer_to_a_published_codec_is_followed(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "another shape"])
-def test_a_checkpoint_with_a_wrong_tensor_is_refused_by_its_name(tmp_path: Path, damage: str):
+def test_a_checkpoint_with_a_wrong_tensor_is_refused_by_name(tmp_path: Path, damage: str):
     folder = filling.audiocraft_folder(tmp_path, "small")
     checkpoint = torch.load(folder / "state_dict.bin")
     state, name = checkpoint["best_state"], "transformer.layers.1.linear2.weight"

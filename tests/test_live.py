@@ -1,4 +1,4 @@
-"""Prompts that are mixed and change over time, and music without an end that follows them."""
+"""Mixes and timelines of prompts, and live sessions."""
 
 import gc
 import itertools
@@ -25,10 +25,10 @@ from mgkit.sampling import guide, guide_double, mix
 CALM, LOUD, SAD = "calm piano", "fast loud drums", "sad"
 
 
-# --- the mix ----------------------------------------------------------------------------------------------
+# --- mixes ----------------------------------------------------------------------------------------------
 
 
-def test_a_mix_pulls_from_null_to_each_prompt_by_its_weight() -> None:
+def test_a_mix_guides_from_null_to_each_prompt_by_its_weight() -> None:
     one, two, null = (noise(2, 4, 32, seed=seed) for seed in range(3))
     weights = torch.tensor([[0.7, 0.2], [0.3, 1.5]])  # [prompts, samples]
     guided = guide(mix([one, two], weights, null), null, 3.0)
@@ -38,7 +38,7 @@ def test_a_mix_pulls_from_null_to_each_prompt_by_its_weight() -> None:
         assert close(guided[i], expected)
 
 
-def test_a_mix_in_double_guidance_pulls_from_the_melody_to_each_prompt_by_its_weight() -> None:
+def test_a_mix_in_double_guidance_guides_from_the_melody_to_each_prompt() -> None:
     one, two, melody, null = (noise(1, 4, 32, seed=seed) for seed in range(4))
     weights = torch.tensor([[0.7], [0.6]])
     text = 0.7 * (one - melody) + 0.6 * (two - melody)
@@ -46,7 +46,7 @@ def test_a_mix_in_double_guidance_pulls_from_the_melody_to_each_prompt_by_its_we
     assert close(guide_double(mix([one, two], weights, melody), melody, null, 3.0, 4.0), expected)
 
 
-def test_one_prompt_that_counts_one_is_itself_to_the_bit() -> None:
+def test_a_single_prompt_of_weight_one_is_bit_identical() -> None:
     one, two, null = (noise(2, 4, 32, seed=seed) for seed in range(3))
     assert torch.equal(mix([one], torch.ones(1, 2), null), one)
     assert torch.equal(mix([one, two], torch.tensor([[1.0, 1.0], [0.0, 0.0]]), null), one)
@@ -69,7 +69,7 @@ def test_weights_of_one_and_zero_are_the_first_prompt_alone(
 
 
 def test_a_mix_lies_between_its_prompts() -> None:
-    """Greedy first tokens: as the weight moves from one prompt to the other, so do they."""
+    """Greedy first tokens move with the weight from one prompt to the other."""
     model = model_of("text")
     model.set_generation_params(use_sampling=False, duration=0.5)
     ends = [run(model, [text])[0] for text in (CALM, LOUD)]
@@ -78,7 +78,7 @@ def test_a_mix_lies_between_its_prompts() -> None:
     assert not torch.equal(ways[1], ends[0]) and not torch.equal(ways[1], ends[1])
 
 
-def test_where_no_prompt_counts_the_model_is_told_nothing() -> None:
+def test_without_positive_weights_generation_is_unconditional() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.4)
     assert torch.equal(run(model, [{CALM: 0, LOUD: 0.0}]), run(model, [None]))
@@ -95,18 +95,18 @@ def test_a_mix_in_a_batch_equals_the_mix_alone(layout: str) -> None:
 
 
 @pytest.mark.parametrize(("weights", "rows"), [((0.5, 0.5), 3), ((1, 0), 2), ((0, 0), 1)])
-def test_a_stream_runs_for_each_prompt_that_counts(weights: tuple[float, float], rows: int) -> None:
+def test_each_prompt_with_a_positive_weight_has_a_stream(weights: tuple[float, float], rows: int) -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.1)
     asked = dict(zip((CALM, LOUD), weights, strict=True))
     assert set(rows_seen(model, lambda: run(model, [asked]))) == {rows}
 
 
-# --- the timeline -----------------------------------------------------------------------------------------
+# --- timelines -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("total", range(1, 60, 7))
-def test_windows_with_changes_make_each_frame_once_and_change_where_they_must(total: int) -> None:
+def test_windows_with_changes_cover_each_frame_once(total: int) -> None:
     for prompt, window, stride, changes in itertools.product(
         (0, 3, 25), (10, 20), (1, 6, 9), ((), (1,), (5, 6, 30), (3, 25, 26, 58))
     ):
@@ -115,7 +115,7 @@ def test_windows_with_changes_make_each_frame_once_and_change_where_they_must(to
         for (start, known, end), length in zip(plan, lengths(plan), strict=True):
             assert start + known == done and 0 < length <= end - done
             assert end <= min(total, start + window)
-            if before is not None:  # what it knows is the end of what the last one knew and made
+            if before is not None:  # it knows the end of the previous window
                 assert start >= before.start
                 assert known == min(window - stride, done - before.start)
             done, before = done + length, Window(start, known, end)
@@ -143,7 +143,7 @@ def test_a_timeline_that_changes_nothing_is_the_plain_prompt(layout: str) -> Non
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_before_a_change_the_music_is_that_of_the_first_prompt_and_after_it_another(layout: str) -> None:
+def test_a_change_affects_only_the_music_after_it(layout: str) -> None:
     model = tiny(melody=layout == "melody", window=0.5)
     model.set_generation_params(duration=0.8)
     alone = run(model, [CALM])
@@ -155,7 +155,7 @@ def test_before_a_change_the_music_is_that_of_the_first_prompt_and_after_it_anot
         assert not torch.equal(made[0], made[1])
 
 
-def test_after_a_change_the_music_goes_on_from_what_was_played() -> None:
+def test_after_a_change_the_music_so_far_is_continued() -> None:
     """The tokens after it continue the last `window - stride` frames under the new prompt."""
     model = tiny(window=2.0)
     model.set_generation_params(use_sampling=False, duration=2.0)
@@ -203,14 +203,14 @@ def test_a_timeline_replays_from_its_file(ending: str, tmp_path: Path) -> None:
     assert close(model.replay(manifest)[0], wave)
 
 
-def test_what_a_manifest_says_of_a_description_is_the_description() -> None:
+def test_a_manifest_holds_the_description() -> None:
     for given in (CALM, {CALM: 0.5}, {CALM: 0.2, SAD: 3.0}, [[0.0, CALM], [2.5, {SAD: 0.5}], [3.0, ""]]):
         [timeline] = parse_descriptions([given])
         assert plain(timeline) == given
         assert parse_descriptions([plain(timeline)]) == [timeline]
 
 
-def test_a_change_within_or_at_the_end_of_an_audio_prompt_only_changes_what_follows() -> None:
+def test_a_change_within_an_audio_prompt_affects_only_the_continuation() -> None:
     model = model_of("text")
     model.set_generation_params(duration=1.0)
     alone = run(model, [LOUD], prompt=noise(1, 12_800))  # 20 frames
@@ -218,17 +218,17 @@ def test_a_change_within_or_at_the_end_of_an_audio_prompt_only_changes_what_foll
         assert torch.equal(run(model, [[(0, CALM), (seconds, LOUD)]], prompt=noise(1, 12_800)), alone)
 
 
-def test_a_melody_goes_on_where_a_change_finds_it() -> None:
+def test_a_melody_continues_across_a_change() -> None:
     model = tiny(melody=True, window=2.048)
     model.set_generation_params(duration=2.0, extend_stride=2.0)  # a window knows 2 frames of the last
     told = torch.arange(17) % 12
     _, [manifest] = run_with_manifests(model, [[(0, CALM), (1.064, LOUD)]], melody=told)
     grids = {int(start): unpack(grid).tolist() for start, grid in manifest["melody"].items()}
     assert list(grids) == [0, 51]
-    assert grids[0] == told.tolist() and grids[51][:3] == [8, 9, 10]  # 51 frames are 7.97 of the melody's
+    assert grids[0] == told.tolist() and grids[51][:3] == [8, 9, 10]  # 51 frames of codes last 7.97 of chroma
 
 
-def test_text_is_encoded_once_however_often_it_comes_back() -> None:
+def test_a_recurring_text_is_encoded_once() -> None:
     model = tiny(window=0.5)
     model.set_generation_params(duration=1.3)
     with patch.object(model.conditioner.text, "forward", wraps=model.conditioner.text.forward) as encode:
@@ -236,7 +236,7 @@ def test_text_is_encoded_once_however_often_it_comes_back() -> None:
     assert [call.args[0] for call in encode.call_args_list] == [[CALM], [LOUD]]
 
 
-def test_progress_counts_the_steps_of_samples_side_by_side() -> None:
+def test_progress_counts_the_steps_of_samples_with_different_windows() -> None:
     model, seen = tiny(window=0.5), []
     model.set_generation_params(duration=0.8)
     run(model, [CALM, [(0, CALM), (0.2, SAD)]], on_step=lambda *step: seen.append(step))
@@ -247,7 +247,7 @@ def test_progress_counts_the_steps_of_samples_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("last", [1, 5, 12, 30, 50])
-def test_stopping_samples_side_by_side_leaves_the_beginning_of_each(last: int) -> None:
+def test_stopping_samples_with_different_windows_leaves_a_prefix_of_each(last: int) -> None:
     model, stop = tiny(window=0.5), threading.Event()
     model.set_generation_params(duration=0.8)
     asked = [CALM, [(0, CALM), (0.2, SAD)]]
@@ -261,7 +261,7 @@ def test_stopping_samples_side_by_side_leaves_the_beginning_of_each(last: int) -
 
 
 def play(model: MusicGen, prompts: object, chunks: int, **more: object) -> tuple[Tensor, Tensor, dict]:
-    """Wave, tokens and manifest of the first so many `chunks` of live music, which is then stopped."""
+    """Wave, tokens and manifest of a live session stopped after `chunks` chunks."""
     stop = threading.Event()
     music = model.live(prompts, seed=3, stop=stop, **{"chunk_seconds": 0.2, **more})
     made = list(itertools.islice(music, chunks))
@@ -272,7 +272,7 @@ def play(model: MusicGen, prompts: object, chunks: int, **more: object) -> tuple
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "stereo"])
-def test_live_music_has_no_seams_and_is_the_timeline_that_it_came_to(layout: str) -> None:
+def test_a_live_session_has_no_seams_and_equals_its_timeline(layout: str) -> None:
     """Its joined chunks are its tokens decoded at once; `generate` makes the same from its timeline."""
     model = tiny(melody=layout == "melody", channels=2 if layout == "stereo" else 1, window=1.0)
     model.set_generation_params(temperature=1.1)
@@ -286,7 +286,7 @@ def test_live_music_has_no_seams_and_is_the_timeline_that_it_came_to(layout: str
     assert torch.equal(run(model, [said], 3)[..., : tokens.shape[-1]], tokens)
 
 
-def test_live_music_follows_the_weights_that_are_changed_while_it_plays() -> None:
+def test_a_live_session_follows_changed_weights() -> None:
     model, faders = tiny(window=1.0), {CALM: 1.0, LOUD: 0.0}
     made = []
     music = model.live(faders, chunk_seconds=0.2, seed=3)
@@ -303,7 +303,7 @@ def test_live_music_follows_the_weights_that_are_changed_while_it_plays() -> Non
     assert not torch.equal(tokens[..., 30:60], calm[..., 30:60])
 
 
-def test_live_music_to_a_melody_plays_it_over_and_over() -> None:
+def test_a_live_session_repeats_its_melody() -> None:
     model = tiny(melody=True, window=1.0)
     told = {"melody_wav": tune(1.7), "melody_sample_rate": RATE}
     wave, tokens, _ = play(model, CALM, 14, **told)
@@ -314,7 +314,7 @@ def test_live_music_to_a_melody_plays_it_over_and_over() -> None:
     assert not torch.equal(run(model, [CALM], 3)[..., : tokens.shape[-1]], tokens)
 
 
-def test_a_stop_keeps_what_was_made_of_live_music_to_the_last_frame() -> None:
+def test_a_stopped_live_session_keeps_every_frame() -> None:
     model, stop = tiny(window=1.0), threading.Event()
     made: list[Tensor] = []
 
@@ -333,7 +333,7 @@ def test_a_stop_keeps_what_was_made_of_live_music_to_the_last_frame() -> None:
 
 
 @pytest.mark.parametrize("last", [1, 20, 37])
-def test_ctrl_c_keeps_what_was_made_of_live_music(last: int, capsys: pytest.CaptureFixture) -> None:
+def test_ctrl_c_keeps_the_music_of_a_live_session(last: int, capsys: pytest.CaptureFixture) -> None:
     model = tiny(window=1.0)
     made: list[Tensor] = []
 
@@ -352,22 +352,22 @@ def test_ctrl_c_keeps_what_was_made_of_live_music(last: int, capsys: pytest.Capt
         assert close(torch.cat(chunks, dim=-1), model.replay(manifest)[0])
 
 
-def test_live_music_that_was_stopped_before_makes_nothing() -> None:
+def test_a_live_session_stopped_in_advance_is_empty() -> None:
     model, stop = tiny(), threading.Event()
     stop.set()
     music = model.live(CALM, stop=stop)
     assert list(music) == [] and music.manifests == []
 
 
-def test_texts_of_live_music_are_encoded_once_however_often_they_come_back() -> None:
+def test_recurring_texts_of_a_live_session_are_encoded_once() -> None:
     model, turns = tiny(window=0.5), itertools.cycle([CALM, LOUD, {CALM: 0.5, LOUD: 0.5}])
     with patch.object(model.conditioner.text, "forward", wraps=model.conditioner.text.forward) as encode:
         list(itertools.islice(model.live(lambda: next(turns), chunk_seconds=0.1, seed=1), 12))
     assert sorted(text for call in encode.call_args_list for text in call.args[0]) == [CALM, LOUD]
 
 
-def test_live_music_holds_no_more_after_an_hour_than_after_a_minute() -> None:
-    """Nothing grows but the record for the manifest, and that ends with the `DAY`: here, after 1 s."""
+def test_the_memory_of_a_live_session_is_bounded() -> None:
+    """Only the record for the manifest grows, until `DAY`: here, 1 s."""
     model, names = (
         tiny(melody=True, window=0.5),
         (f"{CALM} {word}" for word in itertools.product(range(9), repeat=5)),
@@ -392,7 +392,7 @@ def test_live_music_holds_no_more_after_an_hour_than_after_a_minute() -> None:
 
 
 @torch.no_grad()
-def test_decoding_a_stream_keeps_only_what_the_next_sound_needs() -> None:
+def test_streaming_decode_keeps_bounded_buffers() -> None:
     made = model_of("text").codec
     chunks = (torch.randint(CODEC.codebook_size, (1, 4, 10)) for _ in range(50))
     stream = made.decode_stream(chunks)
@@ -402,7 +402,7 @@ def test_decoding_a_stream_keeps_only_what_the_next_sound_needs() -> None:
         assert local["hidden"].frames.shape[-1] <= 10 + 2 * made.LOOKAHEAD + 2 * made.CONTEXT
 
 
-# --- in one sentence --------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_decoding_a_stream_keeps_only_what_the_next_sound_needs() -> None:
         ({"\ud800": 1}, "Unicode"),
     ],
 )
-def test_wrong_times_and_weights_are_refused_in_a_sentence(given: object, words: str) -> None:
+def test_wrong_times_and_weights_are_refused_in_one_sentence(given: object, words: str) -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.4)
     with pytest.raises(ValueError, match=words.replace("[", r"\[")) as caught:
@@ -451,14 +451,14 @@ def test_wrong_times_and_weights_are_refused_in_a_sentence(given: object, words:
         ({"prompts": CALM, "melody_wav": tune(1), "melody_sample_rate": RATE}, "takes no melody"),
     ],
 )
-def test_wrong_requests_for_live_music_are_refused_when_they_are_made(more: dict, words: str) -> None:
+def test_wrong_arguments_of_live_are_refused_at_once(more: dict, words: str) -> None:
     model = model_of("text")
     model.set_generation_params()
     with pytest.raises(ValueError, match=words):
         model.live(**more)
 
 
-def test_a_wrong_prompt_while_it_plays_is_said_and_what_was_made_replays() -> None:
+def test_a_wrong_prompt_during_a_session_raises_and_its_music_replays() -> None:
     model, faders, made = tiny(window=1.0), {CALM: 1.0}, []
     music = model.live(faders, chunk_seconds=0.2, seed=3)
     with pytest.raises(ValueError, match="the weight of 'calm piano' is -1"):
@@ -469,7 +469,7 @@ def test_a_wrong_prompt_while_it_plays_is_said_and_what_was_made_replays() -> No
     assert made and tokens.shape[-1] >= 10
 
 
-def test_a_prompt_is_in_force_from_its_frame_on() -> None:
+def test_a_prompt_applies_from_its_frame_on() -> None:
     [timeline] = parse_descriptions([[(0, CALM), (0.5, LOUD), (1.02, SAD)]])
     assert [next(iter(prompt_at(timeline, frame, 50))) for frame in (0, 24, 25, 50, 51, 999)] == [
         CALM, CALM, LOUD, LOUD, SAD, SAD,

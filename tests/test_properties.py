@@ -1,4 +1,4 @@
-"""Properties for any weights: tiny random models of both layouts, all ways to make music and to stop it."""
+"""Properties of generation for any weights, on tiny random models of both layouts."""
 
 import inspect
 import itertools
@@ -29,20 +29,20 @@ TEXTS = ["calm piano", "", "fast loud drums with a dark choir"]
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """What a test draws at random is the same every time."""
+    """Seed torch for every test."""
     torch.manual_seed(0)
 
 
 @cache
 def model_of(layout: str) -> MusicGen:
-    """A tiny model, made once: what a test sets, it sets before it generates."""
+    """A cached tiny model; a test sets its settings before it generates."""
     return tiny(melody=layout == "melody", channels=2 if layout == "stereo" else 1)
 
 
 def run_with_manifests(
     model: MusicGen, texts: list[str | None], seed: object = 0, **more: object
 ) -> tuple[Tensor, list[dict]]:
-    """Tokens and manifests of a run with a `melody`, with an audio `prompt`, or of text alone."""
+    """Tokens and manifests of a run, with a `melody`, an audio `prompt`, or text alone."""
     more |= {"return_tokens": True, "return_manifests": True, "seed": seed}
     if "melody" in more:
         _, tokens, manifests = model.generate_with_chroma(texts, more.pop("melody"), RATE, **more)
@@ -59,12 +59,12 @@ def run(model: MusicGen, texts: list[str | None], seed: object = 0, **more: obje
 
 
 def close(ours: Tensor, theirs: Tensor, most: float = 1e-5) -> bool:
-    """Whether two tensors of one shape are within `most` of the largest value."""
+    """Whether two tensors of one shape differ by at most `most` of the largest value."""
     assert ours.shape == theirs.shape
     return bool((ours - theirs).abs().max() <= most * theirs.abs().max())
 
 
-# --- the delay --------------------------------------------------------------------------------------------
+# --- delay pattern --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -86,7 +86,7 @@ def test_delayed_steps_hold_each_frame_one_step_later_in_each_codebook(length: i
         assert steps[0, q, s] == (codes[0, q, frame] if 0 <= frame < length else 32)
 
 
-# --- the language model -----------------------------------------------------------------------------------
+# --- language model -----------------------------------------------------------------------------------
 
 
 def conditioned(model: MusicGen, texts: list[str]) -> Condition:
@@ -128,7 +128,7 @@ def test_padding_does_not_change_logits(layout: str) -> None:
         assert close(together[i : i + 1], model.lm(steps[i : i + 1], conditioned(model, [text])))
 
 
-# --- a sample is its own ----------------------------------------------------------------------------------
+# --- independence of samples ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", [False, True])
@@ -163,7 +163,7 @@ def test_a_continuation_in_a_batch_equals_the_continuation_alone(layout: str) ->
         assert torch.equal(together[i : i + 1], run(model, [text], 3 + i, prompt=prompts[i]))
 
 
-def test_a_negative_prompt_is_its_own_samples_alone() -> None:
+def test_a_negative_prompt_affects_only_its_own_sample() -> None:
     model, negative = model_of("text"), ["sad", None, "loud fast guitar"]
     model.set_generation_params(duration=0.6)
     together = run(model, TEXTS, 3, negative=negative)
@@ -171,21 +171,21 @@ def test_a_negative_prompt_is_its_own_samples_alone() -> None:
         assert torch.equal(together[i : i + 1], run(model, [text], 3 + i, negative=[negative[i]]))
 
 
-def test_a_number_as_seed_is_that_number_and_those_that_follow() -> None:
+def test_a_single_seed_counts_up_over_the_batch() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.4)
     assert torch.equal(run(model, TEXTS, 7), run(model, TEXTS, [7, 8, 9]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_seed_gives_the_same_tokens_and_another_gives_others(layout: str) -> None:
+def test_equal_seeds_give_equal_tokens_and_others_do_not(layout: str) -> None:
     model = model_of(layout)
     model.set_generation_params(duration=0.4)
     assert torch.equal(run(model, TEXTS, 7), run(model, TEXTS, 7))
     assert not torch.equal(run(model, TEXTS, 7), run(model, TEXTS, 70))
 
 
-def test_without_a_seed_torchs_global_generator_decides() -> None:
+def test_without_a_seed_torchs_global_generator_is_used() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.4)
     with torch.random.fork_rng():
@@ -197,7 +197,7 @@ def test_without_a_seed_torchs_global_generator_decides() -> None:
     assert not torch.equal(made[0], made[1])
 
 
-def test_generating_leaves_torchs_global_generator_alone_where_a_seed_is_given() -> None:
+def test_with_a_seed_torchs_global_generator_is_unchanged() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.2)
     before = torch.get_rng_state()
@@ -206,7 +206,7 @@ def test_generating_leaves_torchs_global_generator_alone_where_a_seed_is_given()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_words_change_the_music_and_a_missing_text_is_an_empty_one(layout: str) -> None:
+def test_text_changes_the_music_and_none_equals_an_empty_text(layout: str) -> None:
     model = model_of(layout)
     model.set_generation_params(duration=0.4)
     assert not torch.equal(run(model, ["calm piano"]), run(model, ["fast drums"]))
@@ -225,14 +225,14 @@ def test_a_melody_changes_the_music() -> None:
 # --- guidance and sampling --------------------------------------------------------------------------------
 
 
-def test_guidance_goes_from_null_through_the_condition() -> None:
+def test_guidance_extrapolates_from_null_through_the_condition() -> None:
     conditional, null = noise(2, 4, 32, seed=1), noise(2, 4, 32, seed=2)
     assert close(guide(conditional, null, 1.0), conditional)
     assert close(guide(conditional, null, 0.0), null)
     assert close(guide(conditional, null, 3.0), 3 * conditional - 2 * null)
 
 
-def test_double_guidance_is_the_formula_of_the_paper() -> None:
+def test_double_guidance_matches_the_papers_formula() -> None:
     both, melody, null = (noise(2, 4, 32, seed=seed) for seed in range(3))
     for coef, beta in ((3.0, 5.0), (2.0, 0.0), (0.5, 1.0)):
         expected = null + coef * (melody + beta * (both - melody) - null)
@@ -250,7 +250,7 @@ def test_guidance_in_two_steps_equals_guidance_in_one(layout: str) -> None:
     assert torch.equal(*made)
 
 
-def test_double_guidance_whose_text_counts_as_much_as_the_melody_is_plain_guidance() -> None:
+def test_double_guidance_with_beta_one_is_plain_guidance() -> None:
     model, made = model_of("melody"), []
     for beta in (None, 1.0, 4.0):
         model.set_generation_params(use_sampling=False, duration=0.6, cfg_coef_beta=beta)
@@ -260,7 +260,7 @@ def test_double_guidance_whose_text_counts_as_much_as_the_melody_is_plain_guidan
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_temperature_zero_is_the_likeliest_token_whatever_the_seed(layout: str) -> None:
+def test_temperature_zero_is_argmax_for_any_seed(layout: str) -> None:
     model = model_of(layout)
     model.set_generation_params(use_sampling=False, duration=0.4)
     likeliest = run(model, TEXTS, 1)
@@ -274,7 +274,7 @@ def test_choosing_without_sampling_is_argmax() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 32, 250])
-def test_top_k_keeps_the_k_likeliest_in_proportion(k: int) -> None:
+def test_top_k_keeps_the_k_most_likely_in_proportion(k: int) -> None:
     logits = noise(5, 32)
     whole, kept = logits.softmax(-1), probabilities(logits, top_k=k)
     assert ((kept > 0).sum(-1) == min(k, 32)).all()
@@ -290,7 +290,7 @@ def test_top_k_keeps_ties_with_the_kth() -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.9, 1.0])
-def test_top_p_keeps_the_fewest_likely_tokens_that_reach_p(p: float) -> None:
+def test_top_p_keeps_the_smallest_set_with_probability_p(p: float) -> None:
     logits = 6 * noise(20, 32)
     whole, kept = logits.softmax(-1), probabilities(logits, top_p=p)
     for before, after in zip(whole, kept, strict=True):
@@ -314,7 +314,7 @@ def test_temperature_divides_the_logits() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.6}])
-def test_tokens_are_drawn_as_often_as_their_probability_says(settings: dict) -> None:
+def test_tokens_are_drawn_with_their_probability(settings: dict) -> None:
     probs = probabilities(torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5]), **settings).expand(40_000, 5)
     exponential = torch.empty(40_000, 5).exponential_(generator=torch.Generator().manual_seed(0))
     often = torch.bincount(draw(probs, exponential), minlength=5) / 40_000
@@ -323,7 +323,7 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(settings: dict) -> 
 
 
 @pytest.mark.parametrize("top", [{"top_k": 1, "temperature": 3.0}, {"top_p": 1e-6, "temperature": 3.0}])
-def test_keeping_one_token_is_the_likeliest(top: dict) -> None:
+def test_keeping_one_token_is_argmax(top: dict) -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.4, **top)
     made = run(model, TEXTS)
@@ -331,7 +331,7 @@ def test_keeping_one_token_is_the_likeliest(top: dict) -> None:
     assert torch.equal(made, run(model, TEXTS))
 
 
-def test_defaults_of_set_generation_params_are_those_of_settings() -> None:
+def test_set_generation_params_and_settings_have_equal_defaults() -> None:
     parameters = inspect.signature(MusicGen.set_generation_params).parameters
     given = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
     assert given == {field.name: field.default for field in fields(Settings)}
@@ -340,11 +340,11 @@ def test_defaults_of_set_generation_params_are_those_of_settings() -> None:
     assert model.settings == Settings()
 
 
-# --- work that cannot matter is not done ------------------------------------------------------------------
+# --- no unnecessary work ------------------------------------------------------------------
 
 
 def rows_seen(model: MusicGen, make: Callable[[], object]) -> list[int]:
-    """How many rows each pass through the language model had while `make` ran."""
+    """Batch sizes of the language model's forward passes during `make`."""
     rows: list[int] = []
     with hooked(model, lambda steps: rows.append(steps.shape[0])):
         make()
@@ -353,7 +353,7 @@ def rows_seen(model: MusicGen, make: Callable[[], object]) -> list[int]:
 
 @contextmanager
 def hooked(model: MusicGen, before: Callable[[Tensor], object]) -> Iterator[None]:
-    """Calls `before(steps)` at each forward pass of the language model."""
+    """Call `before(steps)` at each forward pass of the language model."""
     hook = model.lm.register_forward_pre_hook(lambda module, given: (before(given[0]), None)[1])
     try:
         yield
@@ -377,7 +377,7 @@ def hooked(model: MusicGen, before: Callable[[Tensor], object]) -> Iterator[None
         ("melody", {"cfg_coef_beta": 4.0}, ["sad"], {"melody": tune(1)}, 3),
     ],
 )
-def test_no_stream_runs_that_cannot_matter(
+def test_streams_without_effect_are_not_computed(
     layout: str, settings: dict, texts: list, more: dict, rows: int
 ) -> None:
     model = model_of(layout)
@@ -388,7 +388,7 @@ def test_no_stream_runs_that_cannot_matter(
 
 
 @pytest.mark.parametrize(("negative", "times"), [(None, 1), ("sad", 2)])
-def test_text_is_encoded_once_however_many_windows(negative: str | None, times: int) -> None:
+def test_text_is_encoded_once_for_all_windows(negative: str | None, times: int) -> None:
     model = tiny(window=0.5)
     model.set_generation_params(duration=1.3)
     with patch.object(model.conditioner.text, "forward", wraps=model.conditioner.text.forward) as encode:
@@ -436,7 +436,7 @@ def test_decoding_in_uneven_chunks_equals_decoding_at_once() -> None:
 
 
 @torch.no_grad()
-def test_sound_follows_its_codes_by_a_tenth_of_a_second() -> None:
+def test_the_decoder_lags_its_codes_by_a_tenth_of_a_second() -> None:
     made, given = model_of("text").codec, []
 
     def one_by_one() -> Iterator[Tensor]:
@@ -495,7 +495,7 @@ def test_a_stream_of_a_long_piece_equals_the_whole() -> None:
     assert close(streamed, model.generate(TEXTS, seed=4))
 
 
-def test_a_stream_gives_sound_before_the_piece_is_made() -> None:
+def test_a_stream_yields_audio_before_generation_ends() -> None:
     model, done = model_of("text"), []
     model.set_generation_params(duration=1.0)
     stream = model.stream(
@@ -506,7 +506,7 @@ def test_a_stream_gives_sound_before_the_piece_is_made() -> None:
     assert len(done) < 20
 
 
-def test_a_stopped_stream_ends_with_all_that_was_made() -> None:
+def test_a_stopped_stream_yields_everything_generated() -> None:
     model, stop = model_of("text"), threading.Event()
     model.set_generation_params(duration=1.0)
     whole = run(model, ["calm piano"], 4)
@@ -515,7 +515,7 @@ def test_a_stopped_stream_ends_with_all_that_was_made() -> None:
     assert close(torch.cat(chunks, dim=-1), model.generate_audio(whole[..., :20]))
 
 
-def test_a_stream_that_is_left_says_what_it_made() -> None:
+def test_an_abandoned_stream_describes_its_music() -> None:
     model = model_of("text")
     model.set_generation_params(duration=1.0)
     whole = run(model, ["calm piano"], 4)
@@ -531,7 +531,7 @@ def test_a_stream_that_is_left_says_what_it_made() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_stopping_at_any_step_leaves_the_beginning_of_the_whole(layout: str) -> None:
+def test_stopping_at_any_step_leaves_a_prefix(layout: str) -> None:
     model = model_of(layout)
     model.set_generation_params(duration=0.2)
     whole = run(model, TEXTS)
@@ -545,7 +545,9 @@ def test_stopping_at_any_step_leaves_the_beginning_of_the_whole(layout: str) -> 
 
 @pytest.mark.parametrize("way", ["text", "continuation", "long"])
 @pytest.mark.parametrize("last", [1, 3, 4, 5, 20, 34])
-def test_ctrl_c_at_any_step_returns_what_was_made(last: int, way: str, capsys: pytest.CaptureFixture) -> None:
+def test_ctrl_c_at_any_step_returns_the_music_so_far(
+    last: int, way: str, capsys: pytest.CaptureFixture
+) -> None:
     model = tiny(window=0.4) if way == "long" else model_of("text")
     model.set_generation_params(duration=0.9)
     more = {"prompt": noise(1, 6400)} if way == "continuation" else {}
@@ -564,7 +566,7 @@ def test_ctrl_c_at_any_step_returns_what_was_made(last: int, way: str, capsys: p
     assert manifest["frames"] == tokens.shape[-1]
 
 
-def test_an_event_that_is_set_before_makes_nothing() -> None:
+def test_an_event_set_in_advance_prevents_generation() -> None:
     model, stop = model_of("text"), threading.Event()
     model.set_generation_params(duration=0.4)
     stop.set()
@@ -575,7 +577,7 @@ def test_an_event_that_is_set_before_makes_nothing() -> None:
 @pytest.mark.parametrize(
     ("window", "duration", "prompt"), [(10.0, 0.5, 0), (10.0, 0.5, 10), (0.4, 1.1, 0), (0.4, 1.1, 25)]
 )
-def test_progress_counts_every_step_up_to_the_true_total(window: float, duration: float, prompt: int) -> None:
+def test_progress_counts_every_step_up_to_the_total(window: float, duration: float, prompt: int) -> None:
     model, seen = tiny(window=window), []
     model.set_generation_params(duration=duration)
     model.set_custom_progress_callback(lambda done, total: seen.append((done, total)))
@@ -620,7 +622,7 @@ def test_a_continuation_keeps_its_prompt(samples: int, layout: str) -> None:
     assert torch.equal(tokens[..., : known.shape[-1]], known)
 
 
-def test_another_prompt_is_continued_otherwise() -> None:
+def test_different_prompts_are_continued_differently() -> None:
     model = model_of("text")
     model.set_generation_params(use_sampling=False, duration=1.0)
     made = [run(model, ["calm piano"], prompt=noise(1, 12_800, seed=seed)) for seed in (1, 2)]
@@ -640,7 +642,7 @@ def test_windows_cover_the_piece_once_and_never_run_past_its_end(total: int) -> 
         assert not plan or done == total
 
 
-def test_a_window_goes_on_from_the_tokens_that_it_shares_with_the_last() -> None:
+def test_a_window_continues_the_tokens_shared_with_the_previous_one() -> None:
     model = tiny(window=2.0)
     model.set_generation_params(use_sampling=False, duration=4.1)
     tokens = run(model, ["calm piano"])
@@ -657,8 +659,8 @@ def test_a_window_goes_on_from_the_tokens_that_it_shares_with_the_last() -> None
             assert torch.equal(torch.stack(made, dim=-1), tokens[..., start + 40 : end])
 
 
-def test_a_melody_turns_with_the_windows() -> None:
-    """Each window hears the melody from where it starts, over and over where it is short."""
+def test_the_melody_is_rotated_to_each_window() -> None:
+    """Each window takes the melody from its own start; a short melody repeats."""
     model, notes = tiny(melody=True, window=2.048), (60, 64, 67, 69, 72, 71)
     model.set_generation_params(duration=4.0, extend_stride=1.024)
     _, [manifest] = run_with_manifests(model, ["calm piano"], melody=tune(2.4, notes=notes))
@@ -667,8 +669,8 @@ def test_a_melody_turns_with_the_windows() -> None:
     assert len(set(chroma.values())) == 3
 
 
-def test_pitch_classes_of_a_melody_give_the_music_that_its_sound_gives() -> None:
-    """Alone, in a batch and in a list beside a wave and none: the model hears nothing else of a melody."""
+def test_pitch_classes_of_a_melody_give_the_same_music_as_its_wave() -> None:
+    """Alone, in a batch, and in a list with a wave and None."""
     model, waves = model_of("melody"), [tune(3), tune(5, notes=(61, 66, 70))]
     model.set_generation_params(duration=2.0)
     grids = [classes(wave, RATE, 79) for wave in waves]
@@ -685,7 +687,7 @@ def test_pitch_classes_of_a_melody_give_the_music_that_its_sound_gives() -> None
     assert close(torch.cat(chunks, dim=-1), model.generate_audio(told), 1e-4)
 
 
-def test_pitch_classes_turn_with_the_windows_and_repeat() -> None:
+def test_pitch_classes_are_rotated_to_each_window_and_repeat() -> None:
     model = tiny(melody=True, window=2.048)
     model.set_generation_params(duration=4.0, extend_stride=1.024)
     told = torch.arange(20) % 12
@@ -695,7 +697,7 @@ def test_pitch_classes_turn_with_the_windows_and_repeat() -> None:
     assert grids[102] == [(16 + i) % 20 % 12 for i in range(17)]
 
 
-def test_sixty_one_seconds_are_sixty_one_seconds() -> None:
+def test_a_duration_of_61_s_gives_61_s() -> None:
     model = tiny(window=30.0, layers=1)
     model.set_generation_params(duration=61, cfg_coef=1.0)
     wave, tokens = model.generate(["calm piano"], return_tokens=True, seed=1)
@@ -706,7 +708,7 @@ def test_sixty_one_seconds_are_sixty_one_seconds() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.03, 0.5, 1.0, 1.23])
-def test_the_duration_is_met_to_the_nearest_frame(seconds: float) -> None:
+def test_the_duration_is_exact_to_the_nearest_frame(seconds: float) -> None:
     model = tiny(window=0.6)
     model.set_generation_params(duration=seconds)
     assert model.generate(["calm piano"]).shape[-1] == 640 * max(1, round(seconds * 50))
@@ -767,7 +769,7 @@ def test_every_format_carries_a_manifest_of_any_size_and_script(ending: str, tmp
     assert audio.read(path)[0].shape[-1] >= RATE
 
 
-def test_a_run_that_was_stopped_replays() -> None:
+def test_a_stopped_run_replays() -> None:
     model, stop = model_of("text"), threading.Event()
     model.set_generation_params(duration=0.6)
     on_step = lambda done, total: stop.set() if done == 17 else None  # noqa: E731
@@ -801,7 +803,7 @@ def test_other_weights_do_not_replay() -> None:
         other.replay(manifest)
 
 
-def test_a_manifest_whose_prompt_was_changed_does_not_replay() -> None:
+def test_a_manifest_with_a_changed_prompt_does_not_replay() -> None:
     model = model_of("text")
     model.set_generation_params(use_sampling=False, duration=0.4)
     _, [manifest] = run_with_manifests(model, ["calm piano"])

@@ -1,4 +1,4 @@
-"""What `mgkit.trace` promises: it sees again what generation saw, and its attention adds up."""
+"""A trace has the logits of generation, and attention that adds up."""
 
 import math
 from functools import cache
@@ -21,7 +21,7 @@ TEXT = "fast loud drums with a dark choir"
 
 @cache
 def model_of(layout: str) -> MusicGen:
-    """A tiny model, made once."""
+    """A cached tiny model."""
     return tiny(melody="melody" in layout, channels=2 if "stereo" in layout else 1)
 
 
@@ -40,12 +40,12 @@ def make(
 
 @cache
 def traced(layout: str) -> trace.Trace:
-    """The trace of a guided piece, with a melody where the model takes one."""
+    """The trace of a guided piece, with a melody in melody models."""
     model, codes, manifest = make(layout, melody="melody" in layout)
     return trace.retrace(model, codes, manifest)
 
 
-# --- it sees what generation saw --------------------------------------------------------------------------
+# --- logits --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_same_noise_draws_the_same_tokens_from_the_traced_probabilities(how:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_without_sampling_the_tokens_are_the_likeliest(layout: str) -> None:
+def test_without_sampling_the_tokens_are_argmax(layout: str) -> None:
     model, codes, manifest = make(layout, use_sampling=False)
     seen = trace.retrace(model, codes, manifest)
     assert torch.equal(seen.logits.argmax(dim=-1), codes)
@@ -104,7 +104,7 @@ def test_without_sampling_the_tokens_are_the_likeliest(layout: str) -> None:
     assert (seen.entropy == 0).all()
 
 
-def test_negative_words_are_the_null_that_guidance_compares_with() -> None:
+def test_a_negative_prompt_replaces_the_null_condition() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.3, use_sampling=False)
     _, codes, [against] = model.generate([TEXT], negative="sad rain", **RETURNED)
@@ -113,7 +113,7 @@ def test_negative_words_are_the_null_that_guidance_compares_with() -> None:
     assert not close(seen.null, trace.retrace(model, codes[0], against | {"negative": ""}).null, 1e-2)
 
 
-def test_a_changed_text_is_heard_from_the_first_step_and_a_changed_token_only_after_it() -> None:
+def test_a_changed_text_affects_every_step_and_a_changed_token_only_later_ones() -> None:
     model, codes, manifest = make("text")
     seen, other = (
         trace.retrace(model, codes, manifest),
@@ -124,9 +124,7 @@ def test_a_changed_text_is_heard_from_the_first_step_and_a_changed_token_only_af
     changed = codes.clone()
     changed[0, 10] = (changed[0, 10] + 1) % CODEC.codebook_size
     other = trace.retrace(model, changed, manifest)
-    for k in range(
-        4
-    ):  # codebook k of a frame is written k steps after codebook 0, and hears k frames more of it
+    for k in range(4):  # codebook k of a frame is predicted k steps after codebook 0
         first = 11 - k
         assert close(seen.conditional[k, :first], other.conditional[k, :first], 1e-6)
         assert not close(seen.conditional[k, first], other.conditional[k, first], 1e-3)
@@ -150,7 +148,7 @@ def test_rows_of_attention_sum_to_one(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_attention_is_to_the_past_alone(layout: str) -> None:
+def test_attention_is_causal(layout: str) -> None:
     seen = traced(layout)
     assert (seen.to_steps >= 0).all()
     assert (seen.to_steps.triu(1) == 0).all()
@@ -158,7 +156,7 @@ def test_attention_is_to_the_past_alone(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_shapes_are_those_of_the_model(layout: str) -> None:
+def test_shapes(layout: str) -> None:
     seen, lm = traced(layout), model_of(layout).lm.config
     steps = 25 + 3
     assert seen.codes.shape == (lm.codebooks, 25)
@@ -178,7 +176,7 @@ def test_the_shapes_are_those_of_the_model(layout: str) -> None:
     "text", ["happy folk with violin, no drums", "Zwölf  accordions,", "120 bpm", "", "</s>"]
 )
 @pytest.mark.parametrize("name", ["nano", "tiny"])
-def test_words_align_with_the_pieces_of_the_tokenizer(name: str, text: str) -> None:
+def test_words_align_with_the_tokenizer(name: str, text: str) -> None:
     encoder = (nano() if name == "nano" else model_of("text")).conditioner.text
     names, owner = trace.words(encoder, text)
     assert len(owner) == encoder.tokens([text])[0].shape[1]
@@ -189,7 +187,7 @@ def test_words_align_with_the_pieces_of_the_tokenizer(name: str, text: str) -> N
         assert "".join(names[:-1]) == "".join(text.split())
 
 
-def test_a_word_of_several_pieces_takes_the_attention_of_all_of_them() -> None:
+def test_a_words_attention_sums_over_its_tokens() -> None:
     model = nano()
     text = "an accordion with vibraphonists"
     names, owner = trace.words(model.conditioner.text, text)
@@ -219,7 +217,7 @@ def nano() -> MusicGen:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_entropy_is_between_none_and_that_of_all_tokens_alike(layout: str) -> None:
+def test_entropy_is_between_zero_and_that_of_the_uniform_distribution(layout: str) -> None:
     seen = traced(layout)
     assert seen.entropy.shape == seen.codes.shape
     assert (seen.entropy > 0).any()
@@ -229,7 +227,7 @@ def test_entropy_is_between_none_and_that_of_all_tokens_alike(layout: str) -> No
     assert trace.entropy(torch.full((32,), 1 / 32)) == pytest.approx(5)
 
 
-def test_divergence_is_symmetric_and_from_none_to_one() -> None:
+def test_divergence_is_symmetric_and_between_zero_and_one() -> None:
     some = torch.randn(100, 32, generator=torch.Generator().manual_seed(0)).mul(4).softmax(dim=-1)
     apart = trace.divergence(some[:50], some[50:])
     assert ((apart > 0.1) & (apart < 1)).all()
@@ -237,7 +235,7 @@ def test_divergence_is_symmetric_and_from_none_to_one() -> None:
     assert (trace.divergence(some, some) < 1e-6).all()
 
 
-def test_a_piece_of_several_prompts_is_refused_and_can_be_asked_about_one() -> None:
+def test_a_piece_of_several_prompts_needs_one_chosen() -> None:
     model = model_of("text")
     model.set_generation_params(duration=0.5)
     _, codes, [manifest] = model.generate([{"sad rain": 0.5, "fast drums": 0.5}], **RETURNED)
@@ -252,7 +250,7 @@ def test_a_piece_of_several_prompts_is_refused_and_can_be_asked_about_one() -> N
 @pytest.mark.parametrize(
     "codes", [torch.zeros(1, 4, 10), torch.zeros(3, 10), torch.zeros(4, 0), torch.zeros(4, 501)]
 )
-def test_retrace_refuses_what_is_not_the_codes_of_one_window(codes: Tensor) -> None:
+def test_retrace_refuses_other_shapes_and_more_than_a_window(codes: Tensor) -> None:
     model, _, manifest = make("text")
     with pytest.raises(ValueError, match=r"codes\[0\]"):
         trace.retrace(model, codes.long(), manifest)

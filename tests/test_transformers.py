@@ -89,13 +89,13 @@ def greedy(model: MusicGen, duration: float = FRAMES / 50, **settings: object) -
 
 
 def tokenized(model: MusicGen, texts: list[str]) -> dict[str, Tensor]:
-    """The texts as transformers wants them."""
+    """The texts as inputs of transformers."""
     ids, mask = model.conditioner.text.tokens(texts)
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 
 def features(folder: Path, waves: Tensor) -> dict[str, Tensor]:
-    """The melodies [B, C, N] as transformers wants them."""
+    """The melodies [B, C, N] as inputs of transformers."""
     extractor = MusicgenMelodyFeatureExtractor.from_pretrained(folder)
     return {"input_features": extractor(waves, sampling_rate=RATE, return_tensors="pt").input_features}
 
@@ -105,7 +105,7 @@ def melodies() -> Tensor:
     return torch.stack([tune(3), tune(3, notes=(62, 61, 70, 65, 68))])
 
 
-def test_transformers_is_new_enough_to_listen_to_text_and_melody() -> None:
+def test_transformers_is_new_enough_to_use_text_and_melody() -> None:
     """5.16, 5.17 and 4.57 ignore both in the melody model."""
     assert tuple(int(part) for part in version("transformers").split(".")[:2]) >= (5, 18)
 
@@ -196,7 +196,7 @@ def test_text_vectors_are_the_same(pair: Pair, seen: Seen) -> None:
 
 @pytest.mark.parametrize("rate", [16_000, 32_000, 44_100])
 @pytest.mark.parametrize("seconds", [0.0001, 0.01, 0.3, 0.512, 2.0, 10.0, 12.3])
-def test_melody_is_heard_as_the_same_pitch_classes(seconds: float, rate: int) -> None:
+def test_melodies_give_the_same_pitch_classes(seconds: float, rate: int) -> None:
     extractor = MusicgenMelodyFeatureExtractor(sampling_rate=rate, chunk_length=10)
     wave = tune(12.3, notes=(60, 64, 67, 69, 72, 71, 65, 61), channels=2)[:, : max(1, round(seconds * rate))]
     wave = wave + 0.02 * noise(*wave.shape)
@@ -204,7 +204,7 @@ def test_melody_is_heard_as_the_same_pitch_classes(seconds: float, rate: int) ->
     assert torch.equal(one_hot(classes(wave, rate, len(theirs))), theirs)
 
 
-def test_silence_is_heard_as_the_same_pitch_class() -> None:
+def test_silence_gives_the_same_pitch_class() -> None:
     theirs = MusicgenMelodyFeatureExtractor()(torch.zeros(1, 1, RATE), sampling_rate=RATE).input_features[0]
     assert torch.equal(one_hot(classes(torch.zeros(1, RATE), RATE, len(theirs))), theirs)
 
@@ -293,7 +293,7 @@ def test_greedy_tokens_for_melodies_are_the_same(kind: str, pair: Pair, seen: Se
 
 
 def test_the_oracle_follows_text_and_melody(pair: Pair) -> None:
-    """Versions of transformers that did not gave the same tokens as anything that ignores both."""
+    """In versions of transformers which ignored both, an equal output proved nothing."""
     ours, oracle, folder = pair("melody")
     told = [
         tokenized(ours, [text]) | features(folder, wave[None])
@@ -353,7 +353,7 @@ def test_greedy_continuation_is_the_same(kind: str, pair: Pair, seen: Seen) -> N
 
 
 def saved_by_transformers(folder: Path, melody: bool, channels: int) -> None:
-    """A random MusicGen made, configured and saved by transformers alone."""
+    """A random MusicGen created and saved by transformers alone."""
     shape = {
         "vocab_size": 32,
         "num_hidden_layers": 2,

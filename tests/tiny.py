@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and an ear on transformers' models: what several test files stand on."""
+"""Shared by many tests: tiny models with random weights, and runs of transformers' models."""
 
 from unittest.mock import patch
 
@@ -23,7 +23,7 @@ CODEC = CodecConfig(filters=4, dim=16, codebook_size=32)
 
 
 def tiny(melody: bool = False, channels: int = 1, window: float = 10.0, layers: int = 2) -> MusicGen:
-    """A MusicGen with random weights, the same at every call, whose every step takes a few milliseconds.
+    """A MusicGen with random weights, equal at every call; a step takes a few milliseconds.
 
     Scaled so that greedy tokens vary from frame to frame and the text and the melody change them.
     """
@@ -50,7 +50,7 @@ def tiny(melody: bool = False, channels: int = 1, window: float = 10.0, layers: 
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of WORDS that, as T5's, ends every text with `</s>`."""
+    """A tokenizer of WORDS; as in T5, every text ends with `</s>`."""
     words = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
     made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -74,7 +74,7 @@ def codec(config: CodecConfig = CODEC) -> Codec:
 
 
 def scattered(lm: LM) -> LM:
-    """The model with all weights redrawn so that what it says next depends on what it said before."""
+    """The model with all weights redrawn, so that its predictions depend on its past tokens."""
     for name, parameter in lm.named_parameters():
         if parameter.dim() == 1:  # the norms' gains and biases
             nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.1)
@@ -86,7 +86,7 @@ def scattered(lm: LM) -> LM:
 
 
 def tune(seconds: float, notes: tuple[int, ...] = (60, 64, 67, 69, 72, 71), channels: int = 1) -> Tensor:
-    """A melody [C, N] at RATE: MIDI `notes` of 0.4 s each, over and over."""
+    """A melody [C, N] at RATE: MIDI `notes` of 0.4 s each, repeated."""
     time = torch.arange(round(seconds * RATE)) / RATE
     pitch = torch.tensor(notes)[(time / 0.4).long() % len(notes)]
     wave = 0.5 * torch.sin(2 * torch.pi * 440 * 2 ** ((pitch - 69) / 12) * time)
