@@ -286,7 +286,7 @@ def test_batch_mates_of_another_length_change_a_sample_in_the_reference_and_not_
 
 
 def test_two_steps_of_guidance_give_the_tokens_of_one_though_the_reference_shortens_its_null_prefix(load):
-    """The reference's null text is one zero vector in two steps, and one for each token of the text in one."""
+    """The reference's null text is one zero vector in two steps, and as long as the text in one."""
     _, tokens = greedy(load("melody"), "two steps", 25)
     assert same_start(tokens, TENSORS["lm/melody/tokens/text"])
     assert not same_start(tokens, TENSORS["lm/melody/tokens/two steps"])
