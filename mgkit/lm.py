@@ -282,8 +282,7 @@ def sinusoid(position: Tensor, dim: int) -> Tensor:
     """
     half = dim // 2
     index = torch.arange(half, device=position.device, dtype=torch.float32)
-    rate = torch.exp(index * -(math.log(10000) / (half - 1)))
-    angle = position[..., None].float() * rate
+    angle = position[..., None].float() * torch.exp(index * -(math.log(10000) / (half - 1)))
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

@@ -64,7 +64,7 @@ def close(ours: Tensor, theirs: Tensor, most: float = 1e-5) -> bool:
     return bool((ours - theirs).abs().max() <= most * theirs.abs().max())
 
 
-# --- delay pattern ---------------------------------------------------------------------------------------------
+# --- delay pattern ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -128,7 +128,7 @@ def test_padding_does_not_change_logits(layout: str) -> None:
         assert close(together[i : i + 1], model.lm(steps[i : i + 1], conditioned(model, [text])))
 
 
-# --- independence of samples ------------------------------------------------------------------------------------
+# --- independence of samples -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", [False, True])
