@@ -69,7 +69,7 @@ pictures: $(VENV)/.lab
 	$(BIN)/python -c "from mgkit import MusicGen, audio, melody; from mgkit.lab import figures; model = MusicGen.get_pretrained('nano'); \
 	  model.set_generation_params(duration=8); tune, rate = audio.read('data/melodies/scarborough_fair.ogg'); \
 	  text = 'happy folk with violin'; [wave] = model.generate_with_chroma([text], tune, rate, seed=5); \
-	  pair = [('given: Scarborough Fair, which training never held', tune[:, :wave.shape[-1]]), ('made: ' + text, wave)]; \
+	  pair = [('melody: Scarborough Fair, absent from the training data', tune[:, :wave.shape[-1]]), ('generated: ' + text, wave)]; \
 	  figures.chroma([(name, melody.chroma(sound, rate)) for name, sound in pair], rate) \
 	  .savefig('notebooks/images/melody.png', dpi=80)"
 

@@ -111,7 +111,7 @@ def encode(
 ) -> bytes:
     """Bytes of an audio file with the samples of `wave` [C, N], which are within full scale.
 
-    `compression` of MP3 and OGG is from 0 (the highest bit rate, in MP3 a constant one) to below 1 (the lowest).
+    `compression` of MP3 and OGG is from 0 (the highest bit rate, in MP3 a constant one) to below 1 (lowest).
     Encoding to memory keeps a full disk from going unnoticed inside libsndfile.
     """
     buffer, data, (format, subtype) = io.BytesIO(), wave.cpu().numpy().T, FORMATS[extension]
