@@ -4,8 +4,10 @@ On a laptop a test that needs something absent (a sound font, a browser) skips, 
 installs it. On CI (environment variable `CI`) the same skip fails, unless CI cannot help it: `MAY_SKIP`.
 """
 
+import getpass
 import os
 import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,13 @@ import pytest
 
 if TYPE_CHECKING:
     from mgkit import MusicGen
+
+# One cache of compiled code for each process: librosa compiles with numba, and two processes that fill one cache at
+# once may leave it broken.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir(), f"mgkit-numba-{getpass.getuser()}-{WORKER}"))
+)
 
 # Published weights and a GPU are not there on CI. Anything else that skips has lost its ground (a package,
 # a sound font, data/nano) and must fail, or nobody would notice.
