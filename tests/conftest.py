@@ -17,12 +17,10 @@ import pytest
 if TYPE_CHECKING:
     from mgkit import MusicGen
 
-# One cache of compiled code for each process: librosa compiles with numba, and two processes that fill one cache at
-# once may leave it broken.
+# One cache of compiled code for each process: librosa compiles with numba, and processes that fill one cache at
+# once may leave it broken. Workers inherit the variable and replace it.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir(), f"mgkit-numba-{getpass.getuser()}-{WORKER}"))
-)
+os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"mgkit-numba-{getpass.getuser()}-{WORKER}"))
 
 # Published weights and a GPU are not there on CI. Anything else that skips has lost its ground (a package,
 # a sound font, data/nano) and must fail, or nobody would notice.
