@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from mgkit import MusicGen, checkpoint, export, hub
+from mgkit import MusicGen, checkpoint, export, hub, ranges
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.lm import LM, LMConfig
@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--model", default="nano", help="name, folder, or random-small: random weights, small's size"
     )
-    parser.add_argument("--duration", type=float, default=5.0, help="seconds of music")
-    parser.add_argument("--pairs", type=int, default=3, help="timed runs of each library")
+    parser.add_argument("--duration", type=ranges.amount, default=5.0, help="seconds of music")
+    parser.add_argument("--pairs", type=ranges.count, default=3, help="timed runs of each library")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     bench(arguments.model, arguments.duration, arguments.pairs)

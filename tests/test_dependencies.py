@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"audio", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers", "prompts"},
+    {"audio", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers", "prompts", "ranges"},
     {"melody"},
     {"condition", "layouts"},
     {"generate", "checkpoint"},
-    {"export", "request"},
+    {"export", "interrupt", "request"},
     {"manifest", "perform"},
     {"sessions"},
     {"musicgen"},

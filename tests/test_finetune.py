@@ -104,16 +104,16 @@ def test_a_bad_file_is_named_before_training_starts(tmp_path, wrong, message):
     else:
         soundfile.write(folder / "1.wav", wrong, 32000, subtype="FLOAT")
     with pytest.raises(ValueError, match=message) as error:
-        folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
+        folders.tokenize(model, folders.find(folder), tmp_path / "tokens.safetensors")
     assert str(folder / "1.wav") in str(error.value)
-    assert not (tmp_path / "tokens.pt").exists()
+    assert not (tmp_path / "tokens.safetensors").exists()
 
 
 def test_other_rates_and_short_files_are_accepted_with_one_note_each(tmp_path, capsys):
     folder, model = recordings(tmp_path / "own"), tiny()
     soundfile.write(folder / "1.wav", melody_of(3.0)[0, ::2].numpy(), 16000)
     soundfile.write(folder / "2.wav", melody_of(12.0)[0, ::4].numpy(), 8000)
-    examples = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
+    examples = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.safetensors")
     notes = capsys.readouterr().err
     assert notes.count("resampled files at 8000, 16000 Hz to the model's 32000 Hz") == 1
     assert notes.count("2 of 3 files are shorter than the model's window of 10 s") == 1
@@ -124,7 +124,7 @@ def test_other_rates_and_short_files_are_accepted_with_one_note_each(tmp_path, c
 def test_recordings_become_tokens_of_the_models_codec_and_are_cached(tmp_path, melody, channels, monkeypatch):
     folder, model = recordings(tmp_path / "own"), tiny(melody, channels)
     found = folders.find(folder)
-    examples = folders.tokenize(model, found, tmp_path / "tokens.pt")
+    examples = folders.tokenize(model, found, tmp_path / "tokens.safetensors")
     wave = folders.read(found[1], 32000, channels)[0]
     assert torch.equal(examples[1].codes.long(), model.codec.encode(wave[None])[0])
     assert examples[1].melody.max() < 12 and len(examples[1].melody) == 1 + wave.shape[-1] // 4096
@@ -133,11 +133,11 @@ def test_recordings_become_tokens_of_the_models_codec_and_are_cached(tmp_path, m
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(folders, "encode", never)
-    again = folders.tokenize(model, found, tmp_path / "tokens.pt")
+    again = folders.tokenize(model, found, tmp_path / "tokens.safetensors")
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(examples, again, strict=True))
     (folder / "1.txt").write_text("loud drums")
     with pytest.raises(AssertionError, match="encoded again"):
-        folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
+        folders.tokenize(model, folders.find(folder), tmp_path / "tokens.safetensors")
 
 
 # -- the loss ----------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_stopped_and_resumed_fine_tuning_ends_as_an_unbroken_one(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
     folder = recordings(tmp_path / "own")
     model, data = MusicGen.get_pretrained(str(tmp_path / "start")), None
-    data = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.pt")
+    data = folders.tokenize(model, folders.find(folder), tmp_path / "tokens.safetensors")
     settings = plan(folder, str(tmp_path / "start"))
 
     def learner() -> TuneLearner:

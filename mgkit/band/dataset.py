@@ -12,6 +12,7 @@ from typing import TypedDict, cast
 import numpy as np
 from tqdm import tqdm
 
+from mgkit import ranges
 from mgkit.band.captions import captions
 from mgkit.band.compose import compose
 from mgkit.band.synth import RATE, render, require_synthesizer
@@ -116,10 +117,14 @@ def main(argv: list[str] | None = None) -> None:
         description="Compose, render and caption a training set of synthetic music.",
     )
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--clips", type=int, required=True, help="number of clips")
-    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first clip (default 0)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip (default 10)")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    parser.add_argument("--clips", type=ranges.count, required=True, help="number of clips")
+    parser.add_argument(
+        "--first-seed", type=ranges.index, default=0, help="seed of the first clip (default 0)"
+    )
+    parser.add_argument("--seconds", type=ranges.amount, default=10.0, help="length of a clip (default 10)")
+    parser.add_argument(
+        "--workers", type=ranges.count, default=None, help="processes (default: one per core)"
+    )
     parser.add_argument(
         "--soundfont", default="fluidr3mono", help="fluidr3mono, or musescore for evaluation sets"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from matplotlib.patches import Rectangle
 
+from mgkit import ranges
 from mgkit.band.captions import captions
 from mgkit.band.compose import compose
 from mgkit.band.piece import Piece
@@ -92,8 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         description="Write an HTML page with composed pieces: players, piano rolls, captions.",
     )
     parser.add_argument("--out", default="runs/preview.html", help="page to write")
-    parser.add_argument("--pieces", type=int, default=10, help="number of pieces")
-    parser.add_argument("--first-seed", type=int, default=0, help="seed of the first piece")
+    parser.add_argument("--pieces", type=ranges.count, default=10, help="number of pieces")
+    parser.add_argument("--first-seed", type=ranges.index, default=0, help="seed of the first piece")
     args = parser.parse_args(argv)
     if args.pieces < 1:
         raise ValueError(f"--pieces is {args.pieces}; give at least 1")

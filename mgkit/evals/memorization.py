@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mgkit import ranges
 from mgkit.codec import Codec
 from mgkit.evals import shards
 from mgkit.evals.shards import SHARD_SIZE, Shard
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         "--data", type=Path, default=Path("runs/band"), help="rendered clips the model was trained on"
     )
     parser.add_argument("--tokens", type=Path, default=Path("runs/tokens"), help="tokens of --data")
-    parser.add_argument("--count", type=int, default=20, help="number of held-out prompts")
+    parser.add_argument("--count", type=ranges.count, default=20, help="number of held-out prompts")
     parser.add_argument(
         "--out",
         type=Path,

@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from mgkit import audio, hub
+from mgkit import audio, hub, ranges
 from mgkit.band import synth
 from mgkit.band.captions import MEASURING_FONT
 from mgkit.evals import basic_pitch, musicnn, protocol, scores, shards
@@ -160,12 +160,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", nargs="?", default="nano", help="name or folder of the model")
     parser.add_argument(
         "--count",
-        type=int,
+        type=ranges.count,
         default=CARD_COUNT,
         help=f"number of held-out prompts; with at least {CARD_COUNT}, the scores enter the model card",
     )
     parser.add_argument(
-        "--seconds", type=float, default=CARD_SECONDS, help="duration of each clip; less than 10 for a trial"
+        "--seconds",
+        type=ranges.amount,
+        default=CARD_SECONDS,
+        help="duration of each clip; less than 10 for a trial",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/measure"), help="folder for scores.md, scores.json and caches"

@@ -1,13 +1,14 @@
 """Rendered clips on disk, as `mgkit.band.dataset` writes them."""
 
-import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgkit.band.dataset import ClipRow, Metadata
+from mgkit.train import storage
 
 
 class Clips:
@@ -24,15 +25,13 @@ class Clips:
             raise FileNotFoundError(
                 f"{folder} has no dataset.json: finish rendering it first (python -m mgkit train data)"
             )
-        metadata: Metadata = json.loads(file.read_text(encoding="utf-8"))
+        metadata = cast(Metadata, storage.read_json(file))
         if metadata["rate"] != rate:
             raise ValueError(
                 f"{folder} was rendered at {metadata['rate']} Hz, but the codec works at {rate} Hz: "
                 "render it again or use another codec"
             )
-        self.pieces: list[ClipRow] = [
-            json.loads(line) for line in (folder / "pieces.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        self.pieces = cast(list[ClipRow], storage.read_lines(folder / "pieces.jsonl"))
         if not self.pieces or len(self.pieces) != metadata["clips"]:
             raise ValueError(
                 f"{folder}/pieces.jsonl has {len(self.pieces)} rows, but dataset.json lists "

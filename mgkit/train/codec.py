@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mgkit import audio, checkpoint, hub
+from mgkit import audio, checkpoint, hub, ranges
 from mgkit.codec import Codec, CodecConfig, Conv, Residual, UpConv
 from mgkit.musicgen import best_device
+from mgkit.train import storage
 from mgkit.train.channels_last import ChannelsLast
 from mgkit.train.clips import Clips, to_float
 from mgkit.train.codebooks import Codebooks
@@ -247,16 +248,16 @@ class CodecLearner:
         """`out`/codec.pt: the configuration and the averaged weights."""
         averaged = {name: weight.cpu() for name, weight in self.ema.weights.items()}
         result = {"config": asdict(self.run.codec), "weights": averaged}
-        audio.replace_file(out / "codec.pt", lambda path: torch.save(result, path))
+        storage.save(out / "codec.pt", result)
 
 
 def snapshot(out: str | Path, file: str | Path) -> None:
     """Write a small checkpoint of the run in `out` to `file`: averaged weights in float16, codebook
     statistics and history, without optimizers. `train codec --resume` continues from it."""
-    state = torch.load(Path(out) / "checkpoint.pt", map_location="cpu", weights_only=False)
+    state = storage.load(Path(out) / "checkpoint.pt")
     kept = {name: state["learner"][name] for name in ("average", "counts", "sums")}
     kept["average"] = {name: weight.half() for name, weight in kept["average"].items()}
-    audio.replace_file(file, lambda path: torch.save(state | {"learner": kept}, path))
+    storage.save(file, state | {"learner": kept})
 
 
 def load(path: str | Path) -> Codec:
@@ -267,10 +268,13 @@ def load(path: str | Path) -> Codec:
     path = path / "codec.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train a codec first (python -m mgkit train codec)")
-    result = torch.load(path, weights_only=True)
-    shape: dict[str, Any] = result["config"] | {"ratios": tuple(result["config"]["ratios"])}
-    codec = Codec(CodecConfig(**shape))
-    codec.load_state_dict(result["weights"])
+    result = storage.load(path)
+    try:
+        shape: dict[str, Any] = result["config"] | {"ratios": tuple(result["config"]["ratios"])}
+        codec = Codec(CodecConfig(**shape))
+        codec.load_state_dict(result["weights"])
+    except (KeyError, TypeError, RuntimeError):
+        raise ValueError(f"{path} is not the codec of a training run: give the folder of one") from None
     return codec.eval()
 
 
@@ -281,18 +285,23 @@ def main(argv: list[str] | None = None) -> None:
     add("--data", default="runs/band", help="rendered clips to train on")
     add("--valid", default="runs/valid", help="rendered clips to measure on")
     add("--out", default="runs/codec", help="folder of the run; a run in it is resumed")
-    add("--minutes", type=float, default=40.0, help="budget in minutes of the clock")
-    add("--steps", type=int, default=None, help="budget in steps instead")
-    add("--filters", type=int, default=16, help="width of the codec")
-    add("--batch", type=int, default=8, help="crops of one second in a batch")
-    add("--lr", type=float, default=CodecRun.lr, help="peak learning rate")
+    add("--minutes", type=ranges.amount, default=40.0, help="budget in minutes of the clock")
+    add("--steps", type=ranges.count, default=None, help="budget in steps instead")
+    add("--filters", type=ranges.count, default=16, help="width of the codec")
+    add("--batch", type=ranges.count, default=8, help="crops of one second in a batch")
+    add("--lr", type=ranges.amount, default=CodecRun.lr, help="peak learning rate")
     add("--start", default=None, help="initial weights: a run's folder, or a model's name or folder")
     add("--resume", default=None, help="snapshot to continue from if --out has no checkpoint yet")
     add("--snapshot", default=None, help="write a snapshot of the run in --out to this file, and stop")
     add("--decoder-only", action="store_true", help="keep the tokens of all sounds (with --start)")
-    add("--adversary-from", type=int, default=None, help="first step with the discriminator (default: never)")
+    add(
+        "--adversary-from",
+        type=ranges.index,
+        default=None,
+        help="first step with the discriminator (default: never)",
+    )
     add("--compile", action="store_true", help="fuse layers with torch.compile; needs a C++ compiler")
-    add("--seed", type=int, default=0)
+    add("--seed", type=ranges.index, default=0)
     args = parser.parse_args(argv)
     if Processes().size > 1:
         raise ValueError(

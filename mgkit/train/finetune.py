@@ -10,7 +10,7 @@ optimizer state) and time (no backward pass through the layers below).
 
     model/        the result, for MusicGen.get_pretrained and transformers
     index.html    samples before and after
-    tokens.pt     the recordings as tokens
+    tokens.safetensors     the recordings as tokens
     run.json, checkpoint.pt, log.csv, log.png    see `loop`
 """
 
@@ -26,14 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit import hub
+from mgkit import hub, ranges
 from mgkit.lab import figures
 from mgkit.musicgen import MusicGen
 from mgkit.train import history
 from mgkit.train.ema import EMA
 from mgkit.train.folder import Example, Recording, find, fingerprint, strides, tokenize
 from mgkit.train.history import Metrics
-from mgkit.train.loop import claim, train
+from mgkit.train.loop import claim, parse_budget, train
 from mgkit.train.loss import losses
 from mgkit.train.parallel import Processes, autocast, backward
 from mgkit.train.tokens import digest
@@ -91,8 +91,7 @@ class TuneLearner:
     def __init__(self, run: TuneRun, model: MusicGen, data: list[Example], valid: list[Example]):
         self.run, self.model, self.data, self.valid = run, model, data, valid
         self.processes = Processes()
-        seconds = min(run.seconds or model.max_duration, model.max_duration)
-        self.frames = round(seconds * model.frame_rate)
+        self.frames = round(crop_seconds(run, model) * model.frame_rate)
         self.parameters = nn.ParameterList(trainable_parameters(model, run.layers))
         self.optimizer = torch.optim.AdamW(self.parameters, run.lr, betas=(0.9, 0.95), weight_decay=0.01)
         self.ema = EMA(self.parameters, run.average)
@@ -192,6 +191,22 @@ class TuneLearner:
         (out / "model" / "README.md").write_text(model_card(self.model), encoding="utf-8")
 
 
+def crop_seconds(run: TuneRun, model: MusicGen) -> float:
+    """Length of a crop.
+
+    Raises: ValueError unless it is at least a frame and at most the model's window, or for an empty batch.
+    """
+    if not (isinstance(run.batch, int) and run.batch > 0):
+        raise ValueError(f"batch is {run.batch!r}; it must be an integer of at least 1")
+    seconds = model.max_duration if run.seconds is None else run.seconds
+    if not 1 / model.frame_rate <= seconds <= model.max_duration:
+        raise ValueError(
+            f"seconds is {seconds:g}; a crop lasts from {1 / model.frame_rate:g} s, a frame, to "
+            f"{model.max_duration:g} s, the model's window"
+        )
+    return seconds
+
+
 def trainable_parameters(model: MusicGen, layers: int | None) -> list[nn.Parameter]:
     """Parameters to train, with gradients enabled: all but codec and T5, or the last `layers` and the heads.
 
@@ -237,17 +252,19 @@ def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Metrics, Metrics]:
     Raises: ValueError or FileNotFoundError for an unusable folder, and if `out` holds a run with other
     settings.
     """
+    parse_budget(run, run.lr)
     out, recordings, processes = Path(out), find(run.folder), Processes()
     model = MusicGen.get_pretrained(run.model, processes.device, torch.float32)
+    crop_seconds(run, model)
     # Captions that are too long for T5 are reported before the recordings are encoded.
     model.conditioner.text.tokens([recording.caption for recording in recordings])
     run = replace(run, recordings=fingerprint(recordings), weights=digest(model.lm.heads))
     if processes.rank == 0:
         claim(out, run)
-        tokenize(model, recordings, out / "tokens.pt")
+        tokenize(model, recordings, out / "tokens.safetensors")
     # The other processes wait for the cache and read it.
     processes.barrier()
-    examples = tokenize(model, recordings, out / "tokens.pt")
+    examples = tokenize(model, recordings, out / "tokens.safetensors")
     learner = TuneLearner(run, model, *split(examples, run.seed))
     before = sample(model, recordings) if processes.rank == 0 else []
     threads = torch.get_num_threads()
@@ -288,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m mgkit train tune",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Fine-tune a model on a folder of audio files, each with its caption in a .txt beside "
-        "it, or all captions in captions.csv or metadata.jsonl (file, caption).",
+        "it, or all captions in captions.csv (file, caption), metadata.csv or metadata.jsonl.",
     )
     parser.add_argument("folder", help="captioned recordings")
     parser.add_argument(
@@ -297,15 +314,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", default="runs/mine", help="folder of the run; a stopped run in it is resumed"
     )
-    parser.add_argument("--minutes", type=float, default=TuneRun.minutes, help="budget in minutes")
-    parser.add_argument("--steps", type=int, help="budget in steps, instead of --minutes")
-    parser.add_argument("--batch", type=int, default=TuneRun.batch, help="crops per batch")
-    parser.add_argument("--seconds", type=float, help="length of a crop; default: the model's window")
+    parser.add_argument("--minutes", type=ranges.amount, default=TuneRun.minutes, help="budget in minutes")
+    parser.add_argument("--steps", type=ranges.count, help="budget in steps, instead of --minutes")
+    parser.add_argument("--batch", type=ranges.count, default=TuneRun.batch, help="crops per batch")
+    parser.add_argument("--seconds", type=ranges.amount, help="length of a crop; default: the model's window")
     parser.add_argument(
-        "--layers", type=int, help="train only this many last layers, to save memory and time"
+        "--layers", type=ranges.count, help="train only this many last layers, to save memory and time"
     )
-    parser.add_argument("--lr", type=float, default=TuneRun.lr, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=TuneRun.seed, help="seed of crops and validation split")
+    parser.add_argument("--lr", type=ranges.amount, default=TuneRun.lr, help="peak learning rate")
+    parser.add_argument(
+        "--seed", type=ranges.index, default=TuneRun.seed, help="seed of crops and validation split"
+    )
     args = parser.parse_args(argv)
     run = TuneRun(
         args.folder,

@@ -1,31 +1,31 @@
 """A folder of captioned recordings, read as waves and encoded as a model's tokens.
 
     rain.wav  rain.txt    a caption beside each file, or
-    captions.csv          one table of captions with the columns file and caption, or
-    metadata.jsonl        one object per line: {"file": "rain.wav", "caption": "rain on a tin roof"}
+    captions.csv          a table of captions; see `captions` for its other forms
 
 Letters: C channels, K codebooks, T frames, N samples, F chroma frames.
 """
 
-import csv
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mgkit import audio, melody
 from mgkit.codec import Codec
 from mgkit.musicgen import MusicGen
+from mgkit.train import captions
 from mgkit.train.tokens import digest
 
-TABLES = ("captions.csv", "metadata.jsonl")
 MIN_SECONDS = 1.0
 # The codec encodes pieces of this length, in seconds: an hour at once would not fit into memory.
 PIECE = 60
@@ -59,59 +59,34 @@ def find(folder: str | Path) -> list[Recording]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in audio.FORMATS)
-    if not files:
+    files = sorted(path for path in folder.rglob("*") if captions.visible(path, folder))
+    sounds = {captions.name_in(file, folder): file for file in files if file.suffix.lower() in audio.FORMATS}
+    if not sounds:
         raise ValueError(f"{folder} has no audio files: put {', '.join(audio.FORMATS)} files into it")
-    table = _read_table(folder)
-    recordings = []
-    for file in files:
-        beside, name = file.with_suffix(".txt"), file.relative_to(folder).as_posix()
-        caption = (_read_text(beside).strip() if beside.is_file() else "") or table.get(name, "")
-        recordings.append(Recording(file, " ".join(caption.split())))
-    uncaptioned = [rec.file.relative_to(folder).as_posix() for rec in recordings if not rec.caption]
+    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in sounds}
+    table = captions.read_tables(files, folder)
+    beside = captions.read_texts(files, folder, set(stems.values()))
+    found = {name: beside.get(stem) or table.get(name) for name, stem in stems.items()}
+    uncaptioned = [name for name, caption in found.items() if not caption]
     if uncaptioned:
-        example = Path(uncaptioned[0]).with_suffix(".txt")
+        example = PurePosixPath(uncaptioned[0]).with_suffix(".txt")
         raise ValueError(
-            f"{len(uncaptioned)} of {len(recordings)} files in {folder} have no caption: "
-            f"{_abbreviate(uncaptioned)}; describe the sound in {example}, or list all in captions.csv "
-            "(file,caption)"
+            f"{len(uncaptioned)} of {len(found)} files in {folder} have no caption: "
+            f"{captions.abbreviate(uncaptioned)}; describe the sound in {example}, or list all in "
+            "captions.csv (file,caption)"
         )
-    missing = [name for name in table if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"the captions in {folder} name files that do not exist: {_abbreviate(missing)}")
-    return recordings
-
-
-def _read_table(folder: Path) -> dict[str, str]:
-    """Captions by file name from the first of TABLES in the folder."""
-    path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
-    if path is None:
-        return {}
-    text = _read_text(path)
-    try:
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        # `file_name` and `text` are the column names of datasets on the Hugging Face hub.
-        return {
-            str(row.get("file") or row["file_name"]): str(row.get("caption") or row["text"]) for row in rows
-        }
-    except (KeyError, AttributeError, csv.Error, json.JSONDecodeError) as error:
+    if missing := [name for name in table if name not in sounds]:
+        others = {captions.name_in(file, folder) for file in files}
+        if present := [name for name in missing if name in others]:
+            raise ValueError(
+                f"the captions in {folder} name files that are not {', '.join(audio.FORMATS)}: "
+                f"{captions.abbreviate(present)}; convert them"
+            )
         raise ValueError(
-            f"{path} needs a file and a caption in every line ({type(error).__name__}: {error})"
-        ) from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text: save it in that encoding") from None
-
-
-def _abbreviate(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            f"the captions in {folder} name files that do not exist: {captions.abbreviate(missing)}; "
+            "remove these lines, or add the files"
+        )
+    return [Recording(sounds[name], caption) for name, caption in found.items() if caption]
 
 
 def fingerprint(recordings: Sequence[Recording]) -> str:
@@ -151,10 +126,8 @@ def tokenize(model: MusicGen, recordings: Sequence[Recording], cache: str | Path
         "codec": digest(model.codec),
         "channels": model.audio_channels,
     }
-    if cache.is_file():
-        saved = torch.load(cache, weights_only=True)
-        if saved["key"] == key:
-            return [Example(*row) for row in saved["examples"]]
+    if cached := _read_cache(cache, key):
+        return cached
     other_rates, short, examples = set(), 0, []
     for recording in tqdm(recordings, desc="tokens", unit="file"):
         wave, file_rate = read(recording, model.sample_rate, model.audio_channels)
@@ -173,10 +146,33 @@ def tokenize(model: MusicGen, recordings: Sequence[Recording], cache: str | Path
             f"{model.max_duration:g} s: longer crops are padded, and padding is masked out of the loss",
             file=sys.stderr,
         )
-    rows = [(example.caption, example.codes, example.melody) for example in examples]
     cache.parent.mkdir(parents=True, exist_ok=True)
-    audio.replace_file(cache, lambda path: torch.save({"key": key, "examples": rows}, path))
+    audio.replace_file(cache, lambda path: _write_cache(path, key, examples))
     return examples
+
+
+def _write_cache(path: Path, key: dict[str, object], examples: Sequence[Example]) -> None:
+    tensors = {f"{i}.codes": example.codes.contiguous() for i, example in enumerate(examples)}
+    tensors |= {f"{i}.melody": example.melody for i, example in enumerate(examples)}
+    texts = json.dumps([example.caption for example in examples])
+    save_file(tensors, path, {"key": json.dumps(key), "captions": texts})
+
+
+def _read_cache(path: Path, key: dict[str, object]) -> list[Example]:
+    """The examples in a cache; none if it is missing, damaged, or was made for another `key`."""
+    if not path.is_file():
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if json.loads(metadata["key"]) != key:
+                return []
+            return [
+                Example(caption, file.get_tensor(f"{i}.codes"), file.get_tensor(f"{i}.melody"))
+                for i, caption in enumerate(json.loads(metadata["captions"]))
+            ]
+    except (SafetensorError, KeyError, ValueError):
+        return []
 
 
 @torch.no_grad()

@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mgkit import audio
+from mgkit import ranges
 from mgkit.band.labels import dataset_labels
 from mgkit.lm import LMConfig
+from mgkit.train import storage
 from mgkit.train.align import align
 from mgkit.train.attributes import pretrain_text_encoder
 from mgkit.train.auxiliary import AuxiliaryHead
@@ -246,7 +247,7 @@ class LMLearner:
             "melody_frames": self.data.melody.shape[1],
             "weights": {name: weight.cpu() for name, weight in self.ema.weights.items()},
         }
-        audio.replace_file(out / "lm.pt", lambda path: torch.save(result, path))
+        storage.save(out / "lm.pt", result)
         self.tokenizer.save_pretrained(out / "tokenizer")
 
 
@@ -276,25 +277,36 @@ def main(argv: list[str] | None = None) -> None:
     add_options(parser)
     option = parser.add_argument
     option("--out", default="runs/lm", help="folder of the run; an interrupted run is resumed")
-    option("--minutes", type=float, default=LMRun.minutes, help="budget in minutes")
-    option("--steps", type=int, help="budget in steps, instead of minutes")
+    option("--minutes", type=ranges.amount, default=LMRun.minutes, help="budget in minutes")
+    option("--steps", type=ranges.count, help="budget in steps, instead of minutes")
     option(
-        "--batch", type=int, default=LMRun.batch, help="clips per batch; batches of shorter crops have more"
+        "--batch",
+        type=ranges.count,
+        default=LMRun.batch,
+        help="clips per batch; batches of shorter crops have more",
     )
     option("--start", help="initial weights: the folder of a run, or the name or folder of a model")
     option(
-        "--text-steps", type=int, default=LMRun.text_steps, help="steps of training the text encoder first"
+        "--text-steps",
+        type=ranges.index,
+        default=LMRun.text_steps,
+        help="steps of training the text encoder first",
     )
     option("--align", action="store_true", help="initialize attention heads that follow the melody")
-    option("--auxiliary", type=float, default=LMRun.auxiliary, help="weight of the auxiliary loss; 0: none")
+    option(
+        "--auxiliary",
+        type=ranges.weight,
+        default=LMRun.auxiliary,
+        help="weight of the auxiliary loss; 0: none",
+    )
     option(
         "--corrupt-history",
-        type=float,
+        type=ranges.fraction,
         default=Augmentation.corrupt_history,
         help="fraction of examples with segments of another clip in their history",
     )
-    option("--lr", type=float, default=LMRun.lr, help="peak learning rate")
-    option("--seed", type=int, default=LMRun.seed, help="seed of the weights and the batches")
+    option("--lr", type=ranges.amount, default=LMRun.lr, help="peak learning rate")
+    option("--seed", type=ranges.index, default=LMRun.seed, help="seed of the weights and the batches")
     args = parser.parse_args(argv)
     data, valid = open_splits(args)
     run = LMRun(

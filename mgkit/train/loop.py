@@ -25,7 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mgkit import audio
-from mgkit.train import history
+from mgkit.train import history, storage
 from mgkit.train.history import Metrics
 from mgkit.train.parallel import Processes
 
@@ -82,11 +82,26 @@ def train(run: Run, out: str | Path, learner: Learner, *, lr: float, measure_eve
     uninterrupted one; with `minutes`, the learning rate follows the clock. Validates and saves every
     `measure_every` steps.
 
-    Raises: ValueError if `out` holds a run with other settings; FloatingPointError if the loss is NaN or
-    infinite.
+    Raises: ValueError for an invalid budget, or if `out` holds a run with other settings; FloatingPointError
+    if the loss is NaN or infinite.
     """
+    parse_budget(run, lr)
     loop = Loop(run, Path(out), learner, lr)
     return loop.train(measure_every)
+
+
+def parse_budget(run: Run, lr: float) -> None:
+    """Raises: ValueError unless the budget is in steps or in minutes, and it and `lr` are above 0."""
+    if (run.steps is None) == (run.minutes is None):
+        raise ValueError(
+            f"the budget is {run.steps} steps and {run.minutes} minutes; give one of them, and None for "
+            "the other"
+        )
+    if run.steps is not None and not (isinstance(run.steps, int) and run.steps > 0):
+        raise ValueError(f"steps is {run.steps!r}; it must be an integer of at least 1")
+    for name, value in (("minutes", run.minutes), ("lr", lr)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}; it must be a number above 0")
 
 
 @dataclass
@@ -180,12 +195,17 @@ class Loop:
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return
-        # A trusted file of our own, with NumPy numbers, which weights_only refuses.
-        state = torch.load(path, map_location=self.processes.device, weights_only=False)
-        self.learner.load_state_dict(state["learner"])
-        progress = self.progress
-        progress.step, progress.seconds = state["step"], state["used"]
-        progress.rows, progress.validation = state["history"], state["last"]
+        state, progress = storage.load(path, self.processes.device), self.progress
+        try:
+            self.learner.load_state_dict(state["learner"])
+            progress.step, progress.seconds = state["step"], state["used"]
+            progress.rows, progress.validation = state["history"], state["last"]
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{path} is not the checkpoint of this run ({type(error).__name__}: {reason}): "
+                "start in another folder, or remove it to start anew"
+            ) from error
 
     def save(self) -> None:
         """Writes checkpoint, history and model; only process 0 does."""
@@ -199,7 +219,7 @@ class Loop:
             "history": progress.rows,
             "last": progress.validation,
         }
-        audio.replace_file(self.out / "checkpoint.pt", lambda path: torch.save(state, path))
+        storage.save(self.out / "checkpoint.pt", state)
         history.write(self.out, progress.rows)
         self.learner.save(self.out)
 
@@ -224,8 +244,7 @@ def claim(out: Path, run: Run) -> None:
     """
     text = json.dumps(dataclasses.asdict(run), indent=1)
     path = out / "run.json"
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        old, new = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
+    if path.is_file() and (old := _read_run(path)) not in (None, new := json.loads(text)):
         changes = ", ".join(
             f"{name} {old.get(name)} (now {new.get(name)})"
             for name in sorted(old | new)
@@ -236,6 +255,19 @@ def claim(out: Path, run: Run) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     audio.replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _read_run(path: Path) -> dict[str, Any] | None:
+    """The settings in a run.json; None for a damaged one, if the run has not made a checkpoint yet."""
+    try:
+        return storage.read_json(path)
+    except ValueError:
+        if (path.parent / "checkpoint.pt").is_file():
+            raise ValueError(
+                f"{path} is damaged, so the settings of the run in {path.parent} are unknown: remove it to "
+                "continue that run with the present settings, or start in another folder"
+            ) from None
+        return None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from mgkit import checkpoint, hub
 from mgkit.condition import Conditioner
 from mgkit.lm import LM, Condition, LMConfig
 from mgkit.text import TextEncoder
+from mgkit.train import storage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +101,7 @@ def load(folder: str | Path) -> ConditionalLM:
         raise FileNotFoundError(
             f"{folder / 'lm.pt'} is missing: train a language model first (python -m mgkit train lm)"
         )
-    saved = torch.load(folder / "lm.pt", weights_only=True)
+    saved = storage.load(folder / "lm.pt")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model = new_model(LMConfig(**saved["lm"]), TextConfig(**saved["text"]), tokenizer, saved["melody_frames"])
     # Not strict: T5's tied embedding has two names and is saved under one of them.

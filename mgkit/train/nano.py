@@ -33,11 +33,11 @@ from typing import Any
 
 import torch
 
-from mgkit import audio
+from mgkit import audio, ranges
 from mgkit.band import dataset
 from mgkit.band.captions import FIRST_VALID_SEED
 from mgkit.musicgen import best_device
-from mgkit.train import codec, export, lm, pack, reinforce, sounds, tokens
+from mgkit.train import codec, export, lm, pack, reinforce, sounds, storage, tokens
 
 SHARES = {
     "data": 0.08,
@@ -165,10 +165,10 @@ class Progress:
         self.done: dict[str, float] = {}
         path = out / "nano.json"
         if path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved["recipe"] != asdict(recipe):
+            saved = storage.read_json(path)
+            if saved.get("recipe") != asdict(recipe):
                 raise ValueError(
-                    f"{out} holds the recipe {saved['recipe']}; give the same options, or another folder"
+                    f"{out} holds the recipe {saved.get('recipe')}; give the same options, or another folder"
                 )
             self.minutes, self.done = saved["minutes"], saved["done"]
         out.mkdir(parents=True, exist_ok=True)
@@ -209,8 +209,7 @@ class Progress:
 
 def _used_up(folder: Path, minutes: float) -> bool:
     """Whether the training run in `folder` has used its budget."""
-    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=False)
-    return state["used"] >= 0.999 * 60 * minutes
+    return storage.load(folder / "checkpoint.pt")["used"] >= 0.999 * 60 * minutes
 
 
 def follow(recipe: Recipe, out: str | Path) -> None:
@@ -245,9 +244,9 @@ def main(argv: list[str] | None = None) -> None:
         default="runs/nano",
         help="folder of everything that is made; an interrupted recipe is resumed",
     )
-    option("--budget", type=float, default=600.0, help="minutes in all (default 600)")
+    option("--budget", type=ranges.amount, default=600.0, help="minutes in all (default 600)")
     option("--device", choices=SIZES, default=None, help="default: the best there is")
-    option("--seconds", type=float, default=Recipe.seconds, help="length of a clip (default 10)")
+    option("--seconds", type=ranges.amount, default=Recipe.seconds, help="length of a clip (default 10)")
     option("--until", choices=SHARES, default="export", help="last stage; those up to it share the budget")
     option("--compile", action="store_true", help="train the codec with torch.compile")
     option("--parts", default=None, help="folder for the results in files of at most 15 MiB")
@@ -255,8 +254,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.pack:
         return pack.write(args.pack)
-    if not args.budget > 0:
-        raise ValueError(f"--budget is {args.budget}; give a number of minutes above 0")
     if args.device == "cpu":
         # Every stage takes the best device that it finds.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

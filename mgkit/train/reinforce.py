@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgkit import ranges
 from mgkit.band.captions import KEYS, synonyms
 from mgkit.band.dataset import ClipRow
 from mgkit.delay import delays
@@ -236,13 +237,21 @@ def main(argv: list[str] | None = None) -> None:
     option = parser.add_argument
     option("--start", default="runs/lm", help="initial weights: folder of a run, or a model's name or folder")
     option("--out", default="runs/reinforced", help="folder of the run; an interrupted run is resumed")
-    option("--minutes", type=float, default=40.0, help="budget in minutes")
-    option("--steps", type=int, help="budget in rounds, instead of minutes")
+    option("--minutes", type=ranges.amount, default=40.0, help="budget in minutes")
+    option("--steps", type=ranges.count, help="budget in rounds, instead of minutes")
     option(
-        "--policy-weight", type=float, default=ReinforceRun.policy_weight, help="weight of the policy loss"
+        "--policy-weight",
+        type=ranges.weight,
+        default=ReinforceRun.policy_weight,
+        help="weight of the policy loss",
     )
-    option("--lr", type=float, default=2e-4, help="peak learning rate")
-    option("--seed", type=int, default=ReinforceRun.seed, help="seed of the prompts, samples and batches")
+    option("--lr", type=ranges.amount, default=2e-4, help="peak learning rate")
+    option(
+        "--seed",
+        type=ranges.index,
+        default=ReinforceRun.seed,
+        help="seed of the prompts, samples and batches",
+    )
     args = parser.parse_args(argv)
     data, valid = open_splits(args)
     run = ReinforceRun(

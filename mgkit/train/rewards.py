@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mgkit.band.labels import CLASSES, FRAME_RATE
+from mgkit.train import storage
 from mgkit.train.auxiliary import AuxiliaryHead
 from mgkit.train.loop import learning_rate
 from mgkit.train.loss import attend_for, delayed
@@ -49,8 +50,7 @@ class RewardModel:
         checkpoint = Path(folder) / "checkpoint.pt"
         state = None
         if checkpoint.is_file():
-            learner = torch.load(checkpoint, map_location="cpu", weights_only=False)["learner"]
-            state = learner.get("auxiliary")
+            state = storage.load(checkpoint)["learner"].get("auxiliary")
         if state:
             self.head.load_state_dict(state)
         self.pretrained = bool(state)

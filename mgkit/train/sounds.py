@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mgkit import audio
+from mgkit import audio, ranges
 from mgkit.band.compose import compose
 from mgkit.band.piece import Piece
 from mgkit.band.synth import render
+from mgkit.train import storage
 
 ONSETS = 32  # note starts kept of each clip, drawn with replacement
 
@@ -68,14 +69,11 @@ def _stem(seed: int, seconds: float, rate: int, soundfont: str) -> tuple[np.ndar
 def write_stems(folder: str | Path, workers: int | None = None) -> None:
     """Render a stem and list the onsets of every clip of the rendered `folder`, unless they exist."""
     folder = Path(folder)
-    plan = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    plan = storage.read_json(folder / "dataset.json")
     done, about = folder / "stems.json", {name: plan[name] for name in ("clips", "samples", "rate")}
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == about:
+    if done.is_file() and storage.read_json(done) == about:
         return
-    seeds = [
-        json.loads(line)["seed"]
-        for line in (folder / "pieces.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    seeds = [row["seed"] for row in storage.read_lines(folder / "pieces.jsonl")]
     make = partial(_stem, seconds=plan["seconds"], rate=plan["rate"], soundfont=plan["soundfont"])
     starts = []
     with (
@@ -159,7 +157,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m mgkit train stems", description="Render single instruments for the codec."
     )
     parser.add_argument("--data", default="runs/band", help="rendered clips to add stems and onsets to")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+    parser.add_argument(
+        "--workers", type=ranges.count, default=None, help="processes (default: one per core)"
+    )
     args = parser.parse_args(argv)
     write_stems(args.data, args.workers)
 

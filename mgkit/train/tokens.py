@@ -11,20 +11,21 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mgkit import audio, melody
+from mgkit import audio, melody, ranges
 from mgkit.band.captions import captions
 from mgkit.band.dataset import ClipRow
 from mgkit.band.piece import Piece
 from mgkit.codec import Codec
 from mgkit.musicgen import best_device
 from mgkit.train import codec as codec_training
+from mgkit.train import storage
 from mgkit.train.clips import Clips, to_float
 
 # Code frames and chroma frames of equal duration: 32 * 640 = 5 * 4096 samples. Crops start at multiples of
@@ -79,10 +80,10 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
         "codec": digest(codec),
     }
     if (out / "tokens.json").is_file():
-        existing = json.loads((out / "tokens.json").read_text(encoding="utf-8"))
+        existing = storage.read_json(out / "tokens.json")
         if existing == metadata:
             return
-        if existing["codec"] != metadata["codec"]:
+        if existing.get("codec") != metadata["codec"]:
             raise ValueError(f"{out} holds the tokens of another codec: give another folder or remove it")
     out.mkdir(parents=True, exist_ok=True)
     codes = np.zeros((clips, config.codebooks, frames), np.int16)
@@ -128,12 +129,9 @@ class Tokens:
             raise FileNotFoundError(
                 f"{folder} has no tokens.json: make the tokens first (python -m mgkit train tokens)"
             )
-        self.metadata: Metadata = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))
+        self.metadata = cast(Metadata, storage.read_json(folder / "tokens.json"))
         self.codes, self.melody = np.load(folder / "codes.npy"), np.load(folder / "melody.npy")
-        pieces: list[ClipRow] = [
-            json.loads(line)
-            for line in (Path(data) / "pieces.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        pieces = cast(list[ClipRow], storage.read_lines(Path(data) / "pieces.jsonl"))
         if len(pieces) < len(self.codes):
             raise ValueError(
                 f"{folder} holds {len(self.codes)} clips, but {data} describes only {len(pieces)}: "
@@ -192,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         "--codec", default="runs/codec", help="folder of a codec training run, or name or folder of a model"
     )
     parser.add_argument("--out", default="runs/tokens", help="folder to write")
-    parser.add_argument("--clips", type=int, default=None, help="number of clips (default: all)")
+    parser.add_argument("--clips", type=ranges.count, default=None, help="number of clips (default: all)")
     args = parser.parse_args(argv)
     codec = codec_training.load(args.codec)
     data = Clips(args.data, codec.config.sample_rate)
