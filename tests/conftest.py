@@ -17,8 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from mgkit import MusicGen
 
-# One cache of compiled code for each process: librosa compiles with numba, and processes that fill one cache at
-# once may leave it broken. Workers inherit the variable and replace it.
+# One cache of compiled code per process: librosa compiles with numba, and two processes may break a cache that
+# they fill at once. Workers inherit the variable and replace it.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"mgkit-numba-{getpass.getuser()}-{WORKER}"))
 
