@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mgkit import audio
 from mgkit.checkpoint import Model
-from mgkit.layouts import CODEC_REQUIRED, CODEC_SETTINGS, LM_SETTINGS, hugging_face
+from mgkit.layouts import CODEC_SETTINGS, LM_SETTINGS, hugging_face
 from mgkit.melody import HOP, N_FFT
 from mgkit.readers import quiet_transformers
+from mgkit.variants import CODEC_REQUIRED
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
@@ -29,7 +30,8 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors, metadata = _tensors(model, dtype), {"format": "pt", "licence": model.licence}
+    tensors = _tensors(model, dtype)
+    metadata = {"format": "pt", "licence": model.licence, "window": f"{model.window:.6f}"}
     preprocessor = json.dumps(_preprocessor(model), indent=2) + "\n"
 
     def write(draft: Path) -> None:
@@ -86,13 +88,18 @@ def _config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
         )
     bits = math.ceil(math.log2(codec.codebook_size))
     encodec = transformers.EncodecConfig(
-        **{name: value for name, value in CODEC_REQUIRED.items() if name != "model_type"},
+        **{
+            name: value
+            for name, value in CODEC_REQUIRED.items()
+            if name != "model_type" and value is not None
+        },
         **{theirs: getattr(codec, ours) for ours, theirs in CODEC_SETTINGS.items()},
         target_bandwidths=[codec.codebooks * codec.frame_rate * bits / 1000],
     )
     decoder = getattr(transformers, f"{kind}DecoderConfig")(
         **{theirs: getattr(lm, ours) for ours, theirs in LM_SETTINGS.items()},
         dropout=0.0,
+        max_position_embeddings=max(2048, model.window_frames),
         bos_token_id=lm.special,
         pad_token_id=lm.special,
     )

@@ -20,6 +20,16 @@ PRESETS = {
 }
 NAMES = ("nano", *PRESETS)
 
+# Other models by the names of their repositories, which are refused before anything is downloaded.
+OTHER_MODELS = {
+    r"(audio-)?magnet-(small|medium).*": "MAGNeT",
+    r"jasco-.*": "JASCO",
+    r"(musicgen-)?style": "MusicGen-Style",
+    r"multiband-diffusion": "MultiBandDiffusion",
+    r"audioseal.*": "AudioSeal",
+    r"melodyflow.*": "MelodyFlow",
+}
+
 CC_BY_NC = "CC-BY-NC 4.0 (not for commercial use), Meta Platforms, Inc."
 MIT = "MIT, the mgkit authors"
 
@@ -54,6 +64,30 @@ def find(name: str) -> Path:
     return download(hub_id(name))
 
 
+def snapshot(folder: Path) -> Path:
+    """`folder` itself, or the model in it if it belongs to the hub's cache: `models--owner--name`.
+
+    Raises: ValueError for the whole cache, or several versions of one model of which none is the main one.
+    """
+    if not (folder / "snapshots").is_dir():
+        if models := sorted(folder.glob("models--*")) + sorted(folder.glob("hub/models--*")):
+            raise ValueError(
+                f"{folder} is a cache of {len(models)} models; give the name of one, as in "
+                f"{'/'.join(models[0].name.split('--')[1:])!r}, or its folder under snapshots"
+            )
+        return folder
+    versions = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    main = folder / "refs" / "main"
+    if main.is_file():
+        revision = main.read_text(encoding="utf-8", errors="replace").strip()
+        versions = [path for path in versions if path.name == revision] or versions
+    if len(versions) != 1:
+        raise ValueError(
+            f"{folder / 'snapshots'} has {len(versions)} versions of the model; give the folder of one of them"
+        )
+    return versions[0]
+
+
 def hub_id(name: str) -> str:
     """Repository on the hub, "owner/name", of the model `name`.
 
@@ -62,6 +96,11 @@ def hub_id(name: str) -> str:
     if Path(name).is_file():
         raise ValueError(f"{name!r} is a file; give the folder that holds it")
     repository = PRESETS.get(name, name)
+    for pattern, other in OTHER_MODELS.items():
+        if re.fullmatch(pattern, repository.rpartition("/")[2].lower()):
+            raise ValueError(
+                f"{name!r}: {other} is another model; mgkit does not run it; choose one of {', '.join(NAMES)}"
+            )
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         return repository
     if "/" in name or os.sep in name:
@@ -79,25 +118,50 @@ def hub_id(name: str) -> str:
 def download(hub_id: str, dest: Path | None = None) -> Path:
     """Download the files of `hub_id` used by mgkit to `dest` or to the hub's cache, and return their folder.
 
+    Without a network, a folder in the cache that has the files of a model serves, whoever filled it.
+
     Raises: FileNotFoundError without a network, with the command to run on a machine that has one.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    files = ["*.json", "*.safetensors", "*.model", "README.md"]
+    # Weights in the order in which loading prefers them.
+    weights = (["*.safetensors"], ["*state_dict.bin"], ["pytorch_model*.bin", "checkpoint.th"])
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=files, local_dir=dest))
-        if not any(folder.glob("*.safetensors")):
-            # A repository in audiocraft's layout alone.
-            folder = Path(snapshot_download(hub_id, allow_patterns=["*state_dict.bin"], local_dir=dest))
-    # OSError: no network, and nothing in the cache.
+        for files in (["*.json", "*.model", "README.md", *weights[0]], *weights[1:]):
+            folder = Path(snapshot_download(hub_id, allow_patterns=files, local_dir=dest))
+            if _has_weights(folder):
+                break
+        return folder
+    # OSError: no network, and nothing in the cache. An incomplete snapshot in the cache comes with its path.
     except (HfHubHTTPError, OSError) as error:
+        cached = _cached(hub_id, getattr(error, "snapshot_path", None))
+        if cached is not None and dest is None:
+            return cached
         command = f"python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}"
         raise FileNotFoundError(
             f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); on a "
             f"machine with a network, run: {command}  and load that folder"
         ) from None
-    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether the folder has weights of either layout."""
+    patterns = ("*.safetensors", "state_dict.bin", "pytorch_model*.bin", "checkpoint.th")
+    return any(path.exists() for pattern in patterns for path in folder.glob(pattern))
+
+
+def _cached(hub_id: str, snapshot_path: str | None) -> Path | None:
+    """The folder of a model in the hub's cache, complete or not, if it has weights; a loader checks the rest."""
+    from huggingface_hub import constants
+
+    if snapshot_path is not None and _has_weights(Path(snapshot_path)):
+        return Path(snapshot_path)
+    try:
+        folder = snapshot(Path(constants.HF_HUB_CACHE, "models--" + hub_id.replace("/", "--")))
+    except (ValueError, OSError):
+        return None
+    return folder if _has_weights(folder) else None
 
 
 def licence(name: str) -> str | None:

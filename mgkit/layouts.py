@@ -1,24 +1,23 @@
-"""Names of tensors and settings in both published layouts, valid settings, and the strict copy of tensors.
+"""Names of tensors and settings in both published layouts, and the strict plan from one to the other.
 
     Hugging Face   config.json, *.safetensors
     audiocraft     state_dict.bin (language model, projections), compression_state_dict.bin (codec)
 
-Both hold the same numbers. The tables rename every tensor; `fill` copies one after the other from the mapped
-file into the module, which takes little more memory than one copy, and refuses missing, unknown and misshapen
-tensors.
+Both hold the same numbers. The tables rename every tensor. `plan` compares the names and shapes of all tensors
+of a module with those in the files before any is read, and refuses missing, unknown and misshapen ones; `fill`
+then copies one after the other, which takes little more memory than one copy.
 """
 
 import re
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mgkit.codec import CodecConfig
-from mgkit.lm import LMConfig
-from mgkit.readers import Read, WeightsError
+from mgkit.readers import WeightsError
+from mgkit.tensor_files import Stored
 
 # --- names of tensors --------------------------------------------------------------------------------------
 
@@ -126,101 +125,94 @@ CODEC_SETTINGS = {
     "codebook_size": "codebook_size",
     "pad_mode": "pad_mode",
 }
-# Fields of transformers' EncodecConfig whose only supported value is the one in `codec.py`.
-CODEC_REQUIRED = {
-    "model_type": "encodec",
-    "audio_channels": 1,
-    "use_causal_conv": False,
-    "norm_type": "weight_norm",
-    "num_residual_layers": 1,
-    "kernel_size": 7,
-    "last_kernel_size": 7,
-    "residual_kernel_size": 3,
-    "compress": 2,
-    "num_lstm_layers": 2,
-    "use_conv_shortcut": False,
-    "normalize": False,
-}
-PAD_MODES = ("reflect", "constant")
-
-
-def validate_lm(config: LMConfig, where: Path) -> None:
-    """Check for positive sizes, and for heads that divide the width.
-
-    Raises: WeightsError about `where`, the source of the config.
-    """
-    _require_positive(where, **{name: getattr(config, name) for name in LM_SETTINGS})
-    if config.dim % config.heads:
-        raise WeightsError(f"{where}: {config.heads} heads do not divide the width {config.dim}")
-
-
-def validate_codec(config: CodecConfig, where: Path) -> None:
-    """Check for positive sizes, and for a supported padding mode.
-
-    Raises: WeightsError about `where`, the source of the config.
-    """
-    sizes = {name: getattr(config, name) for name in CODEC_SETTINGS if name not in ("ratios", "pad_mode")}
-    _require_positive(where, **sizes, **{f"ratio {i}": ratio for i, ratio in enumerate(config.ratios)})
-    if config.pad_mode not in PAD_MODES:
-        raise WeightsError(
-            f"{where}: the codec's pad_mode is {config.pad_mode!r}; expected one of {PAD_MODES}"
-        )
-
-
-def _require_positive(where: Path, **sizes: object) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise WeightsError(f"{where}: {name} is {size!r} in its config; expected a positive integer")
-
 
 # --- the copy ---------------------------------------------------------------------------------------------
 
+Plan = dict[str, Callable[[], Tensor]]
+"""A function for each of our parameters that reads its value."""
 
-def fill(
+
+def plan(
     parameters: Iterable[tuple[str, nn.Parameter]],
-    source: dict[str, Read],
+    source: dict[str, Stored],
     rename: Callable[[str], str],
     where: Path,
-) -> None:
-    """Copy every one of `parameters` out of `source`, folding weight norm and splitting joint projections.
+) -> Plan:
+    """The values of all `parameters`, from `source`: weight norm folded, joint projections split.
+
+    Only names and shapes of the parameters matter: they can be on the meta device.
 
     Raises: WeightsError for a missing, misshapen or unknown tensor, by its name in the file.
     """
-    source = {_one_spelling(name): read for name, read in source.items()}
+    tensors = _one_spelling(source, where)
     used: set[str] = set()
 
-    def take(name: str) -> Tensor:
-        if name not in source:
+    def take(name: str, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+        if name not in tensors:
             raise WeightsError(
                 f"{where} lacks the tensor {name!r}, which its config requires; are these files of one model?"
             )
         used.add(name)
-        return source[name]()
+        if tensors[name].shape != shape:
+            raise WeightsError(
+                f"{where}: {name!r} is {list(tensors[name].shape)}; the config asks for {list(shape)}"
+            )
+        if not tensors[name].floating:
+            raise WeightsError(
+                f"{where}: {name!r} holds integers or quantized numbers; expected plain floats"
+            )
+        return tensors[name].read
 
+    values: Plan = {}
     for ours, parameter in parameters:
         theirs, _, third = rename(ours).partition("/")
+        shape = tuple(parameter.shape)
         if third:
-            value = take(theirs).chunk(3)["qkv".index(third)]
-        elif f"{theirs}_v" in source:
-            value = torch._weight_norm(take(f"{theirs}_v").float(), take(f"{theirs}_g").float(), 0)
-        elif theirs == T5_SHARED and theirs not in source:
-            value = take(T5_TIED)
+            joint = take(theirs, (3 * shape[0], *shape[1:]))
+            values[ours] = partial(_third, joint, "qkv".index(third))
+        elif f"{theirs}_v" in tensors:
+            gain = take(f"{theirs}_g", (shape[0], *[1] * (len(shape) - 1)))
+            values[ours] = partial(_weight_norm, take(f"{theirs}_v", shape), gain)
+        elif theirs == T5_SHARED and theirs not in tensors:
+            values[ours] = take(T5_TIED, shape)
         else:
-            value = take(theirs)
-        if value.shape != parameter.shape:
-            raise WeightsError(
-                f"{where}: {theirs!r} is {list(value.shape)}; the config asks for {list(parameter.shape)}"
-            )
-        with torch.no_grad():
-            parameter.copy_(value)
-    unused = [name for name in source if name not in used and not NOT_WEIGHTS.fullmatch(name)]
+            values[ours] = take(theirs, shape)
+    unused = [name for name in tensors if name not in used and not NOT_WEIGHTS.fullmatch(name)]
     if unused:
         more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
-        raise WeightsError(f"{where} holds tensors unknown to a MusicGen of its config: {unused[0]!r}{more}")
+        raise WeightsError(
+            f"{where} holds tensors unknown to a MusicGen of its config: {unused[0][:90]!r}{more}"
+        )
+    return values
 
 
-def _one_spelling(name: str) -> str:
-    """Name of a tensor as older versions of torch spell weight norm, and without audiocraft's `convtr`."""
-    name = name.replace("parametrizations.weight.original0", "weight_g")
-    name = name.replace("parametrizations.weight.original1", "weight_v")
-    return name.replace("convtr.convtr", "conv.conv")
+def fill(parameters: Iterable[tuple[str, nn.Parameter]], values: Plan) -> None:
+    """Copy the planned values into the parameters, one after the other."""
+    with torch.no_grad():
+        for name, parameter in parameters:
+            parameter.copy_(values[name]())
+
+
+def _third(joint: Callable[[], Tensor], third: int) -> Tensor:
+    return joint().chunk(3)[third]
+
+
+def _weight_norm(direction: Callable[[], Tensor], gain: Callable[[], Tensor]) -> Tensor:
+    """w = g v / |v|, the norm over all axes but the first."""
+    return torch._weight_norm(direction().float(), gain().float(), 0)
+
+
+def _one_spelling(source: dict[str, Stored], where: Path) -> dict[str, Stored]:
+    """Names as older versions of torch spell weight norm, and without audiocraft's `convtr`.
+
+    Raises: WeightsError for a tensor under both spellings.
+    """
+    tensors: dict[str, Stored] = {}
+    for name, tensor in source.items():
+        short_name = name.replace("parametrizations.weight.original0", "weight_g")
+        short_name = short_name.replace("parametrizations.weight.original1", "weight_v")
+        short_name = short_name.replace("convtr.convtr", "conv.conv")
+        if short_name in tensors:
+            raise WeightsError(f"{where} holds {name!r} twice, under an older name too; keep one of them")
+        tensors[short_name] = tensor
+    return tensors

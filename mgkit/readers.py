@@ -1,26 +1,30 @@
-"""Readers of the files of a checkpoint: JSON, safetensors, audiocraft's .bin, configs and tokenizers.
+"""Readers of a checkpoint's small files: JSON, configs and tokenizers; `tensor_files` reads the large ones.
 
 Loading catches errors here alone, around each parser: a damaged file becomes a `WeightsError` of one
-sentence, a bug in mgkit keeps its traceback.
+sentence, a bug in mgkit keeps its traceback. Text is UTF-8, with or without a byte order mark.
 """
 
 import json
-import pickle
-from collections.abc import Callable, Iterator
+import reprlib
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, T5EncoderModel
 
-Read = Callable[[], Tensor]
-T = TypeVar("T")
+# Types in config.json and the class of their configuration in transformers.
+CONFIGS = {
+    "musicgen": "MusicgenConfig",
+    "musicgen_melody": "MusicgenMelodyConfig",
+    "t5": "T5Config",
+    "encodec": "EncodecConfig",
+}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class WeightsError(ValueError):
@@ -42,21 +46,28 @@ def read_json(file: Path) -> dict:
 
     Raises: WeightsError for anything else.
     """
-    with reading(file, json.JSONDecodeError, UnicodeDecodeError):
-        content = json.loads(file.read_text(encoding="utf-8"))
+    with reading(file, ValueError, RecursionError):
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise WeightsError(f"{file} holds {str(content)[:40]!r}; expected a JSON object")
     return content
 
 
 def read_config(folder: Path) -> "PretrainedConfig":
-    """transformers' config object for the folder's config.json, with its defaults for absent fields."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    """transformers' config object for the folder's config.json, with its defaults for absent fields.
 
-    kinds = (StrictDataclassError, AttributeError, KeyError, OSError, TypeError, ValueError)
+    Raises: WeightsError for a type that is not in `CONFIGS`, or impossible values.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    content = read_json(folder / "config.json")
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise WeightsError(f"{folder} holds a model of type {kind!r}; expected one of {', '.join(CONFIGS)}")
+    kinds = (StrictDataclassError, AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError)
     with reading(folder / "config.json", *kinds):
-        return AutoConfig.from_pretrained(folder)
+        return getattr(transformers, CONFIGS[kind]).from_dict(content)
 
 
 def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -66,11 +77,25 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    if not any((folder / file).exists() for file in ("tokenizer.json", "spiece.model")):
-        raise FileNotFoundError(f"{folder} lacks its tokenizer: expected tokenizer.json or spiece.model")
+    if not (folder / "tokenizer.json").exists():
+        if not (folder / "spiece.model").exists():
+            raise FileNotFoundError(f"{folder} lacks its tokenizer: expected tokenizer.json or spiece.model")
+        if find_spec("sentencepiece") is None:
+            raise WeightsError(
+                f"{folder} has its tokenizer as spiece.model alone, which takes the package sentencepiece to "
+                "read: copy tokenizer.json of the same T5 into the folder, or run: pip install sentencepiece "
+                "protobuf"
+            )
+    for name in TOKENIZER_FILES:
+        file = folder / name
+        if file.exists() and file.read_bytes()[:3] == b"\xef\xbb\xbf":
+            raise WeightsError(
+                f"{file} starts with a byte order mark, which transformers cannot read; "
+                "save it as UTF-8 without one"
+            )
     # The tokenizers library raises `Exception` itself; transformers adds KeyError, TypeError and others.
     with reading(folder / "tokenizer.json", Exception):
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def meta_t5(config: "PretrainedConfig", folder: Path) -> "T5EncoderModel":
@@ -80,6 +105,10 @@ def meta_t5(config: "PretrainedConfig", folder: Path) -> "T5EncoderModel":
     """
     if config.model_type != "t5":
         raise WeightsError(f"{folder}: the text encoder is of type {config.model_type!r}; expected t5")
+    if not isinstance(config.num_layers, int) or not 1 <= config.num_layers <= 512:
+        raise WeightsError(
+            f"{folder}: the text encoder has {short(config.num_layers)} layers in its config; expected 1 to 512"
+        )
     encoder = _t5_encoder()
     kinds = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
     with reading(folder / "config.json", *kinds), torch.device("meta"):
@@ -119,97 +148,8 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def read_safetensors(folder: Path) -> tuple[dict[str, Read], dict[str, str]]:
-    """Readers of every tensor in the folder's `*.safetensors`, which are mapped, and the files' metadata.
-
-    Raises: WeightsError for a truncated file or one of another format.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    source: dict[str, Read] = {}
-    metadata: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with reading(file, SafetensorError):
-            handle = safe_open(file, framework="pt")
-            metadata |= handle.metadata() or {}
-            for name in handle.keys():  # noqa: SIM118 (a file handle is not a dict)
-                source[name] = partial(handle.get_tensor, name)
-    return source, metadata
-
-
-def read_bin(file: Path) -> dict:
-    """The dict in a file of `torch.save`, mapped. Code in the file is refused and never run.
-
-    Raises: FileNotFoundError; WeightsError for a truncated file, or anything but tensors and plain values.
-    """
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file} is missing: audiocraft's layout is state_dict.bin with compression_state_dict.bin"
-        )
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        # Their message is left out: torch's explains how to open the file unsafely.
-        raise WeightsError(
-            f"{file} was not opened: it is truncated, in an old format, or contains code instead of tensors"
-        ) from None
-    if not isinstance(content, dict):
-        raise WeightsError(
-            f"{file} holds a {type(content).__name__}; expected the dict of an audiocraft model"
-        )
-    return content
-
-
-@dataclass(frozen=True)
-class AudiocraftFile:
-    """One of audiocraft's two files: tensors, and the training configuration in `xp.cfg`."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    config: dict
-
-    @staticmethod
-    def read(path: Path) -> "AudiocraftFile":
-        """The file at `path`.
-
-        Raises: FileNotFoundError; WeightsError for a file of another kind.
-        """
-        import yaml
-
-        content = read_bin(path)
-        tensors, text = content.get("best_state"), content.get("xp.cfg")
-        if not (isinstance(tensors, dict) and isinstance(text, str)) or not all(
-            isinstance(value, Tensor) for value in tensors.values()
-        ):
-            raise WeightsError(
-                f"{path} is not from audiocraft: expected tensors in 'best_state', YAML in 'xp.cfg'"
-            )
-        with reading(path, yaml.YAMLError):
-            config = yaml.safe_load(text)
-        return AudiocraftFile(path, tensors, config)
-
-    @property
-    def source(self) -> dict[str, Read]:
-        """Readers of the tensors, as `fill` takes them."""
-        return {name: tensor.detach for name, tensor in self.tensors.items()}
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor `name`, for sizes missing from the configuration."""
-        if name not in self.tensors:
-            raise WeightsError(f"{self.path} lacks the tensor {name!r}, which every MusicGen has")
-        return self.tensors[name]
-
-    def setting(self, path: str, *kinds: type[T], default: T | None = None) -> T:
-        """The value at a dotted `path` of the configuration, such as "transformer_lm.num_heads".
-
-        Raises: WeightsError for an absent value without a default, or one of another type than `kinds`.
-        """
-        value: object = self.config
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, kinds):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise WeightsError(f"{self.path}: {path} is {value!r} in its xp.cfg; expected {expected}")
-        return value
+def short(value: object) -> str:
+    """`value` for an error message, shortened even if it is huge."""
+    shortener = reprlib.Repr()
+    shortener.maxother = shortener.maxstring = 60
+    return shortener.repr(value)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from golden import filling
 from refusals import SECONDS, refusal
 
 from mgkit import MusicGen
@@ -219,12 +220,14 @@ def test_a_bin_file_with_other_content_is_refused(audiocraft, content):
     refusal(lambda: load(audiocraft), str(audiocraft))
 
 
-def test_a_text_encoder_with_other_weights_is_not_filled_with_random_numbers(saved, audiocraft, capfd):
+def test_a_text_encoder_with_other_weights_is_not_filled_with_random_numbers(saved, tmp_path, capfd):
     """transformers fills missing tensors with random numbers and prints a page of warnings."""
-    shutil.copytree(saved / "text", audiocraft / "t5-base")
-    config = "conditioners: {description: {t5: {name: t5-base}}}"
-    torch.save({"best_state": {"x": torch.zeros(3)}, "xp.cfg": config}, audiocraft / "state_dict.bin")
-    refusal(lambda: load(audiocraft), str(audiocraft))
+    filling.audiocraft_folder(tmp_path, "small")
+    shutil.rmtree(tmp_path / "t5-base")
+    shutil.copytree(saved / "text", tmp_path / "t5-base")
+    refusal(lambda: load(tmp_path), "t5-base", "'musicgen'", "expected t5")
+    edit(tmp_path / "t5-base/config.json", **{"model_type": "t5", "d_model": 48})
+    refusal(lambda: load(tmp_path), "t5-base", "lacks the tensor")
     assert len(capfd.readouterr().err.splitlines()) < 3
 
 

@@ -15,9 +15,12 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
     {"audio", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers", "prompts", "ranges"},
-    {"melody"},
-    {"condition", "layouts"},
-    {"generate", "checkpoint"},
+    {"melody", "tensor_files", "variants"},
+    {"condition", "layouts", "audiocraft_files"},
+    {"generate", "model"},
+    {"huggingface_loader"},
+    {"audiocraft_loader"},
+    {"checkpoint"},
     {"export", "interrupt", "request"},
     {"manifest", "perform"},
     {"sessions"},

@@ -332,7 +332,7 @@ def test_a_missing_or_invalid_setting_of_audiocraft_is_named(
 # --- bugs, and broken libraries ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mgkit.checkpoint.LM", "mgkit.checkpoint.fill", "mgkit.checkpoint.delays"])
+@pytest.mark.parametrize("name", ["mgkit.model.LM", "mgkit.model.fill", "mgkit.audiocraft_loader.delays"])
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), RuntimeError("a bug")])
 def test_a_bug_in_mgkit_is_not_reported_as_a_damaged_file(
     name: str, error: Exception, audiocraft: Save, monkeypatch: pytest.MonkeyPatch
@@ -431,7 +431,12 @@ def test_loading_takes_little_more_memory_than_one_copy(layout: str, saved: Save
         folder = filling.audiocraft_folder(tmp_path, "melody")
         checkpoint = torch.load(folder / "state_dict.bin", weights_only=True)
         checkpoint["best_state"] = with_audiocraft_names(lm, checkpoint["best_state"])
-        checkpoint["xp.cfg"] = checkpoint["xp.cfg"].replace("num_heads: 2", "num_heads: 12")
+        for old, new in (
+            ("num_heads: 2", "num_heads: 12"),
+            ("num_layers: 2", "num_layers: 6"),
+            ("dim: 128", "dim: 768"),
+        ):
+            checkpoint["xp.cfg"] = checkpoint["xp.cfg"].replace(old, new)
         torch.save(checkpoint, folder / "state_dict.bin")
     ran = subprocess.run(
         [sys.executable, "-c", MEASURE, str(saved("melody")), str(tmp_path), "float32"],

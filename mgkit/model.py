@@ -1,0 +1,91 @@
+"""The three parts of a MusicGen as one `Model`: built without memory on the meta device, then allocated and filled.
+
+configs -> on_meta: shapes alone -> layouts.plan: all shapes compared -> allocate: memory, values
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mgkit import hub
+from mgkit.codec import Codec, CodecConfig
+from mgkit.condition import Conditioner
+from mgkit.layouts import Plan, fill
+from mgkit.lm import LM, LMConfig
+from mgkit.readers import meta_t5, read_tokenizer
+from mgkit.text import TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass
+class Model:
+    """The three parts of a MusicGen; `window` is the length of its training clips in seconds."""
+
+    codec: Codec
+    lm: LM
+    conditioner: Conditioner
+    name: str = ""
+    window: float = 30.0
+    licence: str = "unknown: ask who made these weights"
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+        return self.codec.config.sample_rate
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames of tokens per second."""
+        return self.codec.config.frame_rate
+
+    @property
+    def channels(self) -> int:
+        """1, or 2 for stereo."""
+        return self.lm.config.channels
+
+    @property
+    def window_frames(self) -> int:
+        """Frames of a window."""
+        return round(self.window * self.frame_rate)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter under its full name: `codec.…`, `lm.…` or `conditioner.…`."""
+        for part in ("codec", "lm", "conditioner"):
+            yield from getattr(self, part).named_parameters(prefix=part)
+
+    def memory(self, seconds: float = 0.0) -> float:
+        """Approximate bytes of weights and KV cache for `seconds` of music on a CPU; see `hub.memory`."""
+        weights = sum(p.numel() * p.element_size() for _, p in self.named_parameters())
+        steps = min(seconds, self.window) * self.codec.config.frame_rate
+        return weights + hub.kv_cache(self.lm.config.layers, self.lm.config.dim, steps)
+
+
+def empty_text_encoder(folder: Path, config: "PretrainedConfig") -> TextEncoder:
+    """The folder's tokenizer with a T5 encoder on the meta device."""
+    return TextEncoder(read_tokenizer(folder), meta_t5(config, folder))
+
+
+def on_meta(
+    codec: CodecConfig, lm: LMConfig, text: TextEncoder, melody_frames: int | None, dtype: torch.dtype
+) -> Model:
+    """A model around `text` on the meta device, which has shapes and no memory."""
+    with torch.device("meta"):
+        return Model(Codec(codec), LM(lm).to(dtype), Conditioner(text, lm.dim, melody_frames))
+
+
+def allocate(model: Model, values: Plan, device: torch.device) -> None:
+    """Allocate a model of the meta device and fill it; it is in inference mode, without gradients."""
+    for module in (model.codec, model.lm, model.conditioner):
+        module.to_empty(device=device)
+    # `to_empty` separates these two names of one tensor.
+    t5 = model.conditioner.text.t5
+    t5.encoder.embed_tokens.weight = t5.shared.weight
+    fill(model.named_parameters(), values)
+    for module in (model.codec, model.lm, model.conditioner):
+        module.eval().requires_grad_(False)
