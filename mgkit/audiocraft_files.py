@@ -49,8 +49,8 @@ class AudiocraftFile:
         tensors, config = state_of(content), content.get("xp.cfg")
         if content and all(isinstance(value, Tensor) for value in content.values()):
             raise WeightsError(
-                f"{path} holds a state dict without its configuration: give the name of the model that it was "
-                f"fine-tuned from, as in get_pretrained('small', lm={str(path)!r})"
+                f"{path} holds a state dict without its configuration: give the name of the model that it "
+                f"was fine-tuned from, as in get_pretrained('small', lm={str(path)!r})"
             )
         if tensors is None or not isinstance(config, str | Node):
             raise WeightsError(
@@ -58,8 +58,8 @@ class AudiocraftFile:
             )
         if any("_flat_param" in name for name in tensors):
             raise WeightsError(
-                f"{path} is one part of a model that FSDP shards over several files; export the whole model with "
-                "audiocraft.utils.export.export_lm"
+                f"{path} is one part of a model that FSDP shards over several files; export the whole model "
+                "with audiocraft.utils.export.export_lm"
             )
         with reading(path, yaml.YAMLError, RecursionError, ValueError):
             config = config.plain() if isinstance(config, Node) else yaml.safe_load(config)
@@ -139,7 +139,7 @@ class AudiocraftFile:
 
 
 def state_of(content: dict) -> dict[str, Tensor] | None:
-    """The weights in a file, exported or from training, without the prefixes of wrappers; None without any."""
+    """The weights in a file, exported or from training, without prefixes of wrappers; None without any."""
     for path in STATES:
         state: object = content
         for key in path.split("."):

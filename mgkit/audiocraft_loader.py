@@ -35,8 +35,8 @@ def from_audiocraft(first: Path, folder: Path, dtype: torch.dtype) -> tuple[Mode
     if first.name == EXPORTED and not codec_file.exists():
         AudiocraftFile.read(first)
         raise FileNotFoundError(
-            f"{codec_file} is missing, the codec that belongs to {first.name}: audiocraft's layout is both files; "
-            "copy it from the model that this one was trained from"
+            f"{codec_file} is missing, the codec that belongs to {first.name}: audiocraft's layout is both "
+            "files; copy it from the model that this one was trained from"
         )
     file = AudiocraftFile.read(first)
     shape = lm_config(file)
@@ -107,8 +107,8 @@ def _audiocraft_codec(
     used = file.setting("compression_model_n_q", int, default=available)
     if used != codebooks or used > available:
         raise WeightsError(
-            f"{file.path} models {codebooks} codebooks a channel, and its codec {path.name} has {available}, of which "
-            f"compression_model_n_q takes {used}; are these files of one model?"
+            f"{file.path} models {codebooks} codebooks a channel, and its codec {path.name} has {available}, "
+            f"of which compression_model_n_q takes {used}; are these files of one model?"
         )
     surplus = tuple(layer.format(number) for number in range(used, available))
     return codec, {name: tensor for name, tensor in source.items() if not name.startswith(surplus)}, rename
@@ -167,8 +167,8 @@ def has_melody(file: AudiocraftFile, cross_attention: bool) -> bool:
     expected = {"description", "self_wav"} if melody else {"description"}
     if names != expected:
         raise WeightsError(
-            f"{file.path}: the conditioners are {short(sorted(names))}; mgkit runs models with 'description' (a "
-            "T5), alone or with 'self_wav' (a melody)"
+            f"{file.path}: the conditioners are {short(sorted(names))}; mgkit runs models with 'description' "
+            "(a T5), alone or with 'self_wav' (a melody)"
         )
     file.require(f"{TEXT}.model", "t5", default="absent")
     # The order of a list does not matter: audiocraft puts texts next to the music, then waves in front.
@@ -178,8 +178,8 @@ def has_melody(file: AudiocraftFile, cross_attention: bool) -> bool:
         wanted = sorted(fused.get(kind, ()))
         if not isinstance(found, list) or sorted(map(str, found)) != wanted:
             raise WeightsError(
-                f"{file.path}: fuser.{kind} is {short(found)}; mgkit runs models with {wanted} only, and would play "
-                "noise with other values"
+                f"{file.path}: fuser.{kind} is {short(found)}; mgkit runs models with {wanted} only, and "
+                "would play noise with other values"
             )
     if cross_attention == melody:
         has, whom = ("has", "prepends its text") if melody else ("lacks", "attends to its text")
@@ -188,7 +188,7 @@ def has_melody(file: AudiocraftFile, cross_attention: bool) -> bool:
 
 
 def require_chroma(file: AudiocraftFile, sample_rate: int) -> None:
-    """Raises: WeightsError if the melody's chroma is not the one of `melody.py`, at the codec's sample rate."""
+    """Raises: WeightsError for a melody whose chroma is not that of `melody.py` at the codec's rate."""
     file.require(f"{MELODY}.model", "chroma_stem", default="absent")
     path = f"{MELODY}.chroma_stem"
     variants.require_known(file.path, path, file.section(path), variants.CHROMA_SECTION)
@@ -203,8 +203,8 @@ def window(file: AudiocraftFile) -> float:
     seconds = float(file.setting("dataset.segment_duration", int, float))
     if not 0 < seconds <= LONGEST_WINDOW:
         raise WeightsError(
-            f"{file.path}: dataset.segment_duration is {seconds:g}; expected the length of the training clips, at "
-            f"most {LONGEST_WINDOW} seconds"
+            f"{file.path}: dataset.segment_duration is {seconds:g}; expected the length of the training "
+            f"clips, at most {LONGEST_WINDOW} seconds"
         )
     return seconds
 

@@ -31,8 +31,8 @@ def load(
 ) -> Model:
     """Load the model `name`: its language model in `dtype`, codec and conditioner in float32.
 
-    `name` is one of `hub.NAMES`, a hub id such as `facebook/musicgen-small`, or a folder in either layout. `lm` is
-    a file with the state dict of a fine-tuned language model, under audiocraft's or mgkit's names.
+    `name` is one of `hub.NAMES`, a hub id such as `facebook/musicgen-small`, or a folder in either layout.
+    `lm` is a file with the state dict of a fine-tuned language model, under audiocraft's or mgkit's names.
 
     Raises: ValueError for an unknown name, or files of another model; FileNotFoundError for missing files.
     """

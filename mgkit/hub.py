@@ -83,7 +83,7 @@ def snapshot(folder: Path) -> Path:
         versions = [path for path in versions if path.name == revision] or versions
     if len(versions) != 1:
         raise ValueError(
-            f"{folder / 'snapshots'} has {len(versions)} versions of the model; give the folder of one of them"
+            f"{folder / 'snapshots'} has {len(versions)} versions of a model; give the folder of one of them"
         )
     return versions[0]
 
@@ -152,7 +152,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _cached(hub_id: str, snapshot_path: str | None) -> Path | None:
-    """The folder of a model in the hub's cache, complete or not, if it has weights; a loader checks the rest."""
+    """The folder of a model in the hub's cache, if it has weights; it may lack other files."""
     from huggingface_hub import constants
 
     if snapshot_path is not None and _has_weights(Path(snapshot_path)):

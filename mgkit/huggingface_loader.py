@@ -30,8 +30,9 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
     if (folder / "adapter_config.json").exists() and not file.exists():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise WeightsError(
-            f"{folder} holds an adapter (LoRA or another of PEFT) for {short(base)}, not a model; mgkit does not "
-            "load adapters yet: merge it with PEFT's merge_and_unload, save that model, and load its folder"
+            f"{folder} holds an adapter (LoRA or another of PEFT) for {short(base)}, not a model; mgkit does "
+            "not load adapters yet: merge it with merge_and_unload of PEFT, save that model, and load its "
+            "folder"
         )
     if not file.exists():
         raise FileNotFoundError(
@@ -67,7 +68,7 @@ def _stated(config: "PretrainedConfig") -> dict[str, object]:
 
 
 def _require_chroma(folder: Path, num_chroma: int, sample_rate: int) -> None:
-    """Raises: WeightsError if preprocessor_config.json asks for another spectrogram than `melody.py` computes."""
+    """Raises: WeightsError if the files ask for another spectrogram than the one in `melody.py`."""
     file = folder / "preprocessor_config.json"
     variants.require(folder, "config.json", {"num_chroma": num_chroma}, {"num_chroma": 12})
     if file.exists():
@@ -78,9 +79,9 @@ def _require_chroma(folder: Path, num_chroma: int, sample_rate: int) -> None:
 def _read_window(folder: Path, metadata: dict[str, str], model: Model, positions: int) -> float:
     """Window in seconds; 30 unless the files tell.
 
-    mgkit's own files store it. transformers' have `max_length` in generation_config.json, which people also edit
-    to limit a single run: it counts only from one second of music to the number of positions, and in a melody
-    model only if it fits the length of the chroma. Otherwise a line says what is used instead.
+    mgkit's own files store it. transformers' have `max_length` in generation_config.json, which people also
+    edit to limit a single run: it counts only from one second of music to the number of positions, and in a
+    melody model only if it fits the length of the chroma. Otherwise a line names the window used instead.
     """
     file, rate = folder / "generation_config.json", model.frame_rate
     frames = read_json(file).get("max_length") if file.exists() else None
@@ -105,10 +106,10 @@ def _read_window(folder: Path, metadata: dict[str, str], model: Model, positions
     else:
         window = Model.window
         reason = f"the length of published models; a window is {rate} to {positions} frames"
-    if not fits:
+    if frames is not None and not fits:
         print(
-            f"{file}: max_length is {frames} frames, {frames / rate:g} s, and was probably edited to limit a run; "
-            f"the window is {window:g} s, {reason}",
+            f"{file}: max_length is {frames} frames, {frames / rate:g} s, and was probably edited to limit a "
+            f"run; the window is {window:g} s, {reason}",
             file=sys.stderr,
         )
     return window

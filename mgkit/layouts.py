@@ -3,9 +3,9 @@
     Hugging Face   config.json, *.safetensors
     audiocraft     state_dict.bin (language model, projections), compression_state_dict.bin (codec)
 
-Both hold the same numbers. The tables rename every tensor. `plan` compares the names and shapes of all tensors
-of a module with those in the files before any is read, and refuses missing, unknown and misshapen ones; `fill`
-then copies one after the other, which takes little more memory than one copy.
+Both hold the same numbers. The tables rename every tensor. `plan` compares the names and shapes of all
+tensors of a module with those in the files before any is read, and refuses missing, unknown and misshapen
+ones; `fill` then copies one after the other, which takes little more memory than one copy.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The three parts of a MusicGen as one `Model`: built without memory on the meta device, then allocated and filled.
+"""The three parts of a MusicGen as one `Model`: built on the meta device, then allocated and filled.
 
 configs -> on_meta: shapes alone -> layouts.plan: all shapes compared -> allocate: memory, values
 """

@@ -107,7 +107,7 @@ def meta_t5(config: "PretrainedConfig", folder: Path) -> "T5EncoderModel":
         raise WeightsError(f"{folder}: the text encoder is of type {config.model_type!r}; expected t5")
     if not isinstance(config.num_layers, int) or not 1 <= config.num_layers <= 512:
         raise WeightsError(
-            f"{folder}: the text encoder has {short(config.num_layers)} layers in its config; expected 1 to 512"
+            f"{folder}: the text encoder has {short(config.num_layers)} layers; expected 1 to 512"
         )
     encoder = _t5_encoder()
     kinds = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)

@@ -71,7 +71,7 @@ def weight_files(folder: Path) -> list[Path]:
         index, files = folder / f"{whole}.index.json", sorted(folder.glob(pattern))
         if index.exists() and (folder / whole).exists():
             raise WeightsError(
-                f"{folder} has {whole} and also {index.name} of a model in shards; delete the older of the two"
+                f"{folder} has {whole} and also {index.name} of shards; delete the older of the two"
             )
         if index.exists():
             names = read_json(index).get("weight_map")

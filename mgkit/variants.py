@@ -1,8 +1,8 @@
 """The variant of each architecture that mgkit runs, as settings with their only supported values.
 
-Checkpoints of other models can have MusicGen's tensor names and shapes: MAGNeT has, and a rotary, post-norm or
-non-causal MusicGen has. Only the settings differ, so each one that changes the function is compared here, in
-both layouts. In a section that the reference passes to a constructor, a field unknown to these tables is
+Checkpoints of other models can have MusicGen's tensor names and shapes: MAGNeT has, and a rotary, post-norm
+or non-causal MusicGen has. Only the settings differ, so each one that changes the function is compared here,
+in both layouts. In a section that the reference passes to a constructor, a field unknown to these tables is
 refused too; fields of training, logging and data sets are ignored.
 """
 
@@ -124,12 +124,12 @@ ABSENT = {
     "seanet.n_residual_layers": 3,
     "seanet.lstm": 0,
 }
-# Fields of the same sections that are read elsewhere (sizes, names), or that change no result of a trained model.
+# Fields of the same sections that are read elsewhere (sizes, names), or that change no result.
 KNOWN = {
     "transformer_lm": (
-        "dim num_heads num_layers hidden_scale n_q card q_modeling cross_attention dropout attention_dropout emb_lr "
-        "lr weight_decay custom memory_efficient attention_as_float32 xpos checkpointing weight_init depthwise_init "
-        "zero_bias_init two_step_cfg layer_norm_eps batch_first device dtype"
+        "dim num_heads num_layers hidden_scale n_q card q_modeling cross_attention dropout attention_dropout "
+        "emb_lr lr weight_decay custom memory_efficient attention_as_float32 xpos checkpointing weight_init "
+        "depthwise_init zero_bias_init two_step_cfg layer_norm_eps batch_first device dtype"
     ),
     "codebooks_pattern.delay": "delays",
     "fuser": "sum prepend cross ignore input_interpolate cross_attention_pos_emb_scale",
@@ -141,8 +141,8 @@ KNOWN = {
         "orthogonal_reg_active_codes_only orthogonal_reg_max_codes"
     ),
     "seanet": (
-        "dimension n_filters ratios pad_mode norm disable_norm_outer_blocks dilation_base final_activation_params "
-        "encoder decoder"
+        "dimension n_filters ratios pad_mode norm disable_norm_outer_blocks dilation_base "
+        "final_activation_params encoder decoder"
     ),
 }
 # The text encoders of the reference.
@@ -206,15 +206,15 @@ def require_known(where: Path, section: str, settings: Settings, required: Setti
     for field, value in settings.items():
         if field not in required and field not in names:
             raise WeightsError(
-                f"{where}: {section} has the field {short(field)} = {short(value)}, which mgkit does not know and "
-                "which may change the model; run it with the program that made it"
+                f"{where}: {section} has the field {short(field)} = {short(value)}, which mgkit does not "
+                "know and which may change the model; run it with the program that made it"
             )
 
 
 # --- sizes --------------------------------------------------------------------------------------------------
 
 PAD_MODES = ("reflect", "constant")
-# Far above every published model; beyond them a damaged config would fill the memory before any tensor is read.
+# Far above every published model: a damaged config must not fill the memory before any tensor is read.
 LARGEST = {
     "layers": 512,
     "codebooks": 64,

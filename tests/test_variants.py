@@ -163,11 +163,15 @@ def test_at_least_37_odd_configs_are_tested() -> None:
 
 
 HARMLESS = [
-    ("optim.lr", 5), ("autocast", False), ("slurm", {"gpus": 4}), ("logging.level", "DEBUG"), ("new_section", [1]),
-    ("transformer_lm.dropout", 0.1), ("transformer_lm.memory_efficient", False), ("transformer_lm.xpos", True),
+    ("optim.lr", 5), ("autocast", False), ("slurm", {"gpus": 4}),
+    ("logging.level", "DEBUG"), ("new_part", [1]),
+    ("transformer_lm.dropout", 0.1), ("transformer_lm.memory_efficient", False),
+    ("transformer_lm.xpos", True),
     ("transformer_lm.checkpointing", "none"), ("transformer_lm.weight_init", None), ("two_step_cfg", True),
-    ("classifier_free_guidance.inference_coef", 1.5), ("channels", "${oc.env:CHANNELS}"), ("dtype", "bfloat16"),
-    (f"{T5}.word_dropout", 0.9), ("conditioners.args.drop_desc_p", 0.9), (f"{CHROMA}.match_len_on_eval", True),
+    ("classifier_free_guidance.inference_coef", 1.5), ("channels", "${oc.env:CHANNELS}"),
+    ("dtype", "bfloat16"),
+    (f"{T5}.word_dropout", 0.9), ("conditioners.args.drop_desc_p", 0.9),
+    (f"{CHROMA}.match_len_on_eval", True),
     (f"{CHROMA}.cache_path", None), ("fuser.cross_attention_pos_emb_scale", 3), ("dataset.batch_size", 1),
     # audiocraft puts the melody in front of the text in either order
     ("fuser.prepend", ["description", "self_wav"]),
