@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from mgkit import MusicGen
 
-# One cache of compiled code per process: librosa compiles with numba, and two processes may break a cache that
+# One cache of compiled code per process: librosa compiles with numba, and two may break a cache which
 # they fill at once. Workers inherit the variable and replace it.
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"mgkit-numba-{getpass.getuser()}-{WORKER}"))
