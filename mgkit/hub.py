@@ -2,6 +2,7 @@
 
 "nano"                        the folder in this repository or in the installed package
 "small", "stereo-melody", …   facebook/musicgen-…, a repository on the Hugging Face hub or in its cache
+"audiogen"                    facebook/audiogen-medium, text to sound
 "owner/name"                  any other repository
 "path/to/folder"              the folder, which comes before a preset or repository of the same name
 """
@@ -17,6 +18,7 @@ SIZES = ("small", "medium", "melody", "large", "melody-large")
 PRESETS = {
     **{size: f"facebook/musicgen-{size}" for size in SIZES},
     **{f"stereo-{size}": f"facebook/musicgen-stereo-{size}" for size in SIZES},
+    "audiogen": "facebook/audiogen-medium",
 }
 NAMES = ("nano", *PRESETS)
 
@@ -40,9 +42,12 @@ SHAPES = {
     "melody": (48, 1536),
     "large": (48, 2048),
     "melody-large": (48, 2048),
+    "audiogen-medium": (48, 1536),
 }
-# Parameters of T5-base's encoder and of the 32 kHz EnCodec, which all published models share.
+# Parameters of T5-base's encoder and of the 32 kHz EnCodec, which all published MusicGens share.
 T5_AND_CODEC = 169e6
+# Parameters of AudioGen's T5-large beyond those of T5-base.
+T5_LARGE = 225e6
 
 
 def embedded() -> Path:
@@ -179,7 +184,7 @@ def memory(name: str, seconds: float = 0.0) -> float | None:
     """
     if name == "nano" or (name and Path(name).is_dir()):
         return _stored(find(name)) or None
-    size = name.removeprefix("facebook/musicgen-").removeprefix("stereo-")
+    size = PRESETS.get(name, name).removeprefix("facebook/").removeprefix("musicgen-").removeprefix("stereo-")
     if size not in SHAPES:
         return None
     layers, width = SHAPES[size]
@@ -188,7 +193,8 @@ def memory(name: str, seconds: float = 0.0) -> float | None:
     matrices, norms = (12, 2) if "melody" in size else (16, 3)
     parameters = layers * (matrices * width**2 + norms * 2 * width) + 2 * width
     parameters += codebooks * (2048 + 1 + 2048) * width
-    return 4 * (parameters + T5_AND_CODEC) + kv_cache(layers, width, 50 * min(seconds, 30))
+    shared = T5_AND_CODEC + (T5_LARGE if size == "audiogen-medium" else 0)
+    return 4 * (parameters + shared) + kv_cache(layers, width, 50 * min(seconds, 30))
 
 
 def kv_cache(layers: int, width: int, steps: float) -> float:

@@ -133,7 +133,7 @@ class MusicGen:
             extend_stride=extend_stride,
         )
 
-    def set_custom_progress_callback(self, progress_callback: OnStep | None) -> None:
+    def set_custom_progress_callback(self, progress_callback: OnStep | None = None) -> None:
         """Call `progress_callback(done, total)` after every step of each run without its own callback."""
         self._on_step = progress_callback
 

@@ -25,7 +25,7 @@ MODEL = [
     {"manifest", "perform"},
     {"sessions"},
     {"musicgen"},
-    {"trace"},
+    {"trace", "audiocraft"},
     {"bench"},
 ]
 # The floors above it: a floor imports the model, itself and the floors before it.
