@@ -76,6 +76,9 @@ def _find_t5(folder: Path, name: str) -> Path:
     try:
         return hub.find(repository)
     except FileNotFoundError:
+        # audiocraft asks for it without the owner.
+        if (found := hub.cached(name)) is not None:
+            return found
         raise FileNotFoundError(
             f"{folder} needs the text encoder {name}, which is not in the cache and could not be downloaded; "
             f"on a machine with a network, run: python -m mgkit fetch {repository} --dest {folder / name}"

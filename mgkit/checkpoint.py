@@ -68,7 +68,8 @@ def _licence_of_card(folder: Path) -> str:
 
 def _audiocraft_file(folder: Path) -> Path | None:
     """The language model of a folder in audiocraft's layout; None for the Hugging Face layout."""
-    if any(folder.glob("*.safetensors")):
+    theirs = (folder / "config.json").exists() and any(folder.glob("pytorch_model*.bin"))
+    if theirs or any(folder.glob("*.safetensors")):
         return None
     for name in (EXPORTED, TRAINING):
         if (folder / name).exists():

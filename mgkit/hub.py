@@ -136,18 +136,18 @@ def download(hub_id: str, dest: Path | None = None) -> Path:
         for files in (["*.json", "*.model", "README.md", *weights[0]], *weights[1:]):
             folder = Path(snapshot_download(hub_id, allow_patterns=files, local_dir=dest))
             if _has_weights(folder):
-                break
-        return folder
+                return folder
+        reason = f"{hub_id} has no weights in the cache or on the hub that mgkit can read"
     # OSError: no network, and nothing in the cache. An incomplete snapshot in the cache comes with its path.
     except (HfHubHTTPError, OSError) as error:
-        cached = _cached(hub_id, getattr(error, "snapshot_path", None))
-        if cached is not None and dest is None:
-            return cached
-        command = f"python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}"
-        raise FileNotFoundError(
-            f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__}); on a "
-            f"machine with a network, run: {command}  and load that folder"
-        ) from None
+        found = cached(hub_id, getattr(error, "snapshot_path", None))
+        if found is not None and dest is None:
+            return found
+        reason = f"{hub_id} is not in the cache and could not be downloaded ({type(error).__name__})"
+    command = f"python -m mgkit fetch {hub_id} --dest models/{hub_id.split('/')[1]}"
+    raise FileNotFoundError(
+        f"{reason}; on a machine with a network, run: {command}  and load that folder"
+    ) from None
 
 
 def _has_weights(folder: Path) -> bool:
@@ -156,7 +156,7 @@ def _has_weights(folder: Path) -> bool:
     return any(path.exists() for pattern in patterns for path in folder.glob(pattern))
 
 
-def _cached(hub_id: str, snapshot_path: str | None) -> Path | None:
+def cached(hub_id: str, snapshot_path: str | None = None) -> Path | None:
     """The folder of a model in the hub's cache, if it has weights; it may lack other files."""
     from huggingface_hub import constants
 

@@ -9,6 +9,7 @@ import. Arguments absent from the reference are keyword-only.
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -45,12 +46,17 @@ class MusicGen:
 
     @staticmethod
     def get_pretrained(
-        name: str = "nano", device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        name: str = "nano",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        lm: str | os.PathLike | None = None,
     ) -> "MusicGen":
         """Load the model `name`: nano (ships with mgkit), small, melody, large, …, a hub id or a folder.
 
         `device` defaults to the best one available (cuda, mps, cpu); `dtype`, the type of the language model,
-        to float16 on a GPU and float32 on a CPU. Prints the licence of the weights, unless it is mgkit's own.
+        to float16 on a GPU and float32 on a CPU. `lm` is a file with the state dict of a language model
+        fine-tuned from `name`, by audiocraft or mgkit. Prints the licence of the weights, unless it is mgkit's.
 
         Raises:
             ValueError: an unknown name (the message has the nearest one), device or dtype.
@@ -66,7 +72,7 @@ class MusicGen:
             dtype = torch.float32 if target.type == "cpu" else torch.float16
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
-        model = checkpoint.load(name, target, dtype)
+        model = checkpoint.load(name, target, dtype, lm)
         if model.licence != hub.MIT:
             print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
         return MusicGen(model)

@@ -6,6 +6,8 @@ sentence, a bug in mgkit keeps its traceback. Text is UTF-8, with or without a b
 
 import json
 import reprlib
+import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,7 +26,10 @@ CONFIGS = {
     "t5": "T5Config",
     "encodec": "EncodecConfig",
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("config.json", "spiece.model"),
+)
 
 
 class WeightsError(ValueError):
@@ -86,16 +91,22 @@ def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
                 "read: copy tokenizer.json of the same T5 into the folder, or run: pip install sentencepiece "
                 "protobuf"
             )
-    for name in TOKENIZER_FILES:
-        file = folder / name
-        if file.exists() and file.read_bytes()[:3] == b"\xef\xbb\xbf":
-            raise WeightsError(
-                f"{file} starts with a byte order mark, which transformers cannot read; "
-                "save it as UTF-8 without one"
-            )
     # The tokenizers library raises `Exception` itself; transformers adds KeyError, TypeError and others.
-    with reading(folder / "tokenizer.json", Exception):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with reading(folder / "tokenizer.json", Exception), _without_marks(folder) as clean:
+        return AutoTokenizer.from_pretrained(clean, trust_remote_code=False)
+
+
+@contextmanager
+def _without_marks(folder: Path) -> Iterator[Path]:
+    """`folder`, or a copy of its tokenizer without byte order marks, which transformers cannot read."""
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    if not any(file.open("rb").read(3) == BOM_UTF8 for file in files):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for file in files:
+            Path(copy, file.name).write_bytes(file.read_bytes().removeprefix(BOM_UTF8))
+        yield Path(copy)
 
 
 def meta_t5(config: "PretrainedConfig", folder: Path) -> "T5EncoderModel":

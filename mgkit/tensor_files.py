@@ -8,7 +8,6 @@ A `Stored` tensor knows its shape before it is read, so that the plan can compar
 import pickle
 import re
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -133,7 +132,7 @@ def read_bin(file: Path) -> dict:
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing")
     try:
-        with torch.serialization.safe_globals([defaultdict, *_stand_ins()]):
+        with torch.serialization.safe_globals(_stand_ins()):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (
         pickle.UnpicklingError,
@@ -171,7 +170,12 @@ class Node:
         return None if content == "???" else content
 
 
-def _stand_ins() -> list[tuple[type, str]]:
+def _default_dict(*factory: object) -> dict:
+    """An empty dict in place of a `defaultdict`, which torch does not fill."""
+    return {}
+
+
+def _stand_ins() -> list[Callable | tuple[Callable, str]]:
     """Classes that an audiocraft training names in its pickles: plain ones, and `Node` for omegaconf's."""
     nodes = ("Any", "String", "Integer", "Float", "Boolean", "Path", "Bytes", "InterpolationResult")
     names = [
@@ -181,6 +185,7 @@ def _stand_ins() -> list[tuple[type, str]]:
     ]
     plain = {"dict": dict, "list": list, "int": int, "long": int, "float": float, "bool": bool, "str": str}
     return [
+        (_default_dict, "collections.defaultdict"),
         *((type(name.rpartition(".")[2], (Node,), {}), name) for name in names),
         *(
             (kind, f"{module}.{name}")
