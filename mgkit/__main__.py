@@ -1,11 +1,13 @@
 """`python -m mgkit`, the command line: generate, replay, fetch, and a table of the other commands."""
 
 import argparse
+import io
+import os
 import sys
 from dataclasses import fields
-from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mgkit import __version__
 
@@ -30,33 +32,59 @@ TRAIN = {
     "tune": ("mgkit.train.finetune", "fine-tune any model on a folder of audio and captions"),
 }
 
+# In the messages of torch's RuntimeErrors, for a CPU and a GPU
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+
 # The strategies of `audio.normalize`, repeated because importing mgkit.audio takes a second.
 STRATEGIES = ("loudness", "peak", "rms", "clip")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status; a user's mistake is one line on stderr and status 2."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] and argv[0] in COMMANDS:
-        command = partial(import_module(COMMANDS[argv[0]][0]).main, argv[1:])
-    elif argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:
-        command = partial(import_module(TRAIN[argv[1]][0]).main, argv[2:])
-    else:
-        arguments = _parser().parse_args(argv)
-        command = partial(arguments.command, arguments)
+    # A name that the console cannot show must not fail a command whose work is done.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return command() or 0
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"mgkit: {error}".splitlines()[0], file=sys.stderr)
-        return 2
+        return _run(sys.argv[1:] if argv is None else argv) or 0
     except KeyboardInterrupt:
         print("mgkit: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get("MGKIT_TRACEBACK"):
+            raise
+        print(f"mgkit: {_sentence(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: list[str]) -> int | None:
+    if argv[:1] and argv[0] in COMMANDS:
+        return import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    if argv[:1] == ["train"] and argv[1:2] and argv[1] in TRAIN:
+        return import_module(TRAIN[argv[1]][0]).main(argv[2:])
+    arguments = _parser().parse_args(argv)
+    return arguments.command(arguments)
+
+
+def _sentence(error: Exception) -> str:
+    """One line for an error: its own first line if it is about the user's input or machine."""
+    text = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return "there is not enough memory: give a shorter duration, a smaller batch, or a smaller model"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply: check the files and the options of this command"
+    if text and isinstance(error, ValueError | OSError | RuntimeError | ImportError | FloatingPointError):
+        return text
+    return (
+        f"internal error ({type(error).__name__}: {text[:200]}), a mistake of mgkit's: please report it with "
+        "the command; MGKIT_TRACEBACK=1 shows where it happened"
+    )
 
 
 def _generate(arguments: argparse.Namespace) -> None:
     from mgkit import MusicGen, audio
     from mgkit.generate import Settings
+    from mgkit.interrupt import CtrlC
 
     # Report these errors before minutes of work, not after.
     if arguments.out.suffix.lower() not in audio.FORMATS:
@@ -72,37 +100,57 @@ def _generate(arguments: argparse.Namespace) -> None:
     Settings(**chosen)
     model = MusicGen.get_pretrained(arguments.model, arguments.device)
     model.set_generation_params(**{"duration": model.duration, **chosen})
-    common = {
+    common: dict[str, Any] = {
         "progress": True,
         "seed": arguments.seed,
         "negative": arguments.negative,
         "return_manifests": True,
     }
     texts = [arguments.prompt]
-    if arguments.melody:
-        separate = import_module("mgkit.melody").demucs() if arguments.separate else None
-        melody = audio.read(arguments.melody)
-        wave, manifests = model.generate_with_chroma(texts, *melody, separate=separate, **common)
-    elif arguments.prompt_audio:
-        wave, manifests = model.generate_continuation(*audio.read(arguments.prompt_audio), texts, **common)
-    else:
-        wave, manifests = model.generate(texts, **common)
-    if wave.shape[-1] == 0:
-        raise ValueError("stopped before the first frame; no file was written")
-    path = audio.write(arguments.out, wave[0], model.sample_rate, arguments.strategy, manifests[0])
-    print(f"{path}: {wave.shape[-1] / model.sample_rate:g} s, seed {manifests[0]['seed']}")
+    # No Ctrl-C may fall between the last step and the file.
+    with CtrlC() as common["stop"]:
+        if arguments.melody:
+            separate = import_module("mgkit.melody").demucs() if arguments.separate else None
+            melody = audio.read(arguments.melody)
+            wave, manifests = model.generate_with_chroma(texts, *melody, separate=separate, **common)
+        elif arguments.prompt_audio:
+            wave, manifests = model.generate_continuation(
+                *audio.read(arguments.prompt_audio), texts, **common
+            )
+        else:
+            wave, manifests = model.generate(texts, **common)
+        if wave.shape[-1] == 0:
+            raise ValueError("stopped before the first frame; no file was written")
+        path = audio.write(arguments.out, wave[0], model.sample_rate, arguments.strategy, manifests[0])
+        print(f"{path}: {wave.shape[-1] / model.sample_rate:g} s, seed {manifests[0]['seed']}")
 
 
 def _replay(arguments: argparse.Namespace) -> None:
     from mgkit import MusicGen, audio
 
     manifest = audio.read_manifest(arguments.file)
-    model = MusicGen.get_pretrained(arguments.model or manifest.get("model", "nano"), arguments.device)
+    model = MusicGen.get_pretrained(arguments.model or _model_of(manifest), arguments.device)
     wave, tokens = model.replay(manifest, progress=True)
     print(f"the tokens are identical: {tokens.shape[-1]} frames")
     if arguments.out:
         strategy = manifest.get("strategy", "loudness")
         print(audio.write(arguments.out, wave[0], model.sample_rate, strategy, manifest))
+
+
+def _model_of(manifest: dict) -> str:
+    """The model named in a manifest, if it ships with mgkit or is a published one.
+
+    Anyone can write a manifest: a file must not choose which folder or repository is opened.
+    """
+    from mgkit import hub
+
+    name = manifest.get("model", "nano")
+    if isinstance(name, str) and name in {*hub.NAMES, *hub.PRESETS.values()}:
+        return name
+    raise ValueError(
+        f"the file names the model {repr(name)[:200]}, which is not one of {', '.join(hub.NAMES)}: name the "
+        "weights that made it with --model, if you trust them"
+    )
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
@@ -156,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(command=_replay)
     replay.add_argument("file", type=Path, help="audio file generated by mgkit")
     replay.add_argument("-o", "--out", type=Path, help="output; by default only the tokens are compared")
-    replay.add_argument("--model", help="name or folder of the weights, if it has changed since")
+    replay.add_argument("--model", help="name or folder of the weights, unless they are published")
     replay.add_argument("--device", help="cuda, mps or cpu; by default the fastest available")
 
     fetch = commands.add_parser("fetch", help="download a model, for use without a network")

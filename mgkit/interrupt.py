@@ -19,11 +19,15 @@ class CtrlC:
     """
 
     def __init__(self, other: Stop | None = None):
-        self.pressed = False
-        self._other, self._installed = other, False
+        self._other, self._pressed, self._installed = other, False, False
+
+    @property
+    def pressed(self) -> bool:
+        """Whether Ctrl-C was pressed within this or, if it is one, within the other."""
+        return self._pressed or (isinstance(self._other, CtrlC) and self._other.pressed)
 
     def is_set(self) -> bool:
-        return self.pressed or (self._other is not None and self._other.is_set())
+        return self._pressed or (self._other is not None and self._other.is_set())
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -41,6 +45,6 @@ class CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _press(self, number: int, frame: FrameType | None) -> None:
-        if self.pressed:
+        if self._pressed:
             signal.default_int_handler(number, frame)
-        self.pressed = True
+        self._pressed = True

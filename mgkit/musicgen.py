@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mgkit import checkpoint, export, hub, melody
 from mgkit.generate import Settings, Stop
+from mgkit.interrupt import CtrlC
 from mgkit.manifest import digest, fingerprint, from_manifest, machine, manifests
 from mgkit.perform import OnStep, decode_whole, request_frames, say_stopped
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
@@ -63,7 +64,10 @@ class MusicGen:
             FileNotFoundError: the weights are not on this machine and cannot be downloaded.
         """
         best = best_device()
-        target = best if device is None else torch.device(device)
+        try:
+            target = best if device is None else torch.device(device)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"the device is {device!r}; it must be cuda, mps or cpu") from None
         if target.type not in ("cpu", best.type):
             raise ValueError(
                 f"there is no {target.type} device here; leave device out for {best.type}, or give 'cpu'"
@@ -348,13 +352,12 @@ class MusicGen:
         on_step: OnStep | None,
         stop: Stop | None,
     ) -> Result:
-        tokens = self._tokens(request, progress, on_step or self._on_step, stop)
-        try:
+        with CtrlC(stop) as stopped:
+            tokens = self._tokens(request, progress, on_step or self._on_step, stopped)
+            if stopped.pressed:
+                say_stopped(self.model, request, tokens)
             wave = self.generate_audio(tokens)
-        except KeyboardInterrupt:  # the tokens took the time; decoding takes little
-            print("decoding the music so far; press Ctrl-C again to give it up", file=sys.stderr)
-            wave = self.generate_audio(tokens)
-        origin = manifests(self.model, request, tokens) if return_manifests else []
+            origin = manifests(self.model, request, tokens) if return_manifests else []
         if return_tokens:
             return (wave, tokens, origin) if return_manifests else (wave, tokens)
         return (wave, origin) if return_manifests else wave

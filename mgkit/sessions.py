@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mgkit.checkpoint import Model
 from mgkit.generate import DAY, Guidance, Stop, Window, endless
+from mgkit.interrupt import CtrlC
 from mgkit.manifest import manifests
 from mgkit.perform import (
     OnStep,
@@ -29,12 +30,23 @@ from mgkit.request import Request, plan_windows, stride_frames, window_chroma
 
 
 class Session(Iterator[Tensor]):
-    """An iterator of waves over a generator."""
+    """An iterator of waves over a generator. On Ctrl-C it yields the rest of the music so far, and ends."""
 
     _waves: Generator[Tensor]
+    _stop: CtrlC
 
     def __next__(self) -> Tensor:
-        return next(self._waves)
+        before = self._stop.pressed
+        # Not in the generator: at a yield the caller's code runs, and Ctrl-C there is the caller's.
+        with self._stop:
+            try:
+                return next(self._waves)
+            finally:
+                if self._stop.pressed and not before:
+                    self._say_stopped()
+
+    def _say_stopped(self) -> None:
+        print("stopped; the music so far is kept", file=sys.stderr)
 
     def close(self) -> None:
         """End the music; `tokens` and `manifests` keep what was generated."""
@@ -49,8 +61,8 @@ class Stream(Session):
 
     def __init__(self, model: Model, request: Request, chunk: int, on_step: OnStep | None, stop: Stop | None):
         self.model, self.request, self.chunk = model, request, chunk
-        self._codes = [request.audio_prompt]
-        self._waves = self._play(request_frames(model, request, on_step, stop))
+        self._codes, self._stop = [request.audio_prompt], CtrlC(stop)
+        self._waves = self._play(request_frames(model, request, on_step, self._stop))
 
     @property
     def tokens(self) -> Tensor:
@@ -69,10 +81,13 @@ class Stream(Session):
                 sent += wave.shape[-1]
                 yield wave
         except KeyboardInterrupt:
-            say_stopped(self.model, self.request, self.tokens)
+            self._say_stopped()
             rest = decode_whole(self.model, self.tokens)[..., sent:]
             if rest.shape[-1]:
                 yield rest
+
+    def _say_stopped(self) -> None:
+        say_stopped(self.model, self.request, self.tokens)
 
     def _chunks(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
         if self.request.audio_prompt.shape[-1]:
@@ -108,8 +123,8 @@ class LiveSession(Session):
         self.timeline, self.chroma = list(request.texts[0]), dict[int, Tensor]()
         self.replayable, self.end = True, 0  # within a day; frames at the end of the current window
         self._ask, self._melodies, self._vectors = ask, melodies, encode_request(model, request)
-        self._codes = [request.audio_prompt.cpu().short()]
-        self._waves = self._play(stop)
+        self._codes, self._stop = [request.audio_prompt.cpu().short()], CtrlC(stop)
+        self._waves = self._play(self._stop)
 
     @property
     def tokens(self) -> Tensor:
@@ -150,13 +165,13 @@ class LiveSession(Session):
             self.chroma[window.start] = window_chroma(self.model, self._melodies, window.start, True)
         return window_conditions(self.model, self._current, window, self._vectors)
 
-    def _play(self, stop: Stop | None) -> Generator[Tensor]:
+    def _play(self, stop: Stop) -> Generator[Tensor]:
         try:
             yield from decode(self.model, self._chunks(stop))
         except KeyboardInterrupt:
-            print("stopped; the music so far is kept", file=sys.stderr)
+            self._say_stopped()
 
-    def _chunks(self, stop: Stop | None) -> Iterator[Tensor]:
+    def _chunks(self, stop: Stop) -> Iterator[Tensor]:
         model, settings = self.model, self.request.settings
         window, stride = model.window_frames, stride_frames(model, settings)
         generators = [torch.Generator().manual_seed(seed) for seed in self.request.seeds]
@@ -171,7 +186,7 @@ class LiveSession(Session):
                     yield self._keep(held)
                     held = []
         except KeyboardInterrupt:
-            print("stopped; the music so far is kept", file=sys.stderr)
+            self._say_stopped()
         if held:
             yield self._keep(held)
 

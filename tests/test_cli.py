@@ -126,6 +126,15 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_does_not(folder, t
     assert tokens[0] == tokens[1] != tokens[2]
 
 
+def test_a_temperature_near_zero_is_greedy(folder, tmp_path):
+    tokens = []
+    for i, options in enumerate((["--temperature", "1e-38"], ["--temperature", "0"], ["--no-use-sampling"])):
+        out = tmp_path / f"{i}.wav"
+        run("generate", "calm", "--model", folder, "--duration", "0.1", "-o", out, *options)
+        tokens.append(audio.read_manifest(out)["tokens"])
+    assert len(set(tokens)) == 1
+
+
 def test_without_a_seed_a_random_one_is_printed(folder, tmp_path, capsys):
     run("generate", "calm", "--model", folder, "--duration", "0.1", "-o", tmp_path / "a.wav")
     seed = audio.read_manifest(tmp_path / "a.wav")["seed"]
@@ -236,8 +245,8 @@ def test_the_version_is_printed(capsys):
 # --- replay -----------------------------------------------------------------------------------------------
 
 
-def test_replay_writes_an_identical_file(recording, tmp_path, capsys):
-    run("replay", recording, "-o", tmp_path / "again.wav")
+def test_replay_writes_an_identical_file(recording, folder, tmp_path, capsys):
+    run("replay", recording, "--model", folder, "-o", tmp_path / "again.wav")
     assert "15 frames" in capsys.readouterr().out
     assert torch.equal(audio.read(tmp_path / "again.wav")[0], audio.read(recording)[0])
     assert audio.read_manifest(tmp_path / "again.wav") == audio.read_manifest(recording)
@@ -249,7 +258,7 @@ def test_replay_needs_neither_melody_nor_audio_prompt(folder, tmp_path, capsys, 
     argv = ("--duration", "0.4", "--negative", "sad drums", "--top-k", "9", option, source)
     run("generate", "calm", "--model", folder, "-o", tmp_path / "a.flac", *argv)
     source.unlink()
-    run("replay", tmp_path / "a.flac")
+    run("replay", tmp_path / "a.flac", "--model", folder)
     assert "20 frames" in capsys.readouterr().out
 
 
@@ -264,6 +273,26 @@ def test_replay_of_a_file_without_a_manifest_is_one_line(capsys):
     for foreign in (RECORDING, TUNE):
         line = error_of(capsys, "replay", foreign)
         assert foreign.name in line and "how it was made" in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FOLDER", "evil/musicgen", "google-t5/t5-base", "https://x.org/a", "\\\\host\\share", "..", "", 5, None],
+)
+def test_replay_opens_no_model_that_only_the_file_names(folder, no_work, tmp_path, capsys, name):
+    name = folder if name == "FOLDER" else name
+    file = audio.write(tmp_path / "a.wav", tune(0.1), RATE, manifest={"mgkit": "9.9", "model": name})
+    line = error_of(capsys, "replay", file)
+    assert "--model" in line and repr(name)[:200] in line
+
+
+@pytest.mark.parametrize("name", ["nano", "stereo-melody", "facebook/musicgen-small"])
+def test_replay_opens_published_models_by_name(monkeypatch, tmp_path, name):
+    opened = []
+    monkeypatch.setattr(mgkit.MusicGen, "get_pretrained", lambda *words: opened.append(words) or 1 / 0)
+    file = audio.write(tmp_path / "a.wav", tune(0.1), RATE, manifest={"mgkit": "9.9", "model": name})
+    main(["replay", str(file)])
+    assert opened == [(name, None)]
 
 
 def test_replay_with_other_weights_is_one_line(recording, textual, capsys):
@@ -305,6 +334,9 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
         (["--top-k", "2.5"], "top-k"),
         (["--top-p", "2"], "top_p"),
         (["--temperature", "inf"], "temperature"),
+        (["--cfg-coef", "1e300"], "cfg_coef"),
+        (["--duration", "1e300"], "duration"),
+        (["--top-k", "-1"], "top_k"),
         (["--seed", "1.5"], "seed"),
         (["--melody", TUNE, "--prompt-audio", RECORDING], "--melody"),
     ],
@@ -327,7 +359,8 @@ def test_an_invalid_option_is_refused_before_any_work(no_work, tmp_path, monkeyp
         (["--cfg-coef-beta", "3"], "cfg_coef_beta"),
         (["--duration", "12", "--extend-stride", "11"], "extend_stride"),
         (["--negative", "sad " * 999], "tokens"),
-        (["--device", "gpu"], "gpu"),
+        (["--device", "gpu"], "'gpu'; it must be cuda, mps or cpu"),
+        (["--device", "meta"], "meta"),
     ],
 )
 def test_an_invalid_request_is_one_line_before_any_step(
@@ -360,6 +393,55 @@ def test_fetch_of_an_unknown_name_is_one_line(monkeypatch, tmp_path, capsys):
     assert "'melody'" in error_of(capsys, "fetch", "meldy")
     assert "nano" in error_of(capsys, "fetch", "nano")
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "not enough memory"),
+        (MemoryError("Unable to allocate 9 TiB"), "not enough memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 5 bytes\nat"),
+            "not enough memory",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "not enough memory"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (FloatingPointError("the loss is NaN"), "mgkit: the loss is NaN"),
+        (ValueError("first\nsecond"), "mgkit: first"),
+        (ValueError(""), "internal error (ValueError"),
+        (OverflowError("int too large"), "internal error (OverflowError: int too large)"),
+        (ZeroDivisionError("division by zero"), "internal error (ZeroDivisionError"),
+        (IndexError("list index out of range"), "internal error (IndexError"),
+        (KeyError("name"), "internal error (KeyError"),
+        (AssertionError(), "internal error (AssertionError"),
+    ],
+)
+@pytest.mark.parametrize("argv", [["generate", "calm"], ["bench"]])
+def test_no_error_reaches_the_user_as_a_traceback(monkeypatch, tmp_path, capsys, argv, error, expected):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mgkit.MusicGen, "get_pretrained", fail)
+    monkeypatch.setattr("mgkit.bench.bench", fail)
+    assert expected in error_of(capsys, *argv)
+    monkeypatch.setenv("MGKIT_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        main(argv)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_name_that_the_console_cannot_show_does_not_fail_the_command(folder, tmp_path, encoding):
+    out = tmp_path / "caf\u00e9 \u97f3.wav"
+    argv = ["generate", "caf\u00e9 \u97f3", "--model", folder, "--duration", "0.1", "-o", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mgkit", *argv],
+        env=environment(PYTHONIOENCODING=encoding, PYTHONUTF8="0"),
+        capture_output=True,
+    )
+    assert done.returncode == 0 and out.exists(), done.stderr
+    shown = str(out) if encoding == "utf-8" else "caf"
+    assert shown in done.stdout.decode(encoding) and b"seed" in done.stdout
 
 
 @pytest.mark.parametrize("argv", [*([name] for name in COMMANDS), *(["train", name] for name in TRAIN)])
