@@ -19,7 +19,7 @@ from mgkit.train.clips import Clips, to_float
 from mgkit.train.codebooks import Codebooks
 from mgkit.train.codec import CodecLearner, mel_distances, si_sdr
 from mgkit.train.discriminator import Discriminator, LossBalancer
-from mgkit.train.distances import noise_level, onset_correlation, spectral_losses
+from mgkit.train.distances import noise_between_partials, noise_level, onset_correlation, spectral_losses
 
 
 def codebooks(quantizer: Quantizer | None = None) -> Codebooks:
@@ -227,6 +227,18 @@ def test_fine_distance_hears_noise_between_partials_better_than_mel_bands():
     found = spectral_losses(partials, foggy, RATE, 4096)
     assert found["fine"] > 1.3 * found["mel_db"]
     assert "fine" not in spectral_losses(partials, foggy, RATE, 512)
+
+
+def test_noise_between_partials_is_measured_in_the_gaps_alone():
+    torch.manual_seed(0)
+    time = torch.arange(32000) / RATE
+    partials = sum(0.1 * torch.sin(2 * torch.pi * 440 * k * time) for k in range(1, 12))[None]
+    noise = torch.randn(1, 32000)
+    clean = partials + 0.01 * noise
+    assert abs(noise_between_partials(clean, clean, RATE)) < 1e-6
+    assert 15 < noise_between_partials(clean, partials + 0.1 * noise, RATE) < 22
+    assert abs(noise_between_partials(clean, 1.2 * partials + 0.01 * noise, RATE)) < 1
+    assert noise_between_partials(0 * clean, clean, RATE) == 0
 
 
 def test_onset_distance_counts_rises_that_are_missing():

@@ -31,6 +31,7 @@ from mgkit.train.distances import (
     LONG,
     SHORT,
     mel_distances,
+    noise_between_partials,
     noise_level,
     onset_correlation,
     si_sdr,
@@ -129,6 +130,7 @@ class CodecLearner:
         self.against = torch.optim.AdamW(self.discriminator.parameters(), 3e-4, betas=(0.5, 0.9))
         self.ema = EMA(self.codec, run.average)
         self.valid = to_float(valid.mix[:VALID_CLIPS])[:, None]
+        self.valid_melody = to_float(valid.melody[: VALID_CLIPS // 2])[:, None]
 
     def step(self, step: int, lr: float) -> Metrics:
         """One batch; see `loop.Learner`. The values leave the device together, once."""
@@ -212,17 +214,22 @@ class CodecLearner:
 
     @torch.no_grad()
     def measure(self) -> Metrics:
-        """Mel distance, SI-SDR and onset correlation of whole validation clips, with the averaged weights."""
+        """Metrics of whole validation clips with the averaged weights, of the mix and of the melody alone."""
+        rate = self.run.codec.sample_rate
         with self.ema.swapped_into(self.codec):
-            parts = [
-                self.codec.decode(self.codec.encode(w.to(self.device))).cpu() for w in self.valid.split(4)
-            ]
-        decoded, rate = torch.cat(parts), self.run.codec.sample_rate
+            mix, melody = self._decoded(self.valid), self._decoded(self.valid_melody)
         return {
-            "valid_mel_db": float(mel_distances(self.valid, decoded, rate)[0]),
-            "valid_si_sdr": float(si_sdr(self.valid, decoded).mean()),
-            "valid_onset": onset_correlation(self.valid[:, 0], decoded[:, 0], rate),
+            "valid_mel_db": float(mel_distances(self.valid, mix, rate)[0]),
+            "valid_si_sdr": float(si_sdr(self.valid, mix).mean()),
+            "valid_onset": onset_correlation(self.valid[:, 0], mix[:, 0], rate),
+            "valid_gaps_db": noise_between_partials(self.valid_melody[:, 0], melody[:, 0], rate),
         }
+
+    def _decoded(self, waves: Tensor) -> Tensor:
+        """`waves` [B, 1, N] through the whole codec, a few at a time, on the CPU."""
+        length = waves.shape[-1]
+        parts = [self.codec.decode(self.codec.encode(part.to(self.device))).cpu() for part in waves.split(4)]
+        return torch.cat(parts)[..., :length]
 
     def state_dict(self) -> dict[str, Any]:
         """See `loop.Learner`."""

@@ -16,6 +16,10 @@ SHORT, LONG = (256, 512, 1024), (2048, 4096)  # samples; the long windows resolv
 WINDOWS = SHORT + LONG  # of the spectra that are compared
 FINE_HZ = 6000  # single bins are compared below it
 FLOOR_DB = -80.0  # a band below this counts as silent; a full-scale sine is 0 dB
+GAP_DB, AUDIBLE_DB = (
+    30.0,
+    -50.0,
+)  # how far a gap is below the partials around it, and how loud these are at least
 ONSET_BANDS = 8  # groups of mel bands in which onsets are compared
 QUIET = 1e-7  # mean square at which a waveform counts as silence: -70 dBFS
 
@@ -107,3 +111,20 @@ def onset_correlation(reference: Tensor, wave: Tensor, rate: int) -> float:
         )
         found.append(F.cosine_similarity(*(s - s.mean() for s in strengths), dim=0))
     return float(torch.stack(found).mean())
+
+
+def noise_between_partials(reference: Tensor, wave: Tensor, rate: int) -> float:
+    """Mean level in dB of `wave` [B, N] above its `reference` in the gaps between the partials of notes.
+
+    A gap is a bin below FINE_HZ in which the reference is GAP_DB or more below its loudest bin within 100 Hz,
+    if that one is audible. Meant for solo instruments: several notes at once leave few gaps. 0 without gaps.
+    """
+    window = LONG[-1]
+    bins, reach = window * FINE_HZ // rate, window * 100 // rate
+    levels = [
+        decibel(stft(x, window, window // 4)[:, 1:bins].abs() * (4 / window)) for x in (reference, wave)
+    ]
+    columns = levels[0].transpose(1, 2)
+    loudest = F.max_pool1d(columns, 2 * reach + 1, 1, reach).transpose(1, 2)
+    gaps = (levels[0] < loudest - GAP_DB) & (loudest > AUDIBLE_DB)
+    return float((levels[1] - levels[0])[gaps].mean()) if gaps.any() else 0.0

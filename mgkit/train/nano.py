@@ -28,6 +28,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,8 @@ def follow(recipe: Recipe, out: str | Path) -> None:
         for command, arguments in recipe.steps(stage, progress.begin(stage), out):
             # The language model's stages halve it.
             torch.set_num_threads(threads)
-            work = COMMANDS[command]
-            progress.run(stage, shlex.join(["train", command, *arguments]), lambda w=work, a=arguments: w(a))  # type: ignore[misc]
+            step = shlex.join(["train", command, *arguments])
+            progress.run(stage, step, partial(COMMANDS[command], arguments))
     if recipe.until == "export":
         folders = out / "decoder", out / "reinforced", out / "model"
         step = f"train export --out={out / 'model'}"
