@@ -3,14 +3,16 @@
 import os
 import signal
 from contextlib import suppress
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 import torch
 from refusals import FRAMES, STEPS, refusal
 from tiny import RATE, tune
 
+import mgkit.musicgen
 from mgkit import audio
+from mgkit.interrupt import CtrlC
 
 
 @pytest.fixture
@@ -82,6 +84,67 @@ def test_ctrl_c_while_decoding_does_not_lose_the_music(text, whole, interruptibl
     wave, tokens, manifests = text.generate(["calm", "sad"], **RETURNED)
     assert_begins(whole, wave, tokens, manifests)
     assert tokens.shape == whole.shape
+
+
+@pytest.mark.parametrize("place", ["manifests", "decode_whole", "say_stopped"])
+def test_ctrl_c_after_the_last_step_does_not_lose_the_music(text, whole, interruptible, monkeypatch, place):
+    real = getattr(mgkit.musicgen, place)
+
+    def interrupted(*args):
+        if place != "say_stopped":
+            signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(mgkit.musicgen, place, interrupted)
+    wave, tokens, manifests = text.generate(
+        ["calm", "sad"], **RETURNED, on_step=ctrl_c_at(STEPS) if place == "say_stopped" else None
+    )
+    assert_begins(whole, wave, tokens, manifests)
+    assert tokens.shape == whole.shape
+
+
+def test_a_second_ctrl_c_gives_the_music_up(text, interruptible):
+    def on_step(done, total):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second Ctrl-C was ignored")
+
+    with CtrlC() as outer, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        assert outer.is_set()
+        signal.raise_signal(signal.SIGINT)
+    tokens = text.generate(["calm"], return_tokens=True, on_step=on_step)[1]
+    # KeyboardInterrupt while tokens are made keeps them, too
+    assert tokens.shape[-1] == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_leaves_other_handlers_and_threads_alone(text):
+    before, seen = signal.getsignal(signal.SIGINT), []
+    signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        text.generate(["calm"], on_step=ctrl_c_at(3))
+        assert seen == [1]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        worker = Thread(target=lambda: seen.append(text.generate(["calm"]).shape[-1]))
+        worker.start(), worker.join()
+        assert seen[1] == FRAMES * 640
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("place", ["decoder", "language model"])
+def test_ctrl_c_yields_the_last_part_of_a_live_session(text, interruptible, monkeypatch, capsys, place, call):
+    if place == "decoder":
+        interrupt_call(monkeypatch, text.codec.decoder[1], "resume", call)
+    else:
+        interrupt_call(monkeypatch, text.lm, "hidden", 3 * call)
+    session = text.live("calm", chunk_seconds=0.06, seed=5)
+    wave = torch.cat([torch.zeros(1, 1, 0), *session], dim=-1)
+    assert wave.shape[-1] == 640 * session.tokens.shape[-1] and session.tokens.shape[-1] >= 3 * (call - 1)
+    torch.testing.assert_close(wave, text.replay(session.manifests[0])[0], atol=1e-5, rtol=0)
+    assert capsys.readouterr().err.count("stopped") == 1
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 9, STEPS])
