@@ -8,8 +8,6 @@ import io
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -20,6 +18,8 @@ import pyloudnorm
 import soundfile
 import torch
 from torch import Tensor
+
+from mgkit.files import replace_file as replace_file
 
 Strategy = Literal["loudness", "peak", "rms", "clip"]
 
@@ -128,45 +128,6 @@ def encode(
             file.write(data[start : start + CHUNK])
     content = buffer.getvalue()
     return _with_riff_comment(content, comment) if comment and format == "WAV" else content
-
-
-def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
-    """Write the file at `path` completely or not at all, and return its path.
-
-    `write` receives the path of a draft, which is renamed once it is complete: `replace_files` for one file.
-    """
-    path = Path(path)
-    replace_files(path.parent, lambda drafts: write(drafts / path.name), path)
-    return path
-
-
-def replace_files(
-    folder: str | os.PathLike,
-    write: Callable[[Path], object],
-    subject: str | os.PathLike | None = None,
-) -> None:
-    """Write several files of `folder`, replacing earlier versions only when all of them are complete.
-
-        write(drafts)   creates   folder/.draft-x7f2/a.json, folder/.draft-x7f2/b.bin
-        os.replace      moves     folder/a.json,             folder/b.bin
-
-    After a failure, Ctrl-C included, the earlier versions are unchanged and the drafts are gone. Drafts have
-    the final file names, because some writers choose the format by the extension; the umask applies.
-
-    Raises: OSError about `subject` (default: `folder`) if the disk is full or read-only.
-    """
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".draft-") as drafts:
-            write(Path(drafts))
-            for draft in Path(drafts).iterdir():
-                os.replace(draft, Path(folder, draft.name))
-    # torch.save reports a full disk as a RuntimeError
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise OSError(
-            f"could not write {subject or folder} ({reason}); "
-            "an earlier version, if there is one, is unchanged"
-        ) from error
 
 
 def read_manifest(path: str | os.PathLike) -> dict:

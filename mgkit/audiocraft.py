@@ -275,10 +275,14 @@ class MusicGen(BaseGenModel):
 
     @staticmethod
     def get_pretrained(
-        name: str = "facebook/musicgen-melody", device: Device = None, dtype: torch.dtype | None = None
+        name: str = "facebook/musicgen-melody",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        lm: str | os.PathLike | None = None,
     ) -> "MusicGen":
         """Load a model by audiocraft's name or mgkit's; see `mgkit.MusicGen.get_pretrained`."""
-        return MusicGen(musicgen.MusicGen.get_pretrained(name, device, dtype).model)
+        return MusicGen(musicgen.MusicGen.get_pretrained(name, device, dtype, lm=lm).model)
 
 
 class AudioGen(BaseGenModel):
@@ -288,10 +292,14 @@ class AudioGen(BaseGenModel):
 
     @staticmethod
     def get_pretrained(
-        name: str = "facebook/audiogen-medium", device: Device = None, dtype: torch.dtype | None = None
+        name: str = "facebook/audiogen-medium",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        lm: str | os.PathLike | None = None,
     ) -> "AudioGen":
         """Load a model by audiocraft's name or mgkit's; see `mgkit.MusicGen.get_pretrained`."""
-        return AudioGen(musicgen.MusicGen.get_pretrained(name, device, dtype).model)
+        return AudioGen(musicgen.MusicGen.get_pretrained(name, device, dtype, lm=lm).model)
 
     # The same settings with other defaults, so arguments from the duration on are given by name.
     set_generation_params = partialmethod(

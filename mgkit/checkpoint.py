@@ -15,6 +15,7 @@ import torch
 from mgkit import hub
 from mgkit.audiocraft_files import EXPORTED, TRAINING, state_of, unwrapped
 from mgkit.audiocraft_loader import from_audiocraft
+from mgkit.files import finish
 from mgkit.huggingface_loader import from_hugging_face
 from mgkit.layouts import Plan, audiocraft, plan
 from mgkit.model import Model as Model
@@ -40,6 +41,13 @@ def load(
         raise ValueError(f"the model is {name!r}; give a name, a hub id or a folder")
     name = os.fspath(name)
     folder = hub.snapshot(hub.find(name))
+    try:
+        finish(folder)
+    except OSError as error:
+        raise WeightsError(
+            f"{folder}: writing it was interrupted, and it cannot be finished here "
+            f"({error.strerror}); load it once from an account that may write to the folder"
+        ) from None
     with quiet_transformers():
         first = _audiocraft_file(folder)
         model, values = (

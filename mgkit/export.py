@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mgkit import audio
 from mgkit.checkpoint import Model
+from mgkit.files import replace_files
 from mgkit.layouts import CODEC_SETTINGS, LM_SETTINGS, hugging_face
 from mgkit.melody import HOP, N_FFT
 from mgkit.readers import quiet_transformers
@@ -40,16 +40,16 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
         except SafetensorError as error:
             # A full disk, for example.
             raise OSError(str(error)) from None
-        # safetensors lets only the owner read its file.
-        (draft / "model.safetensors").chmod(0o644)
         with quiet_transformers():
             _config(model, dtype).save_pretrained(draft)
             _generation_config(model).save_pretrained(draft)
         model.conditioner.text.tokenizer.save_pretrained(draft)
         (draft / "preprocessor_config.json").write_text(preprocessor, encoding="utf-8")
+        # safetensors lets only the owner read its file; the umask decides for the others.
+        (draft / "model.safetensors").chmod((draft / "preprocessor_config.json").stat().st_mode & 0o777)
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    audio.replace_files(folder, write)
+    replace_files(folder, write)
 
 
 def _tensors(model: Model, dtype: torch.dtype | None) -> dict[str, Tensor]:

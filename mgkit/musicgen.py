@@ -57,7 +57,7 @@ class MusicGen:
 
         `device` defaults to the best one available (cuda, mps, cpu); `dtype`, the type of the language model,
         to float16 on a GPU and float32 on a CPU. `lm` is a file with the state dict of a language model
-        fine-tuned from `name`, by audiocraft or mgkit. Prints the licence of the weights, unless it is mgkit's.
+        fine-tuned from `name`, by audiocraft or mgkit. Prints the licence of weights other than mgkit's.
 
         Raises:
             ValueError: an unknown name (the message has the nearest one), device or dtype.

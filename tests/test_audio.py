@@ -14,7 +14,7 @@ import soundfile
 import torch
 from tiny import noise, tune
 
-from mgkit import audio
+from mgkit import audio, files
 
 RATE = 32000
 ENDINGS = tuple(audio.FORMATS)
@@ -206,7 +206,7 @@ def test_a_failed_replacement_leaves_the_earlier_files(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"could not write .* \(No space left on device\); an earlier version"):
-        audio.replace_files(tmp_path, write)
+        files.replace_files(tmp_path, write)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
         ("a.txt", "b.txt"), "earlier"
     )

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"audio", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers", "prompts", "ranges"},
-    {"melody", "tensor_files", "variants"},
+    {"files", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers", "prompts", "ranges"},
+    {"audio", "melody", "tensor_files", "variants"},
     {"condition", "layouts", "audiocraft_files"},
     {"generate", "model"},
     {"huggingface_loader"},
