@@ -1,8 +1,8 @@
-"""`python -m mgkit bench`: time to generate music, side by side with transformers on the same weights.
+"""`python -m mgkit bench`: time to generate music, compared with transformers on the same weights.
 
-The lower bound of a step is the time to read every weight of the language model once: bytes over memory
-bandwidth. Runs of the two alternate, and a machine slowing down slows both; the ratio is the median over
-pairs of runs.
+The lower bound of a step is the time to read every weight of the language model once: bytes divided by
+memory bandwidth. Runs of the two alternate, so a machine that slows down affects both; the ratio is the
+median over pairs of runs.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def transformers_run(folder: str, seconds: float, frame_rate: int) -> Callable[[
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32).eval()
     text = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
-    # The delay of the last codebook takes three steps more than there are frames.
+    # The last codebook is delayed by three steps, so there are three more steps than frames.
     steps = round(seconds * frame_rate) + 3
     return lambda: model.generate(
         input_ids=text.input_ids,

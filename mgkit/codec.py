@@ -163,7 +163,7 @@ class Quantizer(nn.Module):
 
 
 class Span(NamedTuple):
-    """Frames [..., t] with context on both sides; the slice `new` holds those not in any earlier `new`."""
+    """Frames [..., t] with context on both sides; the slice `new` selects those that are new in this span."""
 
     frames: Tensor
     new: slice

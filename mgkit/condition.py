@@ -1,6 +1,6 @@
 """Text and melody as vectors of the language model's width (arXiv:2306.05284, section 2.3).
 
-Letters: B batch, D width of the language model, L text length, P prefix positions, F chroma frames.
+Axes: B batch, D width of the language model, L text length, P prefix positions, F chroma frames.
 
     small, medium, large    text          -> cross  [B, L, D], attended to in every layer
     melody                  melody, text  -> prefix [B, P, D], placed before the music, P = F + L

@@ -1,6 +1,6 @@
 """From conditions to codes: window after window, step after step, frame after frame.
 
-Letters: B batch, K codebooks, T frames, S delayed steps, V codebook size.
+Axes: B batch, K codebooks, T frames, S delayed steps, V codebook size.
 
 A model is trained on windows of 30 s (nano: 10 s). Longer music is generated in overlapping windows: each
 starts `stride` after the previous one, takes the shared frames as its audio prompt, and continues them
@@ -45,7 +45,7 @@ SETTINGS_HELP = {  # for the command line and the studio
     "cfg_coef": "classifier-free guidance: how strongly to follow the prompt; 1 is no guidance",
     "cfg_coef_beta": "double guidance: how strongly to follow the text beyond the melody",
     "two_step_cfg": "run guidance as two small forward passes per step instead of a large one: less memory",
-    "extend_stride": "seconds between the starts of windows in music longer than one; default: 0.6 windows",
+    "extend_stride": "seconds from the start of one window to the next, in long music; default: 0.6 windows",
 }
 
 
@@ -103,7 +103,7 @@ class Settings:
 class Window(NamedTuple):
     """Frames start..end of the piece, the first `known` of them known when the window begins.
 
-    If the next window begins before `end`, this one stops there.
+    It stops before `end` at the frame where the next window takes over, its `start` + `known`.
     """
 
     start: int
@@ -114,8 +114,8 @@ class Window(NamedTuple):
 def windows(total: int, prompt: int, window: int, stride: int, changes: Iterable[int] = ()) -> list[Window]:
     """The windows of a piece, from its audio prompt of `prompt` frames to `total` frames.
 
-    A full window, or one at a frame where the condition `changes`, is followed by one which knows the last
-    `window` - `stride` frames, or all if there are fewer.
+    The next window takes over when one is full, and at the frames of `changes`, where the condition changes.
+    It begins with the last `window` - `stride` frames before that, or with all if there are fewer.
 
     >>> windows(3000, 0, window=1500, stride=900)[1:]
     [Window(start=900, known=600, end=2400), Window(start=1800, known=600, end=3000)]
@@ -145,15 +145,15 @@ def lengths(plan: Sequence[Window]) -> list[int]:
 
 
 def count_steps(lm: LM, plan: Sequence[Window]) -> int:
-    """Steps of the plan: one for each new frame, and in each window those that fill the delay pattern."""
+    """Steps of the plan: one per new frame, and in each window those before its first complete frame."""
     return sum(lengths(plan)) + len(plan) * max(delays(lm.config.codebooks, lm.config.channels))
 
 
 class Guidance(NamedTuple):
-    """Conditions of one window, a stream of logits each.
+    """Conditions of one window; each gives a stream of logits.
 
-    `streams` holds one prompt, or the n prompts of a mix; for double guidance, the melody alone; and the null
-    condition, unless it would change nothing. `weights` [n, B] belong to a mix; None for one prompt.
+    `streams` holds, in this order: the prompt, or the n prompts of a mix; for double guidance, the melody
+    alone; the null condition, unless it would change nothing. `weights` [n, B] are those of a mix, else None.
     """
 
     streams: Sequence[Condition]
@@ -177,7 +177,7 @@ def frames(
     on_step: Callable[[int, int], None] | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
-    """Yield one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to the plan's.
+    """Yield one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to that of the plan.
 
     `conditions` gives the streams of a window. `on_step(done, total)` counts the steps of the whole piece.
     Once `stop` is set, no further step is made.
@@ -213,7 +213,7 @@ def endless(
     generators: list[torch.Generator],
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
-    """Yield one frame [B, K] after another until `stop` is set, in `windows` that are planned on the way.
+    """Yield one frame [B, K] after another until `stop` is set, in `windows` planned during generation.
 
     After each frame, `changed(frame)` says whether the condition changes at the next one. The same changes
     planned in advance give the same frames. Memory holds one window.
@@ -243,7 +243,7 @@ def _window(
     settings: Settings,
     generators: list[torch.Generator],
 ) -> Iterator[Tensor | None]:
-    """Yields, for every step, the frame [B, K] completed by it, or None while the delay pattern fills up."""
+    """Yield, for every step, the frame [B, K] that it completes, or None before the first is complete."""
     shifts, first = delays(lm.config.codebooks, lm.config.channels), known.shape[-1]
     codes = F.pad(known, (0, length - first), value=UNKNOWN)
     steps = delay(codes, shifts, lm.config.special)
@@ -266,6 +266,7 @@ def _window(
             _check_finite(logits, lm)
         each = logits.chunk(len(streams))
         if weights is not None:
+            # The mix replaces the prompts; its base is the stream after them, melody alone or null.
             each = (mix(each[: len(weights)], weights, each[len(weights)]), *each[len(weights) :])
         tokens = choose(each, settings, generators)
         steps[..., s] = torch.where(steps[..., s] == UNKNOWN, tokens, steps[..., s])

@@ -1,14 +1,14 @@
 """The language model over K token streams (MusicGen, arXiv:2306.05284, section 2).
 
-Letters: B batch, K codebooks, S steps, P prefix positions, L text length, D width, H heads, V codebook size.
+Axes: B batch, K codebooks, S steps, P prefix positions, L text length, D width, H heads, V codebook size.
 
     steps [B, K, S] -> sum of K embeddings [B, S, D], after an optional prefix [B, P, D]
                     -> pre-norm layers: causal self-attention, cross-attention to the text, feed-forward
                     -> K heads -> logits [B, K, S, V]: the token of each codebook one step later
 
-Text enters through cross-attention (small, medium, large) or, behind the melody, as a prefix (melody models).
-The keys and values of earlier steps are in one `KVCache` a layer, passed by the caller.
-Every part is an ordinary module, called as one: forward hooks fire at every step of generation.
+Text enters through cross-attention (small, medium, large) or, after the melody, as a prefix (melody models).
+The keys and values of earlier steps are in one `KVCache` per layer, passed by the caller. Every part is an
+ordinary module and is called as such, so forward hooks run at every step of generation.
 """
 
 import math
@@ -52,8 +52,8 @@ class LMConfig:
 class Condition:
     """Conditioning vectors of a batch, for cross-attention or as a prefix; masks are False at padding.
 
-    Every call of the LM for the same piece takes the same condition: with a cache, the prefix and the text
-    enter in the first call only, the masks in each.
+    Every call of the LM for the same piece takes the same condition. With a cache, its vectors are used in
+    the first call only, its masks in every call.
     """
 
     cross: Tensor | None = None  # [B, L, D], padded on the right
@@ -63,7 +63,7 @@ class Condition:
 
     @property
     def batch(self) -> int:
-        """B."""
+        """Batch size B."""
         return len(self.prefix if self.cross is None else self.cross)  # type: ignore[arg-type]
 
     @property
@@ -87,7 +87,7 @@ class Condition:
 
 
 class KVCache:
-    """Keys and values of one layer: of the `length` positions so far, and of the text, projected once."""
+    """Keys and values of one layer: those of the `length` positions so far, and those of the text."""
 
     def __init__(self, storage: Tensor):
         self.storage = storage  # [2, B, H, capacity, D / H]
@@ -212,7 +212,10 @@ class LM(nn.Module):
         last_only: bool = False,
         attend: Attend = attend,
     ) -> Tensor:
-        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S] after those in `cache`; or the last."""
+        """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S] that follow those in `cache`.
+
+        With `last_only`, the logits of the last step, [B, K, 1, V].
+        """
         hidden = self.hidden(steps, condition, cache, attend)
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
@@ -240,9 +243,10 @@ class LM(nn.Module):
         layers: Sequence[int],
         attend: Attend = attend,
     ) -> list[Tensor]:
-        """The residual stream [B, P + S, D] entering each of `layers`, in rising order; number L: the output.
+        """The residual stream [B, P + S, D] at the input of each of `layers`, numbers in rising order.
 
-        Nothing is computed beyond the last of them. With a non-empty cache there is no prefix: P = 0.
+        Number len(self.layers) is the output of the last layer. Nothing beyond the last of them is computed.
+        With a non-empty cache there is no prefix: P = 0.
         """
         assert list(layers) == sorted(set(layers)) and layers[0] >= 0 and layers[-1] <= len(self.layers)
         assert cache is None or layers[-1] == len(self.layers), "a cache needs all layers"
@@ -258,7 +262,7 @@ class LM(nn.Module):
             position = (position - padding[:, None]).clamp(min=0)
         x = x + sinusoid(position, self.config.dim).to(x.dtype)
 
-        # The kernel's own causal mask serves the plain case; a single query sees everything before it.
+        # Without padding or cache the kernel's own causal mask is enough; a single query needs none.
         causal = padding is None and start == 0 and length > 1
         mask = None
         if not causal and (length > 1 or padding is not None):
@@ -293,5 +297,5 @@ def _causal_mask(start: int, length: int, padding: Tensor | None, device: torch.
     allowed = (key <= query)[None, None]
     if padding is None:
         return allowed
-    # A padded position sees itself: a row without any key would be NaN and spread.
+    # A padded position attends to itself: a row without any key would be NaN and spread.
     return allowed & ((key >= padding[:, None, None, None]) | (key == query))

@@ -1,6 +1,6 @@
 """The manifest of a sample: everything it was generated from, in plain values, to be stored and replayed.
 
-Letters: B batch, K codebooks, T frames, F chroma frames.
+Axes: B batch, K codebooks, T frames, F chroma frames.
 """
 
 import base64
@@ -19,8 +19,8 @@ from mgkit.generate import Settings
 from mgkit.prompts import parse_descriptions, parse_texts, plain
 from mgkit.request import Request, parse_seeds
 
-SAMPLE = 4096  # values of a tensor in the fingerprint, about
-WINDOW = 4096  # chroma frames of a window at most, nine minutes
+SAMPLE = 4096  # about as many values of each tensor enter the fingerprint
+WINDOW = 4096  # most chroma frames of a window: nine minutes
 
 
 def manifests(model: Model, request: Request, tokens: Tensor) -> list[dict]:
@@ -75,9 +75,9 @@ def from_manifest(manifest: dict, codebooks: int) -> Request:
 
 
 def fingerprint(model: Model) -> str:
-    """A digest of all tensors of a model, by the norm of a sample of each to three digits.
+    """A digest of a model: of the norm, to three digits, of some values of each of its tensors.
 
-    Saving and loading a model moves its weights in the last bits and leaves the digest.
+    Saving and loading a model changes the last bits of its weights, but not the digest.
     """
     norms = []
     for name, parameter in model.named_parameters():

@@ -104,8 +104,8 @@ def edit(classes: Tensor, to: str, start: float, end: float, rate: int) -> Tenso
 def tones(classes: Tensor, rate: int) -> Tensor:
     """Wave [1, (F - 1) * HOP] of `classes` [F] as Shepard tones: each class sounds in five octaves at once.
 
-    `classes` of this wave returns the same classes, for notes of at least two frames. Each tone fades in and
-    out to avoid clicks, in 16 ms at 32 kHz.
+    The function `classes` detects them in this wave again, if each note lasts at least two frames. Each tone
+    fades in and out to avoid clicks, in 16 ms at 32 kHz.
 
     Raises: ValueError for a single frame, which has no duration, or invalid `classes`.
     """

@@ -1,11 +1,11 @@
-"""`MusicGen`, the one door for users: text, melody and audio to music.
+"""`MusicGen`, the class that users call: text, melody and audio to music.
 
-Letters: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
+Axes: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
 
     descriptions, melody, audio prompt -> Request -> conditions -> tokens [B, K, T] -> codec -> wave [B, C, N]
 
 Names and defaults are those of audiocraft's `MusicGen`, so code written for it runs after changing the
-import. Arguments absent from the reference are keyword-only.
+import. Arguments that audiocraft lacks are keyword-only.
 """
 
 import math
@@ -32,7 +32,7 @@ from mgkit.request import Request, Waves, parse_melodies, parse_request, plan_wi
 from mgkit.sessions import LiveSession, Stream
 
 Result: TypeAlias = Tensor | tuple[Any, ...]
-"""The wave [B, C, N]; behind it, if asked for, the tokens [B, K, T] and the manifests of the B samples."""
+"""The wave [B, C, N]; then, if requested, the tokens [B, K, T] and the manifests of the B samples."""
 
 
 class MusicGen:
@@ -169,13 +169,13 @@ class MusicGen:
 
         Args:
             progress: show a progress bar.
-            return_tokens: return the tokens [B, K, T], too.
-            return_manifests: return a list of manifests, too, one for each sample, for `replay`.
+            return_tokens: also return the tokens [B, K, T].
+            return_manifests: also return a list of manifests, one for each sample, for `replay`.
             seed: an integer (sample i uses seed + i) or one for each sample. The same seed, prompt and
                 settings give the same sample, whatever else is in the batch.
             negative: a text to steer away from.
-            on_step: called after each step with the steps done and in all.
-            stop: generation ends once it is set, as it does on Ctrl-C, and returns the music so far.
+            on_step: called after each step with the number of steps done and of all steps.
+            stop: once it is set, generation ends and returns the music so far, as it does on Ctrl-C.
 
         Raises:
             ValueError: an invalid argument.
@@ -220,7 +220,7 @@ class MusicGen:
         `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves,
         and without a rate, it takes pitch classes, int64 [F], [B, F] or in the list (see
         `mgkit.melody.classes`); a short melody repeats. `separate` removes drums and bass from the waves
-        first (`mgkit.melody.demucs()`; the reference always does).
+        first (`mgkit.melody.demucs()`; audiocraft always does).
 
         Raises:
             ValueError: a model without melody conditioning, or a silent melody.
@@ -295,8 +295,8 @@ class MusicGen:
         `prompts` is a text; a mix of texts with weights, {"calm piano": 1, "fast jazz": 0}, a dict to change
         while the music plays; or a function returning either. A change takes effect with the next chunk. The
         model's settings apply, except the duration. Once `stop` is set, or on Ctrl-C, the last chunk is
-        yielded and the iterator ends. Its `manifests` hold the timeline of prompts, for `replay`; it costs 2
-        bytes a token and is dropped after a day.
+        yielded and the iterator ends. Its `manifests` hold the timeline of prompts, for `replay`; the tokens
+        kept for them take 2 bytes each and are dropped after a day.
 
         Raises:
             ValueError: as `generate`; for a changed prompt, while the music plays.
@@ -304,7 +304,7 @@ class MusicGen:
         ask = prompts if callable(prompts) else lambda: prompts
         chunk = self._chunk_frames(chunk_seconds)
         tunes = None if melody_wav is None else parse_melodies(self.model, 1, melody_wav, melody_sample_rate)
-        # Longer than a window, to have the stride checked, too.
+        # Longer than a window, so that the stride is checked as well.
         settings = replace(self.settings, duration=2 * self.max_duration)
         request = parse_request(self.model, settings, [parse_prompt(ask())], seed, [negative], tunes)
         return LiveSession(self.model, request, ask, tunes, chunk, stop)

@@ -1,6 +1,6 @@
 """From a request to tokens and sound: the conditions of each window, the frames of a piece, decoding.
 
-Letters: B batch, C channels, K codebooks, T frames, N samples, D width, F chroma frames.
+Axes: B batch, C channels, K codebooks, T frames, N samples, D width, F chroma frames.
 
     Request -> window_conditions -> frames [B, K] -> tokens [B, K, T]
                                                   -> chunks of tokens -> codec -> waves [B, C, n]
@@ -74,9 +74,9 @@ def mix_columns(mixes: Sequence[Mix]) -> tuple[list[list[str]], list[list[float]
 
 
 def encode_texts(conditioner: Conditioner, texts: Sequence[str], vectors: dict[str, Tensor]) -> None:
-    """Adds the vectors [L, D] of new texts, each encoded alone, independent of its neighbours.
+    """Add the vectors [L, D] of new texts to `vectors`; each is encoded alone, independent of the others.
 
-    Of the other texts, the most recent stay.
+    Of the texts no longer in use, only the most recent are kept.
     """
     for text in list(vectors)[:-TEXTS_KEPT]:
         if text not in texts:
@@ -95,7 +95,10 @@ def guidance(
     negative: Condition | None,
     settings: Settings,
 ) -> Guidance:
-    """The streams of guidance: a condition for each column of encoded texts, the melody alone, and null."""
+    """The streams of `Guidance`: a condition for each column of texts, the melody alone, the null condition.
+
+    A column holds one text of each sample's mix, encoded.
+    """
     prompts = [conditioner(column, chroma) for column in columns]
     single = len(columns) == 1 and all(weight == 1 for weight in weights[0])
     if single and settings.cfg_coef == 1 and settings.cfg_coef_beta is None:
@@ -135,7 +138,7 @@ def request_frames(
 
 
 def decode(model: Model, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Yields the sound [B, C, n] of chunks of tokens, as they come."""
+    """Yield the sound [B, C, n] of chunks of tokens as they arrive."""
     waves = model.codec.decode_stream(chunks, model.channels)
     while True:
         # Not around the yield: both would reach into the caller's code.

@@ -1,6 +1,6 @@
 """A request for music: everything a user asks for, parsed, checked and complete.
 
-Letters: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
+Axes: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
 
     descriptions -> timelines of prompts  --.
     melody       -> chroma of each window --+-> Request: texts, chroma, audio prompt, seeds, settings, windows
@@ -30,9 +30,7 @@ class Request:
 
     texts: list[Timeline]
     negative: list[str]
-    chroma: dict[
-        int, Tensor
-    ]  # pitch classes [B, F] of the window that starts at this frame; empty without a melody
+    chroma: dict[int, Tensor]  # first frame of a window: its pitch classes [B, F]; empty without a melody
     audio_prompt: Tensor  # [B, K, T]; T = 0 without one
     seeds: list[int]
     settings: Settings
@@ -63,7 +61,7 @@ def parse_request(
     melodies: Sequence[Tensor | None] | None = None,
     audio_prompt: tuple[Waves, int] | None = None,
 ) -> Request:
-    """A request from the arguments of `MusicGen.generate` and its siblings; `melodies` are parsed already.
+    """A request from the arguments of `MusicGen.generate` and its variants; `melodies` are parsed already.
 
     Raises:
         ValueError: an invalid argument.
@@ -160,7 +158,7 @@ def parse_melodies(
     for tune in parse_waves(given, batch, "the melody", melodies=True):
         if tune is not None and tune.dim() == 2:
             tune = audio.resample(separate(tune, rate) if separate else tune, rate, model.sample_rate)
-            if not tune.mean(dim=0).any():  # of both channels, as chroma takes it
+            if not tune.mean(dim=0).any():  # the mean of the channels, from which chroma is computed
                 raise ValueError(
                     "the melody is silent once its channels are averaged: check the recording, "
                     "give one channel, or leave the melody out"
@@ -172,7 +170,7 @@ def parse_melodies(
 def window_chroma(model: Model, melodies: Sequence[Tensor | None], start: int, several: bool) -> Tensor:
     """Pitch classes [B, F] of the window at frame `start`, in a piece of `several` windows or one.
 
-    The melody plays in a loop; a window gets it from its own start.
+    The melody plays in a loop; a window gets the part that plays from its own start.
     """
     length, past = model.conditioner.melody_frames, start * model.codec.config.hop
     assert length is not None

@@ -18,22 +18,25 @@ from torch import Tensor
 def mix(prompts: Sequence[Tensor], weights: Tensor, base: Tensor) -> Tensor:
     """Mixed logits [B, K, V] of n prompts: base + the sum of weight * (prompt - base), with `weights` [n, B].
 
-    With the null logits as `base`, guide(mix(...), null, coef) guides towards prompt i with coef * weight i.
-    A single prompt of weight 1 is unchanged.
+    With the null logits (those without a prompt) as `base`, guide(mix(...), null, coef) guides towards each
+    prompt with coef times its weight. A single prompt of weight 1 is unchanged.
     """
     total = sum(weight[:, None, None] * logits for weight, logits in zip(weights, prompts, strict=True))
     return total + (1 - weights.sum(dim=0))[:, None, None] * base
 
 
 def guide(conditional: Tensor, null: Tensor, coef: float) -> Tensor:
-    """Classifier-free guidance (arXiv:2207.12598): null + (conditional - null) * coef, elementwise."""
+    """Classifier-free guidance (arXiv:2207.12598): null + (conditional - null) * coef, elementwise.
+
+    `conditional` are the logits given the prompt, `null` those without it.
+    """
     return null + (conditional - null) * coef
 
 
 def guide_double(conditional: Tensor, melody: Tensor, null: Tensor, coef: float, beta: float) -> Tensor:
     """Double guidance (MusicGen-Style, arXiv:2407.12563): from null to melody, then to melody with text.
 
-    `melody` holds the logits of the melody without text; `beta` weights the text relative to the melody.
+    `melody` are the logits given the melody without text; `beta` weights the text relative to the melody.
     """
     return null + coef * (melody + beta * (conditional - melody) - null)
 

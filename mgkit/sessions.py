@@ -1,8 +1,8 @@
-"""Sessions: music as an iterator. A stream has an end; a live session follows its prompt.
+"""Sessions: music as an iterator. A stream has an end; a live session has none, and its prompt may change.
 
-Letters: B batch, C channels, K codebooks, T frames.
+Axes: B batch, C channels, K codebooks, T frames.
 
-    frames [B, K], one after another -> chunks of tokens [B, K, t] -> decoder -> waves [B, C, n], as they come
+    frames [B, K], one after another -> chunks of tokens [B, K, t] -> decoder -> waves [B, C, n]
 """
 
 import sys
@@ -121,7 +121,8 @@ class LiveSession(Session):
     ):
         self.model, self.request, self.chunk = model, request, chunk
         self.timeline, self.chroma = list(request.texts[0]), dict[int, Tensor]()
-        self.replayable, self.end = True, 0  # within a day; frames at the end of the current window
+        self.replayable = True  # for a day
+        self.end = 0  # of the current window, in frames
         self._ask, self._melodies, self._vectors = ask, melodies, encode_request(model, request)
         self._codes, self._stop = [request.audio_prompt.cpu().short()], CtrlC(stop)
         self._waves = self._play(self._stop)

@@ -1,13 +1,12 @@
-"""The inside of a generated piece: its tokens pass through the language model once more, recorded.
+"""Logits and attention of a generated piece: its tokens pass through the language model once more.
 
-Letters: K codebooks, T frames, S steps, V codebook size, D width, L layers, H heads, W words, F chroma
-frames.
+Axes: K codebooks, T frames, S steps, V codebook size, D width, L layers, H heads, W words, F chroma frames.
 
     codes [K, T], manifest -> retrace -> Trace: logits [K, T, V], attention [L, H, S, W or F or S]
 
 Generation keeps nothing but the tokens. Once they are known, a single pass computes all steps: each attends
 only to the steps before it, so its logits are those of generation. The pass is the model's own, with an
-attention kernel that computes softmax(q k / sqrt(d)) in the open and keeps it.
+attention kernel that computes softmax(q k / sqrt(d)) explicitly and keeps it.
 """
 
 import math
@@ -43,7 +42,7 @@ class Trace:
     null: Tensor  # [K, T, V] logits given the null condition, or the negative prompt
     logits: Tensor  # [K, T, V] after guidance
     probs: Tensor  # [K, T, V] after temperature, top-k and top-p: the distribution of the tokens drawn
-    words: list[str]  # of the prompt, with the tokenizer's end mark
+    words: list[str]  # of the prompt, and the tokenizer's end-of-sequence token
     to_melody: Tensor  # [L, H, S, F] attention to each chroma frame
     to_words: Tensor  # [L, H, S, W] attention to each word, summed over its tokens
     to_steps: Tensor  # [L, H, S, S] attention to each earlier step and to itself
@@ -84,8 +83,8 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
 
     A changed manifest asks "what if": `manifest | {"text": "sad cello"}` gives the predictions at each step
     of the same piece under another prompt. Attention takes 4 * L * H * S * S bytes: 34 MB for 10 s of nano,
-    0.9 GB for 15 s of `small`; of a long piece, give fewer frames. The last frames of a shortened piece lack
-    the tokens of codebook 0 behind the cut.
+    0.9 GB for 15 s of `small`; shorten a long piece. In the last frames of a shortened piece, the logits are
+    not those of generation, because the tokens after the cut are missing.
 
     Raises:
         ValueError: codes of another shape or longer than a window, or a manifest refused by `replay` or with
@@ -167,14 +166,14 @@ def divergence(probs: Tensor, others: Tensor) -> Tensor:
     >>> divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     tensor(1.)
     """
-    # In double precision: a small difference of large entropies.
+    # In double precision, because it is a small difference of large entropies.
     one, other = probs.double(), others.double()
     apart = entropy((one + other) / 2) - (entropy(one) + entropy(other)) / 2
     return apart.clamp(0, 1).sqrt().float()  # only rounding leaves the range
 
 
 def words(encoder: TextEncoder, text: str) -> tuple[list[str], list[int]]:
-    """The words of `text` with the tokenizer's end mark, and for each token the index of its word."""
+    """The words of `text` and the end-of-sequence token, and for each token the index of its word."""
     split = encoder.tokenizer(text)
     names: list[str] = []
     owner: list[int] = []

@@ -1,6 +1,6 @@
 """Frame labels of a piece: key, beat, notes, drums and other attributes at each codec frame.
 
-Letters: T frames.
+Axes: T frames.
 
     piece -> frame_labels -> int8 [len(CLASSES) + len(BINARY), T]
 

@@ -1,6 +1,6 @@
 """basic-pitch, a small network for polyphonic transcription (Bittner et al., arXiv:2203.09893).
 
-Letters: N samples, W windows of two seconds, T frames of 11.6 ms, P = 88 pitches from A0 upwards, M notes.
+Axes: N samples, W windows of two seconds, T frames of 11.6 ms, P = 88 pitches from A0 upwards, M notes.
 
     wave [N] -> windows [W, 43844, 1] -> onset and note posteriors [T, P] -> notes [M, 4]
 

@@ -1,6 +1,6 @@
 """`python -m mgkit memorization`: verbatim overlap of generated tokens with the training clips.
 
-Letters: n generated clips, M training clips, K codebooks, T frames of 20 ms, V codebook size.
+Axes: n generated clips, M training clips, K codebooks, T frames of 20 ms, V codebook size.
 
     generated [n, K, T], training [M, K, T] -> longest common run of frames
                                             -> nearest training clip by token statistics

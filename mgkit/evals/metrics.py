@@ -1,6 +1,6 @@
 """Metrics of a waveform and of pairs of waveforms, as pure functions.
 
-Letters: N samples, F chroma frames, M notes, D features, B patches of three seconds.
+Axes: N samples, F chroma frames, M notes, D features, B patches of three seconds.
 
     tempo, key, timbre, chroma, transcribe         properties estimated from one wave [N]
     tempo_matches, melody_similarity, note_f1, ... agreement of an estimate with a reference

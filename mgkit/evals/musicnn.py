@@ -1,6 +1,6 @@
 """musicnn, a small network for music tagging (Pons and Serra, arXiv:1909.06654): tags and embeddings.
 
-Letters: B patches, T frames of 16 ms, M = 96 mel bands, D features of a frame, N samples.
+Axes: B patches, T frames of 16 ms, M = 96 mel bands, D features of a frame, N samples.
 
     mel [B, T, M] -> timbre (tall kernels), beat (long kernels) -> 3 layers over time -> max, mean -> 50 tags
                      `------------- D = 753 features of every frame -------------'

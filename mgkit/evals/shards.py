@@ -1,6 +1,6 @@
 """Clips of the protocol in shards: generated, measured in parallel, and cached on disk.
 
-Letters: B clips of a shard, N samples, K codebooks, T frames.
+Axes: B clips of a shard, N samples, K codebooks, T frames.
 
     prompts -> model -> tokens [B, K, T] -> codec -> waves [B, N] -> metrics -> measurements
                         CONDITION-START-KEY.npy                      CONDITION-START-KEY.npz

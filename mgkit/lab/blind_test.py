@@ -1,6 +1,6 @@
 """Blind listening tests: pairs of clips in random order at equal loudness, answers in a CSV file.
 
-Letters: C channels, N samples.
+Axes: C channels, N samples.
 
     pairs -> order by seed and listener -> A and B, loudness matched -> answer -> preferences.append
 """

@@ -1,6 +1,6 @@
 """Shared parts of figures and players: colours, PNG and data URIs, envelopes, mel spectrograms, cells.
 
-Letters: C channels, N samples, K codebooks, T frames, S delayed steps.
+Axes: C channels, N samples, K codebooks, T frames, S delayed steps.
 
 Figures are created without pyplot, so any thread may draw them and no backend shows them twice.
 """

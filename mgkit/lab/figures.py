@@ -1,6 +1,6 @@
 """Plots of audio, tokens, windows and traces, for notebooks and reports.
 
-Letters: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames, V codebook size,
+Axes: C channels, N samples, K codebooks, T frames, S delayed steps, F chroma frames, V codebook size,
 H heads, W words, R rows.
 
     waveform, mel, chroma              audio

@@ -1,6 +1,6 @@
 """A melody editor: pitch classes for melody conditioning, drawn on a canvas or edited in code.
 
-Letters: F chroma frames.
+Axes: F chroma frames.
 
     wave -> melody.classes -> MelodyEditor, drawn by melody_editor.js -> classes -> generate_with_chroma
 """

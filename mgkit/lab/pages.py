@@ -1,6 +1,6 @@
 """Players and pages as plain HTML: they work in a saved page and in an untrusted notebook, without a kernel.
 
-Letters: C channels, N samples.
+Axes: C channels, N samples.
 
     player, players     waveform thumbnail and audio element, at the original level
     bare_player         audio element alone, for blind tests

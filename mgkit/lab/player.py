@@ -1,6 +1,6 @@
 """Widgets for playback, live playback during generation, and recording.
 
-Letters: C channels, N samples, n samples of a chunk.
+Axes: C channels, N samples, n samples of a chunk.
 
     Player        a finished wave: waveform with cursor, click to seek, seam, loop, download
     LivePlayer    a growing wave: chunks play back to back as they arrive

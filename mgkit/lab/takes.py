@@ -1,6 +1,6 @@
 """A take: one request, the music generated for it, and how both are saved and shown.
 
-Letters: C channels, N samples.
+Axes: C channels, N samples.
 
     TakeRequest -> generate_take -> Take -> card (HTML with player, facts and download)
 """

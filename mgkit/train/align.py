@@ -1,6 +1,6 @@
 """Attention heads initialized to follow the melody.
 
-Letters: B batch, F chroma frames, P prefix positions, S steps, D width, E width of a head, M rows of a
+Axes: B batch, F chroma frames, P prefix positions, S steps, D width, E width of a head, M rows of a
 regression.
 
     query at step s         ~  cos and sin of w s / 6.4  --.

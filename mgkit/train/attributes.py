@@ -1,6 +1,6 @@
 """Pretraining of the text encoder: T5 learns to predict the attributes of a piece from its captions.
 
-Letters: B batch, L text length, W width of T5.
+Axes: B batch, L text length, W width of T5.
 
     caption -> T5 -> [B, L, W] -> mean over L -> one linear classifier per attribute
 

@@ -1,6 +1,6 @@
 """An auxiliary head for musical labels on a middle layer of the language model.
 
-Letters: B batch, T frames, D width, Q labels of a frame.
+Axes: B batch, T frames, D width, Q labels of a frame.
 
     piece -> labels int8 [Q, T]: key, tempo, position in the bar, melody, bass, … (mgkit.band.labels)
     residual stream [B, T, D] -> `AuxiliaryHead` -> cross-entropy of the labels

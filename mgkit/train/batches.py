@@ -1,6 +1,6 @@
 """Batches of language-model training: crops of clips, dropped conditions, corrupted captions and histories.
 
-Letters: B batch, K codebooks, T frames, F chroma frames, Q labels of a frame.
+Axes: B batch, K codebooks, T frames, F chroma frames, Q labels of a frame.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Fine-tuning a trained model on a folder of captioned recordings.
 
-Letters: B batch, C channels, K codebooks, T frames, F chroma frames, N samples.
+Axes: B batch, C channels, K codebooks, T frames, F chroma frames, N samples.
 
     folder -> the model's codec -> codes, pitch classes -> random crops -> the language model's training loss
 

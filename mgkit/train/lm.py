@@ -1,6 +1,6 @@
 """Training of the language model and its text encoder: next-token prediction, given captions and melodies.
 
-Letters: B batch, K codebooks, T frames, F chroma frames, Q auxiliary losses.
+Axes: B batch, K codebooks, T frames, F chroma frames, Q auxiliary losses.
 
     caption, melody -> Condition (prefix) --.
     codes [B, K, T] -> delayed steps -------+-> language model -> cross-entropy per codebook    (loss.py)

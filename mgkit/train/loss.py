@@ -1,6 +1,6 @@
 """The training loss: cross-entropy of each codebook's next token.
 
-Letters: B batch, K codebooks, T frames, S delayed steps, D width, V codebook size.
+Axes: B batch, K codebooks, T frames, S delayed steps, D width, V codebook size.
 
     codes [B, K, T] -> delayed steps 0..T [B, K, T + 1]
                        steps 0..T-1 -> language model -> logits

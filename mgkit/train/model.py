@@ -1,6 +1,6 @@
 """The trained model, fresh or loaded: a language model and its conditioner.
 
-Letters: B batch, F chroma frames, L text length.
+Axes: B batch, F chroma frames, L text length.
 """
 
 from dataclasses import dataclass

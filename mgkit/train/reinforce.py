@@ -1,6 +1,6 @@
 """Reinforcement learning of the language model on its own samples (REINFORCE).
 
-Letters: B samples, K codebooks, T frames, S delayed steps, L text length, D width, V codebook size.
+Axes: B samples, K codebooks, T frames, S delayed steps, L text length, D width, V codebook size.
 
     prompts -> policy, with guidance -> samples [B, K, T] -> rewards -> advantages [B, T]         (rewards.py)
             -> policy loss: minus the mean of advantage times log-probability

@@ -1,6 +1,6 @@
 """Rewards and advantages of samples.
 
-Letters: B samples, K codebooks, T frames, D width, Q labels of a frame, R rewards.
+Axes: B samples, K codebooks, T frames, D width, Q labels of a frame, R rewards.
 
     codes [B, K, T] -> language model with null conditions -> auxiliary head -> label probabilities
                     -> rewards [R, B, T]: agreement with the requested tempo, key, lead and drums per frame
