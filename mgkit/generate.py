@@ -88,7 +88,7 @@ class Settings:
     def _parse(
         self, name: str, kind: type, expected: str, low: float = -math.inf, high: float = math.inf
     ) -> None:
-        """Replaces a field's value by a plain `kind` (bool, int or float)."""
+        """Replace a field's value by a plain `kind` (bool, int or float)."""
         value = getattr(self, name)
         number = isinstance(value, Real) and (kind is bool or not isinstance(value, bool))
         try:

@@ -125,7 +125,7 @@ def stride_frames(model: Model, settings: Settings) -> int:
 
 @torch.no_grad()
 def encode_audio_prompt(model: Model, batch: int, given: tuple[Waves, int] | None) -> Tensor:
-    """Codes [B, K, T] of the audio prompt and its sample rate; T = 0 without one."""
+    """Codes [B, K, T] of an audio prompt, `given` as waves and their sample rate; T = 0 without one."""
     if given is None:
         return torch.zeros(batch, model.lm.config.codebooks, 0, dtype=torch.long, device=model.lm.device)
     waves, rate = given

@@ -1,6 +1,7 @@
 """Captions of a piece: sentence templates or shuffled tags, with synonyms, naming some of its attributes.
 
-The top of this file declares everything held out of training: seeds, tunes, pairs, synonyms, a soundfont.
+The top of this file declares everything held out of training: seeds, tunes, pairs of style and lead
+instrument, synonyms, a sound font.
 """
 
 import random
@@ -24,7 +25,7 @@ HELD_OUT_SYNONYMS = frozenset((
     "unhurried", "medium pace", "rapid", "skeletal", "even", "lush", "percussion section", "beatless",
     "three four", "four four"
 ))  # fmt: skip
-# The second soundfont is for evaluation only, never for training audio.
+# The second sound font is for evaluation only, never for training audio.
 MEASURING_FONT = "musescore"
 
 # Synonyms of each attribute value, its plain name first and the held-out one last.

@@ -44,8 +44,8 @@ class Fixed(TypedDict, total=False):
 def compose(seed: int, *, seconds: float = 10.0, **fixed: Unpack[Fixed]) -> Piece:
     """A piece that fills `seconds`: deterministic in the seed, with the attributes in `fixed` as given.
 
-    Seeds below `FIRST_TEST_SEED` never draw a held-out tune or pair, but fixed ones are used. A tune implies
-    its mode and meter; a mood implies its mode and a range of tempos.
+    Seeds below `FIRST_TEST_SEED` never draw a held-out tune or pair, but one in `fixed` is used. A tune
+    implies its mode and meter; a mood implies its mode and a range of tempos.
 
     Raises: ValueError for an unknown attribute or value, and for attributes that contradict each other.
 
@@ -71,7 +71,7 @@ def compose(seed: int, *, seconds: float = 10.0, **fixed: Unpack[Fixed]) -> Piec
     level, waltz = DENSITIES.index(piece.density), piece.meter == 3
     chord_pattern = WALTZ_CHORDS[level] if waltz else style.chords[level]
     bass_pattern = WALTZ_BASS[level] if waltz else style.bass[level]
-    # The accompaniment keeps out of the melody's range.
+    # The accompaniment stays out of the melody's range.
     middle = min(57, centre - 11) if centre >= 60 else 67
     chord_program = rng.choice([program for program in style.chord_programs if program != lead.program])
     parts = [

@@ -57,7 +57,7 @@ def write_dataset(
     workers: int | None = None,
     soundfont: str = "fluidr3mono",
 ) -> None:
-    """Renders `clips` pieces with seeds from `first_seed` into `folder`, unless they are already there.
+    """Render `clips` pieces with seeds from `first_seed` into `folder`, unless they are already there.
 
     mix.i16, melody.i16   int16 [clips, samples], raw, 32 kHz mono
     pieces.jsonl          one object per clip: seed, attributes, six captions
@@ -80,7 +80,7 @@ def write_dataset(
     finished = folder / "dataset.json"
     if finished.is_file() and json.loads(finished.read_text(encoding="utf-8")) == metadata:
         return
-    # A missing soundfont or synthesizer is reported here rather than by a worker.
+    # A missing sound font or synthesizer is reported here rather than by a worker.
     require_synthesizer(soundfont)
     folder.mkdir(parents=True, exist_ok=True)
     finished.unlink(missing_ok=True)

@@ -22,15 +22,16 @@ FRAME_RATE = 50  # frames per second
 TEMPO_STEP = 0.04  # width of a tempo class, natural logarithm of bpm / 60
 LOWEST_PITCH = 36  # MIDI pitch of melody class 1; class 0 is silence
 
-# General MIDI percussion keys by kind of drum.
+# General MIDI percussion keys by kind of drum; "light" is hi-hat, cymbals, shakers and the like.
 DRUM_GROUPS = {
     "kick": (35, 36),
     "snare": (37, 38, 39, 40, 54),
     "light": (42, 44, 46, 49, 51, 53, 56, 70, 76, 81),
 }
 
-# Categorical labels: number of classes. `beat` is the beat of the bar, `phase` the sixteenth of the beat;
-# class 0 of `melody` and `bass` is silence, the others are MIDI pitches from LOWEST_PITCH and pitch classes.
+# Categorical labels: number of classes. `beat` is the number of the beat in the bar, `phase` the position in
+# the beat, in sixteenths of it. Class 0 of `melody` and `bass` is silence; the other classes are MIDI pitches
+# from LOWEST_PITCH (melody) and pitch classes (bass).
 CLASSES = {
     "key": 24, "tempo": 26, "lead": len(LEADS), "style": len(STYLES), "meter": 2, "density": 3,
     "drums": 2, "beat": 4, "phase": 16, "melody": 62, "bass": 13,

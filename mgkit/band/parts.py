@@ -136,7 +136,7 @@ def _nearest(ladder: list[int], pitch: int) -> int:
 
 
 def _hits(pattern: str, harmony: list[list[Chord]], meter: int) -> Iterator[tuple[float, float, str, Chord]]:
-    """(beat, length in beats, sign, chord) of a pattern in every bar, split at chord changes."""
+    """(beat, length in beats, sign, chord) of each sign of a pattern in each bar, split at chord changes."""
     signs = [(step, sign) for step, sign in enumerate(pattern[: 4 * meter]) if sign != "."]
     ends = [step for step, _ in signs[1:]] + [4 * meter]
     for bar, chords in enumerate(harmony):
@@ -220,9 +220,7 @@ def play_drums(rng: random.Random, style: Style, meter: int, level: int, n_bars:
 
 
 def swing(beat: float, amount: float) -> float:
-    """The time of a beat under swing: with `amount` 1 the off-beat eighth falls on the last note of a
-    triplet.
-    """
+    """Time of a beat under swing; `amount` 1 moves the off-beat eighth to the last note of a triplet."""
     whole, part = divmod(beat, 1)
     off = 0.5 + amount / 6
     return whole + (part * off / 0.5 if part <= 0.5 else off + (part - 0.5) * (1 - off) / 0.5)

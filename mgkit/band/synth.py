@@ -1,8 +1,8 @@
-"""Rendering: a `Piece` to audio through a soundfont, with a light room and a fixed loudness.
+"""Rendering: a `Piece` to audio by a sound font, with light reverberation and a fixed loudness.
 
-    track -> soundfont -> level for its role -> sum -> reverb -> gain -> soft limiter -> mix  [N] float32
+    track -> sound font -> level for its role -> sum -> reverb -> gain -> soft limiter -> mix  [N] float32
 
-The melody track, without reverberation but with the same gain, comes out beside the mix.
+The melody track, without reverberation but with the same gain, is returned beside the mix.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SOUNDFONTS = {
 
 
 def find_soundfont(name: str = "fluidr3mono") -> Path:
-    """Path of a soundfont: 'fluidr3mono' plays all training audio, 'musescore' is reserved for evaluation.
+    """Path of a sound font: 'fluidr3mono' plays all training audio, 'musescore' is reserved for evaluation.
 
     The folder is Debian's, or the value of the environment variable MGKIT_SOUNDFONTS.
 
@@ -57,7 +57,7 @@ def find_soundfont(name: str = "fluidr3mono") -> Path:
 def render(
     piece: Piece, *, seconds: float = 10.0, rate: int = RATE, soundfont: str | Path = "fluidr3mono"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(mix, melody), mono float32 [seconds * rate] each: the piece in a light room; its melody alone, dry.
+    """(mix, melody), mono float32 [seconds * rate] each: the piece with reverberation; its melody alone, dry.
 
     The mix has an RMS of about -16 dBFS and peaks below 0.98; the melody has the level it has in the mix.
     `soundfont` is a name (see `find_soundfont`) or a file.
@@ -86,13 +86,13 @@ def render(
 
 
 def require_synthesizer(soundfont: str) -> None:
-    """Loads the synthesizer with this soundfont. Raises: as `render`."""
+    """Load the synthesizer with this sound font. Raises: as `render`."""
     _synthesizer(find_soundfont(soundfont), RATE)
 
 
 @functools.lru_cache(maxsize=2)
 def _synthesizer(path: Path, rate: int) -> tuple[tinysoundfont.Synth, int]:
-    """(synthesizer, soundfont id), cached because loading takes longer than playing."""
+    """(synthesizer, sound font id), cached because loading takes longer than playing."""
     try:
         import tinysoundfont
     except ImportError as error:
@@ -104,7 +104,7 @@ def _synthesizer(path: Path, rate: int) -> tuple[tinysoundfont.Synth, int]:
 
 
 def _render_track(track: Track, samples: int, rate: int, path: Path) -> np.ndarray:
-    """One track alone, dry, at the soundfont's own level. float32 [samples]."""
+    """One track alone, dry, at the sound font's own level. float32 [samples]."""
     synth, font = _synthesizer(path, rate)
     synth.soundfonts[font].reset()
     # Notes of the previous track fade within 10 ms of a reset: discard 100 ms.
@@ -152,7 +152,7 @@ def _room_spectrum(seconds: float, rate: int, size: int) -> np.ndarray:
 
 
 def _limit(wave: np.ndarray) -> np.ndarray:
-    """Soft limiter from KNEE to PEAK: single hits do not force the whole piece to be quiet."""
+    """Soft limiter from KNEE to PEAK, so that single hits do not make the whole piece quiet."""
     over = np.maximum(np.abs(wave) - KNEE, 0)
     limited = np.minimum(np.abs(wave), KNEE) + (PEAK - KNEE) * np.tanh(over / (PEAK - KNEE))
     return (np.sign(wave) * limited).astype(np.float32)

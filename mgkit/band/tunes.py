@@ -1,8 +1,8 @@
 """Public-domain tunes: `TUNES`, by title.
 
 Melodies are notated as pitch, octave (4 if omitted) and length in beats (1 if omitted): `E` is E4 for one
-beat, `C5:.5` is C5 for half a beat, `F#` and `Bb` have accidentals, `r` is a rest. `parse` validates the bar
-lines. There is one chord per bar, or two as in `C.G`. Tunes start on their first full bar, without the
+beat, `C5:.5` is C5 for half a beat, `F#` and `Bb` have accidentals, `r` is a rest. `parse` checks the length
+of each bar. There is one chord per bar, or two as in `C.G`. Tunes start on their first full bar, without the
 upbeat.
 """
 

@@ -1,7 +1,7 @@
 """Evaluation: metrics of audio, a protocol with ceiling and controls, reports, and memorization.
 
 metrics, musicnn, basic_pitch   properties of a wave, and agreement with a reference
-protocol, shards                held-out prompts, conditions; clips generated and measured, cached
+protocol, shards                held-out prompts and ways to produce clips; clips generated, measured, cached
 estimates, scores, report       confidence intervals, rows with goals, tables and model card
 memorization                    overlap with the training clips
 """

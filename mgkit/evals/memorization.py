@@ -5,8 +5,8 @@ Axes: n generated clips, M training clips, K codebooks, T frames of 20 ms, V cod
     generated [n, K, T], training [M, K, T] -> longest common run of frames
                                             -> nearest training clip by token statistics
 
-Clips of one style share short runs by chance: the reference is the overlap of held-out renders, which are
-copies of nothing. MusicLM's memorization analysis (arXiv:2301.11325) counts exact matches likewise.
+Clips of one style share short runs by chance. The reference is therefore the overlap of held-out renders,
+which copy no training clip. MusicLM's memorization analysis (arXiv:2301.11325) also counts exact matches.
 """
 
 import argparse

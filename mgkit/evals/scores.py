@@ -1,10 +1,10 @@
 """Scores: measurements against the requested attributes, as rows of estimates with their controls.
 
-Each row sets the model beside the ceiling (renders of the same pieces), the codec round trip and controls:
+Each row compares the model with the ceiling (renders of the same pieces), the codec round trip and controls:
 
     guidance 2, 1      less guidance, and none
-    shuffled prompts   clips against the prompt of another clip
-    chance             renders against the prompts of all other pieces
+    shuffled prompts   clips compared with the prompt of another clip
+    chance             renders compared with the prompts of all other pieces
 """
 
 import math

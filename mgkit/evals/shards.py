@@ -5,7 +5,7 @@ Axes: B clips of a shard, N samples, K codebooks, T frames.
     prompts -> model -> tokens [B, K, T] -> codec -> waves [B, N] -> metrics -> measurements
                         CONDITION-START-KEY.npy                      CONDITION-START-KEY.npz
 
-KEY is a digest of prompts, settings, weights, the code of the band and, for measurements, the code of the
+KEY is a digest of prompts, settings, weights, the code of `mgkit.band` and, for measurements, that of the
 metrics. An interrupted run resumes, a larger run reuses the shards of a smaller one, and a change of this
 code never leaves stale numbers. The code of the model is not in the key: its own tests ensure equal tokens
 for equal weights and seeds.
@@ -220,7 +220,7 @@ def _run_all(shards: Sequence[Shard]) -> None:
 
 
 def _start_worker() -> None:
-    """Limit a worker to one thread, and leave Ctrl-C to the parent.
+    """Limit a worker to one thread, and leave Ctrl-C to the parent process.
 
     Multithreaded workers would block each other at every operation. After Ctrl-C, they complete their shards.
     """

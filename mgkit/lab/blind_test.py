@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ANSWERS = {"A is better": "A", "B is better": "B", "no difference": "same"}
 # Maximum peak amplitude of a pair.
 PEAK = 10 ** (audio.PEAK / 20)
-# Seconds after a new pair appears in which a click is taken for a second click on the previous one.
+# Seconds after a new pair appears in which clicks are ignored: they were meant for the previous pair.
 DEBOUNCE = 0.5
 
 

@@ -35,7 +35,7 @@ from mgkit.lab.sources import Source
 from mgkit.lab.takes import Sound, TakeRequest
 from mgkit.request import parse_seeds
 
-# The conditions a run starts from.
+# The conditions of a run.
 TEXT, MELODY, AUDIO = "text", "text + melody", "text + audio"
 OTHER = "other: folder or hub id …"
 EXAMPLES = "example prompts …"
@@ -154,7 +154,7 @@ class Controls(VBox):
             control.value = value
 
     def _sound(self, name: str, start: str) -> Sound | None:
-        """The audio chosen in control `name`, if runs start from `start`."""
+        """The audio chosen in control `name`; None unless the chosen conditions are `start`."""
         if self.start_from.value != start:
             return None
         source = self[name]

@@ -7,7 +7,7 @@ H heads, W words, R rows.
     tokens, pattern, schedule, usage   codes, their delay pattern, and how often each token occurs
     overview                           the way from prompt to waveform in one picture
     windows, real_time                 how long music is generated, and how fast
-    bars, curves, attention, table     values of a trace: a distribution, values over time, attention, numbers
+    bars, curves, attention, table     values of a trace: distribution, curves over time, attention, heat map
 
 The players and pages of `pages.py` are available here too (`figures.player`, `figures.page`, …), so that a
 notebook needs one import.
@@ -51,7 +51,7 @@ from mgkit.spectra import mel_filters
 def waveform(wave: Tensor | np.ndarray, rate: int, title: str = "", seam: float | None = None) -> Picture:
     """Waveform of [C, N] over seconds, one row per channel, full scale ±1.
 
-    A dashed line marks `seam` (seconds). Raises: as `player`.
+    A dashed line marks `seam`, the end of an audio prompt in seconds. Raises: as `player`.
     """
     samples = to_samples(wave)
     figure = new_picture(1.0 + 0.9 * len(samples), f"waveform, {samples.shape[1] / rate:.2f} s", title)
@@ -69,8 +69,8 @@ def mel(
 ) -> Picture:
     """Mel spectrograms of (title, wave [C, N]), one row each, channels averaged, on one dB scale.
 
-    0 dB is the maximum over all of them; -80 dB and below is black. `seam` is one value for all waves or one
-    for each. Raises: as `players`, and ValueError for no items.
+    0 dB is the maximum over all of them; -80 dB and below is black. `seam`, the end of an audio prompt in
+    seconds, is one value for all waves or one for each. Raises: as `players`, and ValueError for no items.
     """
     if not items:
         raise ValueError("mel needs at least one (title, wave); got none")
@@ -101,8 +101,8 @@ def chroma(items: Sequence[tuple[str, Tensor]], rate: int) -> Picture:
     """Chromagrams (title, chroma [12, F]), one row each, such as a melody and the music that follows it.
 
     `rate` (Hz) is the sampling rate of the audio; frames are mgkit.melody.HOP samples apart. A dot marks the
-    strongest pitch class of each frame, the only part of the chroma used for conditioning. Raises: ValueError
-    for another shape or no items.
+    strongest pitch class of each frame: this is what a melody model is conditioned on. Raises: ValueError for
+    another shape or no items.
     """
     if not items:
         raise ValueError("chroma needs at least one (title, chroma [12, F]); got none")
@@ -141,8 +141,8 @@ def tokens(codes: Tensor, title: str = "", size: int = 2048) -> Picture:
 def pattern(codes: Tensor, frames: int = 10, channels: int = 1, step: int | None = None) -> Picture:
     """The first `frames` of codes [K, T], and their delay pattern [K, S], the transformer's order.
 
-    Colour is the frame; grey is the special token. With `step`, only the tokens generated up to that step are
-    shown, and the step is outlined. Raises: ValueError for another shape.
+    The colour shows the frame; grey is the special token. With `step`, only the tokens generated up to that
+    step are shown, and the step is outlined. Raises: ValueError for another shape.
     """
     codes = _one_sample(codes)[:, :frames]
     alt = f"{len(codes)} codebooks of tokens, and their delay pattern"
@@ -309,7 +309,7 @@ def bars(before: Tensor, after: Tensor, chosen: int, title: str = "", count: int
 
 
 def curves(items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: str = "") -> Picture:
-    """(title, values [T]) over time, `rate` values per second: raw (pale), and smoothed over half a second.
+    """Values over time, (title, values [T]), `rate` per second: raw (pale), and smoothed over half a second.
 
     `label` names the quantity and its unit. Raises: ValueError for no items, another shape or no values.
     """

@@ -176,8 +176,8 @@ def index(cards: list[Card]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>mgkit: the notebooks</title>'
         f"<style>{STYLE}</style></head><body><main><header><h1>mgkit: the notebooks</h1>"
-        "<p>MusicGen, plain enough to teach from. Each notebook answers one question, and produced all audio "
-        "and pictures on its page. The pages work without a network or a kernel.</p></header>"
+        "<p>MusicGen, plain enough to teach from. Each notebook answers one question; all audio and pictures "
+        "on its page are its output. The pages work without a network or a kernel.</p></header>"
         f'<div class="cards">\n{chr(10).join(body)}\n</div></main></body></html>\n'
     )
 

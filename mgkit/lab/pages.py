@@ -66,7 +66,7 @@ def player(
 
     The audio is 16-bit FLAC: lossless, half the size of WAV, supported by all browsers since 2017. Samples
     beyond ±1 clip, and the caption reports it. `seam` (seconds) marks the end of an audio prompt in the
-    thumbnail. `level` is the amplitude filling the thumbnail's height (default: the wave's peak). `title`
+    thumbnail. `level` is the amplitude that fills the thumbnail's height (default: the wave's peak). `title`
     is escaped. `loop` repeats playback. The browser's own menu downloads the file; a `manifest` is embedded
     in it for `audio.read_manifest`.
 

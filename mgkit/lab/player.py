@@ -43,7 +43,7 @@ except ImportError:
 SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 # Seconds of a live piece kept in memory.
 HISTORY = 600.0
-# Times real time: slower generation must be buffered before playback; as in player.js.
+# Speed in multiples of real time: below it, music is buffered before playback. player.js has the same value.
 MARGIN = 1.1
 NEEDS = (
     "needs the package <code>anywidget</code>: <code>pip install anywidget</code>, then restart the kernel"
@@ -109,9 +109,8 @@ class LivePlayer(Widget):
         live.push(wave)
         live.finish()
 
-    Playback starts once enough is buffered to continue without a stall, and the status line reports the wait:
-    if generation is slower than real time, the buffer must hold the share of `seconds` by which it would fall
-    behind.
+    Playback starts once enough is buffered to continue without a stall, and the status line reports the wait.
+    The slower the generation is than real time, the larger the part of `seconds` that must be buffered.
 
     The browser reports, in traits to `observe`: `started` (Play was pressed, and the piece has not ended),
     `played` (seconds), `underruns` (number of stalls), `discontinuities` (joins not exact to the
@@ -251,11 +250,11 @@ class LivePlayer(Widget):
     # --- inside --------------------------------------------------------------------------------------------
 
     def _clear(self) -> None:
-        # Start in samples, and samples int16 [C, n].
+        # Of each chunk, the position of its first sample, and its samples, int16 [C, n].
         self._chunks: deque[tuple[int, np.ndarray]] = deque()
         self._pushed, self._finished = 0, False
         self._music = self._work_time = 0.0
-        # When the work on the next chunk began, 0 if unknown.
+        # Time at which the work on the next chunk began, 0 if unknown.
         self._since = 0.0
 
     def _measure(self, seconds: float) -> None:

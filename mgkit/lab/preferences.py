@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mgkit.lab.drawing import GIVEN, NEW, OTHER, Picture, new_picture
 
-# `a` and `b` are the names of the clips behind the letters. `pair` is the digest of question and clips, so
-# that an answer belongs to the exact audio.
+# `a` and `b` are the names of the clips that were played as A and B. `pair` is the digest of question and
+# clips, so that an answer belongs to the exact audio.
 COLUMNS = (
     *("time", "listener", "seed", "trial", "question", "item"),
     *("a", "b", "answer", "preferred", "comment", "pair"),

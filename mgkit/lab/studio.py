@@ -3,8 +3,9 @@
     Controls -> TakeRequest -> worker thread: load the model, stream the music -> Take -> takes, comparison
        Stop, or an interrupt of the kernel: the take is the part generated so far
 
-Everything works without a browser as well: `Studio().generate(prompt="calm piano")` is the Generate button
-and returns the take. Written to the API of ipywidgets 7.7, which Colab has; version 8 supports it too.
+A take is the result of one run: a piece of music with its request (see `takes`). Everything works without a
+browser as well: `Studio().generate(prompt="calm piano")` does what the Generate button does and returns the
+take. Written to the API of ipywidgets 7.7, which Colab has; version 8 supports it too.
 """
 
 import html
@@ -67,7 +68,7 @@ class Progress(HBox):
 
 
 class Studio(VBox):
-    """The panel. `takes` holds all takes in order; none is ever replaced.
+    """The panel. `takes` has the takes of all runs in order; none is ever replaced.
 
     `controls` holds the inputs by name. `set(seed=3)` assigns one, `generate(prompt="calm piano", seed=3)`
     assigns and runs.
@@ -136,10 +137,10 @@ class Studio(VBox):
             self._stop.set()
 
     def wait(self) -> None:
-        """Return when no run is in progress. Ctrl-C (or an interrupt) stops the run; a second, the wait."""
+        """Return when no run is in progress. Ctrl-C (or an interrupt) stops the run, a second the wait."""
         while not self._idle.is_set():
             try:
-                # Not a join of the thread: interrupted, it takes the thread for dead (Python 3.11).
+                # Not Thread.join: after an interrupt, it considers the thread dead (Python 3.11).
                 self._idle.wait(TICK)
             except KeyboardInterrupt:
                 if self._stop.is_set():
@@ -186,7 +187,7 @@ class Studio(VBox):
 
     def _load(self, name: str) -> MusicGen:
         if self._loaded != name or self._model is None:
-            # The old model goes first, so that both are never in memory together.
+            # The old model is released first, so that the two are never in memory together.
             self._model = None
             self.progress.status.value = f"loading {name} …"
             self._model = MusicGen.get_pretrained(name)

@@ -7,10 +7,10 @@ regression.
     key at chroma frame j   ~  cos and sin of w j        --+-> attention is largest at j = s / 6.4
 
 To follow a melody, step s must attend to the chroma frame of the same time. Chroma frames are 6.4 times
-longer than steps, and a text of any length comes between them. Training alone finds this too slowly on a
-small computer: after hours the melody was followed for half a second. Positions are sinusoids, so one linear
-map of the queries and one of the keys are enough, and ridge regression on the layer's inputs gives both in
-closed form. Training starts from there.
+longer than steps, and a text of any length comes between them. Training alone learns this too slowly on a
+small computer: after hours, the model followed the melody for the first half second only. Positions are
+sinusoids, so one linear map of the queries and one of the keys are enough, and ridge regression on the
+layer's inputs gives both in closed form. Training starts from there.
 """
 
 import torch
@@ -78,7 +78,7 @@ def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor)
         attention.q_proj.weight[head] = scale * ridge(inputs[:, prefix:].flatten(0, 1), queries.flatten(0, 1))
         attention.k_proj.weight[head] = scale * ridge(flat, keys.flatten(0, 1))
         attention.v_proj.weight[head][:12] = ridge(flat, values.flatten(0, 1))
-        # The head adds nothing to the residual stream yet: training finds its use.
+        # The head adds nothing to the residual stream yet: what it adds is learned in training.
         attention.out_proj.weight[:, head] = 0
         fractions.append(_attention_near(attention, inputs, head, prefix, pads, now, frames))
     return fractions

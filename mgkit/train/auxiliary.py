@@ -6,10 +6,10 @@ Axes: B batch, T frames, D width, Q labels of a frame.
     residual stream [B, T, D] -> `AuxiliaryHead` -> cross-entropy of the labels
 
 Codes are mostly noise to a small model, and their gradient hardly connects "d minor" in a caption with notes:
-without this head the model followed its captions for one second. The labels are exact, because the composer
-knows every note. To predict them, the lower layers learn to propagate the caption, count beats and recognize
-harmony, and the upper layers build on it. The head is used in training only; the released model does not
-contain it.
+without this head, the model followed its captions for the first second only. The labels are exact, because
+the composer knows every note. To predict them, the lower layers learn to propagate the caption, count beats
+and recognize harmony, and the upper layers build on this. The head is used in training only; the released
+model does not contain it.
 """
 
 import torch

@@ -32,9 +32,9 @@ CROPS = (Crop(1.0, 1, False), Crop(0.2, 4, False), Crop(1.0, 1, False), Crop(0.4
 
 # Matches captions with a tempo or a key.
 TEMPO_OR_KEY = re.compile(r"\d|major|minor", re.IGNORECASE)
-# Mean lengths, in frames, of the own and the foreign segments of a corrupted history
+# Mean lengths, in frames, of the segments of a corrupted history: the clip's own, and another clip's
 MEAN_OWN, MEAN_FOREIGN = 60, 30
-# Frames before the first foreign segment, if the caption names neither key nor tempo
+# Frames before the first segment of another clip, if the caption names neither key nor tempo
 MIN_OWN = 100
 
 
@@ -166,7 +166,7 @@ class Batches:
         return Batch(codes, history, captions, melody * keep_melody[:, None], keep_caption, labels)
 
     def rows(self, step: int) -> np.ndarray:
-        """Clip numbers of a batch, from passes over all clips that are each shuffled anew."""
+        """Numbers of the clips of a batch; each pass over all clips has an order of its own."""
         factors = [crop.factor for crop in CROPS]
         rounds, turn = divmod(step, len(CROPS))
         first = self.size * (rounds * sum(factors) + sum(factors[:turn]))

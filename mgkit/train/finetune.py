@@ -39,7 +39,7 @@ from mgkit.train.parallel import Processes, autocast, backward
 from mgkit.train.tokens import digest
 
 PAGE_CAPTIONS = 3  # captions on the page of samples
-FILES_TO_HOLD_OUT = 10  # from this number of files on, one in as many is held out whole
+FILES_TO_HOLD_OUT = 10  # with at least so many files, one in so many is held out as a whole
 MEASURE_EVERY = 50  # steps between validations, and between checkpoints
 
 
@@ -66,8 +66,9 @@ class TuneRun:
 
 
 def split(examples: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """(training, validation) examples: one file in ten is held out, or the last fifth of each if there are
-    fewer.
+    """(training, validation) examples: one file in ten is held out.
+
+    With fewer than FILES_TO_HOLD_OUT files, the last fifth of each is held out.
     """
     if len(examples) < FILES_TO_HOLD_OUT:
         return [_fifths(e, 0, 4) for e in examples], [_fifths(e, 4, 5) for e in examples]
@@ -185,7 +186,7 @@ class TuneLearner:
         self.ema.weights = state["average"]
 
     def save(self, out: Path) -> None:
-        """Writes `out`/model: the averaged weights in float16, and a model card with their origin."""
+        """Write `out`/model: the averaged weights in float16, and a model card with their origin."""
         with self.ema.swapped_into(self.parameters):
             self.model.save_pretrained(str(out / "model"), torch.float16)
         (out / "model" / "README.md").write_text(model_card(self.model), encoding="utf-8")
@@ -247,7 +248,7 @@ def sample(model: MusicGen, recordings: list[Recording]) -> list[tuple[str, Tens
 
 
 def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Metrics, Metrics]:
-    """(fine-tuned model, metrics before, metrics after). Writes into `out`, resuming a stopped run there.
+    """(fine-tuned model, metrics before, metrics after). Writes into `out` and resumes a stopped run there.
 
     Raises: ValueError or FileNotFoundError for an unusable folder, and if `out` holds a run with other
     settings.
@@ -289,7 +290,7 @@ def write_page(
     start: Metrics,
     end: Metrics,
 ) -> None:
-    """Writes `out`/index.html with samples of the first captions before and after."""
+    """Write `out`/index.html with samples of the first captions before and after."""
     items: list[str | figures.Player] = [
         f"Validation loss in nats per token: {start['valid_text']:.3f} before, {end['valid_text']:.3f} "
         f"after. Licence of the weights: {tuned.licence}."

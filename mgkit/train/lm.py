@@ -8,9 +8,9 @@ Axes: B batch, K codebooks, T frames, F chroma frames, Q auxiliary losses.
 
 The run, in order: pretrain the text encoder on the attributes in the captions (attributes.py); initialize
 heads that follow the melody (--align, align.py); then take gradient steps on batches of crops (batches.py),
-with Muon for the matrices of the transformer and AdamW for everything else. The result is an exponential
-moving average of the weights. Conditions are dropped at random for classifier-free guidance, exactly as in
-generation: zeros for the text, pitch class 0 for the melody.
+with Muon (muon.py) for the matrices of the transformer and AdamW for everything else. The result is an
+exponential moving average of the weights (ema.py). Conditions are dropped at random for classifier-free
+guidance, exactly as in generation: zeros for the text, pitch class 0 for the melody.
 
 Left out: gradient accumulation, sharded optimizers, and loss scaling, which bfloat16 does not need.
 """
@@ -77,7 +77,7 @@ class LMRun:
     text_steps: int = 400
     steps: int | None = None
     minutes: float | None = 36.0
-    # An even number on a single CPU, where each half gets a thread; a multiple of the number of processes
+    # Clips per step: an even number on a CPU, where each half gets a thread; a multiple of the processes
     batch: int = 6
     lr: float = 2e-3
     # Learning rate of T5 relative to `lr`. At the full rate T5 collapses to one vector for all captions

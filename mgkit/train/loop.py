@@ -4,7 +4,7 @@
     checkpoint.pt    state of the run; replaced as a whole
     log.csv, .png    history of its metrics
 
-A learner holds one model and its optimizer. `train` calls it until the budget is used up. Ctrl-C or SIGTERM
+A learner has one model and its optimizer. `train` calls it until the budget is used up. Ctrl-C or SIGTERM
 ends the run after the current step and saves it; the same command resumes it.
 """
 
@@ -48,7 +48,7 @@ class Learner(Protocol):
     """A model in training."""
 
     def step(self, step: int, lr: float) -> Metrics:
-        """Updates the model with batch number `step`; returns training metrics."""
+        """Update the model with batch number `step` and return training metrics."""
 
     def measure(self) -> Metrics:
         """Metrics on validation data."""
@@ -57,10 +57,10 @@ class Learner(Protocol):
         """Complete state, for resuming."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a state."""
+        """Restore a state."""
 
     def save(self, out: Path) -> None:
-        """Writes the trained model into the run's folder."""
+        """Write the trained model into the run's folder."""
 
 
 def learning_rate(peak: float, progress: float, warmup: float = 0.02) -> float:
@@ -76,11 +76,11 @@ def learning_rate(peak: float, progress: float, warmup: float = 0.02) -> float:
 
 
 def train(run: Run, out: str | Path, learner: Learner, *, lr: float, measure_every: int) -> Metrics:
-    """Trains until `run.steps` or `run.minutes` are used up; returns the last validation metrics.
+    """Train until `run.steps` or `run.minutes` are used up and return the last validation metrics.
 
-    Resumes from `out`/checkpoint.pt if there is one. With `steps`, a resumed run ends exactly like an
-    uninterrupted one; with `minutes`, the learning rate follows the clock. Validates and saves every
-    `measure_every` steps.
+    A run resumes from `out`/checkpoint.pt if there is one. With `steps`, a resumed run ends exactly like an
+    uninterrupted one; with `minutes`, the learning rate follows the clock. Every `measure_every` steps, the
+    model is validated and saved.
 
     Raises: ValueError for an invalid budget, or if `out` holds a run with other settings; FloatingPointError
     if the loss is NaN or infinite.
@@ -181,7 +181,7 @@ class Loop:
         self.progress.record(self.progress.validation)
 
     def interrupted(self, stop: threading.Event) -> bool:
-        """Whether any process was asked to stop; all adopt the clock of process 0 and stop together."""
+        """Whether any process was asked to stop. All take the clock of process 0, to stop together."""
         progress, processes = self.progress, self.processes
         if processes.size == 1:
             return stop.is_set()
@@ -191,7 +191,7 @@ class Loop:
         return stops > 0
 
     def resume(self) -> None:
-        """Restores `out`/checkpoint.pt if there is one."""
+        """Restore `out`/checkpoint.pt if there is one."""
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return
@@ -208,7 +208,7 @@ class Loop:
             ) from error
 
     def save(self) -> None:
-        """Writes checkpoint, history and model; only process 0 does."""
+        """Write checkpoint, history and model, in process 0 only."""
         if self.processes.rank > 0:
             return
         progress = self.progress
@@ -238,7 +238,7 @@ def _postfix(progress: Progress) -> dict[str, str]:
 
 
 def claim(out: Path, run: Run) -> None:
-    """Writes `run` to `out`/run.json, creating the folder.
+    """Write `run` to `out`/run.json, creating the folder.
 
     Raises: ValueError if the folder holds a run with other settings, listing the differences.
     """

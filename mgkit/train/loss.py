@@ -56,7 +56,7 @@ def losses(lm: LM, codes: Tensor, condition: Condition, history: Tensor | None =
 
 
 def codebook_losses(lm: LM, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy [K] of `targets` [B, K, S], predicted from the normed output `hidden` [B, S, D]."""
+    """Mean cross-entropy [K] of `targets` [B, K, S], predicted from `hidden` [B, S, D] of `lm`."""
     special, each = lm.config.special, []
     # One codebook at a time: stacking the logits of all of them takes a tenth longer.
     for k, head in enumerate(lm.heads):

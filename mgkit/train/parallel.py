@@ -2,8 +2,8 @@
 
     accelerate launch --multi_gpu --num_processes 2 -m mgkit train lm …
 
-starts two processes, on GPUs if there are any and on the CPU otherwise. (With `--cpu`, Accelerate starts only
-one, whatever the number asked for.)
+This command starts two processes, on GPUs if there are any and on the CPU otherwise. (With `--cpu`,
+Accelerate starts only one, whatever the number asked for.)
 """
 
 import os
@@ -58,13 +58,13 @@ class Processes:
 
     @torch.no_grad()
     def broadcast(self, parameters: Sequence[Tensor]) -> None:
-        """Overwrites the parameters of every process with those of process 0."""
+        """Overwrite the parameters of every process with those of process 0."""
         values = self.all_reduce([p if self.rank == 0 else torch.zeros_like(p) for p in parameters])
         for parameter, value in zip(parameters, values, strict=True):
             parameter.copy_(value)
 
     def barrier(self) -> None:
-        """Blocks until every process gets here."""
+        """Wait until every process gets here."""
         self.all_reduce([torch.zeros(1, device=self.device)])
 
 
@@ -74,7 +74,7 @@ def backward(
     parameters: Sequence[nn.Parameter],
     processes: Processes,
 ) -> Tensor:
-    """Sets `.grad` to the gradient of the mean loss over all shards; returns the mean loss [...].
+    """Set `.grad` to the gradient of the mean loss over all shards and return that loss [...].
 
     Each shard runs in a thread of its own: on a CPU, two threads with separate operations are faster than two
     threads sharing every operation and synchronizing after it. With several processes, each one takes a

@@ -66,7 +66,7 @@ class ReinforceRun(LMRun):
 
 
 class Prompt(NamedTuple):
-    """A caption, the number and tempo of its clip, and the number of the clip's frames to continue from."""
+    """A caption, the number and tempo of its clip, and how many of the clip's frames the samples continue."""
 
     text: str
     row: int
