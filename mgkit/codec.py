@@ -3,7 +3,7 @@
 Axes: B batch, C channels, K codebooks per channel, T frames, N samples, W width, D latent width.
 
     wave [B, 1, N]  -> encoder -> latents [B, D, T] -> residual quantization -> codes [B, K, T]
-    codes [B, K, T] -> sum of codewords [B, D, T]   -> decoder               -> wave [B, 1, T * hop]
+    codes [B, K, T] -> sum of entries [B, D, T]     -> decoder               -> wave [B, 1, T * hop]
 
 A frame is `hop` samples: 640, or 20 ms, at 32 kHz. Stereo is coded as two mono waves whose codebooks
 alternate: 1L 1R 2L 2R …
@@ -134,7 +134,7 @@ def seanet_decoder(config: CodecConfig) -> nn.Sequential:
 class Quantizer(nn.Module):
     """Residual vector quantization: each codebook codes the error left by the codebooks before it.
 
-    latents -> nearest codeword of book 0 -> residual -> nearest codeword of book 1 -> residual -> …
+    latents -> nearest entry of codebook 0 -> residual -> nearest entry of codebook 1 -> residual -> …
     """
 
     def __init__(self, config: CodecConfig):
@@ -147,7 +147,7 @@ class Quantizer(nn.Module):
         residual, codes = latents.transpose(1, 2), []
         for book in self.codebooks[:keep]:
             flat = residual.reshape(-1, residual.shape[-1])
-            # ||x - e||^2 expanded as in the reference: another order of sums would break ties differently
+            # ||x - e||^2 expanded as in audiocraft: another order of sums would break ties differently
             distance = (
                 flat.pow(2).sum(1, keepdim=True) - 2 * flat @ book.t() + book.t().pow(2).sum(0, keepdim=True)
             )

@@ -19,7 +19,7 @@ from mgkit.generate import Settings
 from mgkit.prompts import parse_descriptions, parse_texts, plain
 from mgkit.request import Request, parse_seeds
 
-SAMPLE = 4096  # about as many values of each tensor enter the fingerprint
+SAMPLE = 4096  # values of each tensor that enter the fingerprint, approximately
 WINDOW = 4096  # most chroma frames of a window: nine minutes
 
 

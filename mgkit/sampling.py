@@ -4,9 +4,9 @@ Axes: B batch, K codebooks, V codebook size.
 
     logits -> mix -> guide -> probabilities(temperature, top-k or top-p) -> draw -> token
 
-A token is drawn as argmax(p / e) with e ~ Exp(1), which is also how `torch.multinomial` works inside. Each
-sample has its own generator and draws the same amount of noise at every step, so its tokens depend neither on
-the other samples of the batch nor on the settings of earlier steps.
+A token is drawn as argmax(p / e) with e ~ Exp(1), as `torch.multinomial` does internally. Each sample has its
+own generator and draws the same amount of noise at every step, so its tokens depend neither on the other
+samples of the batch nor on the settings of earlier steps.
 """
 
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ def play(piece: Piece, title: str = "", seconds: float = 10.0) -> figures.Player
 
 
 def page(path: str | Path, pieces: int = 10, first_seed: int = 0) -> Path:
-    """HTML page at `path` of so many pieces: attributes, captions, piano roll and players."""
+    """HTML page at `path` with attributes, captions, piano roll and players of each of `pieces` pieces."""
     items: list[str | figures.Player | figures.Picture] = []
     for seed in range(first_seed, first_seed + pieces):
         piece = compose(seed)

@@ -24,7 +24,7 @@ from mgkit.evals import metrics
 from mgkit.evals.metrics import Wave
 from mgkit.train.codec import mel_distances, si_sdr
 
-# First seeds of the pieces which are not prompts.
+# First seeds of the pieces that no prompt describes.
 REFERENCE_SEED, CLASSIFIER_SEED = FIRST_TEST_SEED + 200_000, FIRST_TEST_SEED + 100_000
 KEY_NAMES = ("c", "c sharp", "d", "e flat", "e", "f", "f sharp", "g", "a flat", "a", "b flat", "b")
 

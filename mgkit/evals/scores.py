@@ -23,7 +23,7 @@ from mgkit.evals.shards import Measurements
 
 T = TypeVar("T")
 
-# Lead instruments which are musicnn tags as well.
+# Lead instruments that are also musicnn tags.
 TAGGED_LEADS = ("piano", "guitar", "violin", "cello", "flute", "sitar")
 # Columns.
 CEILING, ROUND_TRIP = "renders (ceiling)", "codec round trip"

@@ -39,7 +39,7 @@ from mgkit.train.parallel import Processes, autocast, backward
 from mgkit.train.tokens import digest
 
 PAGE_CAPTIONS = 3  # captions on the page of samples
-FILES_TO_HOLD_OUT = 10  # with at least so many files, one in so many is held out as a whole
+FILES_TO_HOLD_OUT = 10  # with ten files or more, one in ten is held out as a whole
 MEASURE_EVERY = 50  # steps between validations, and between checkpoints
 
 

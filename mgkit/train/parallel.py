@@ -3,7 +3,7 @@
     accelerate launch --multi_gpu --num_processes 2 -m mgkit train lm …
 
 This command starts two processes, on GPUs if there are any and on the CPU otherwise. (With `--cpu`,
-Accelerate starts only one, whatever the number asked for.)
+Accelerate starts only one, whatever `--num_processes` says.)
 """
 
 import os
