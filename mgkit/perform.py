@@ -118,10 +118,11 @@ def request_frames(
     model: Model, request: Request, on_step: OnStep | None = None, stop: Stop | None = None
 ) -> Iterator[Tensor]:
     """Yield the new frames [B, K] of the request; samples with different windows run independently."""
+    # The samples of each plan: a group shares its forward passes, and the groups take turns, frame by frame.
     groups: dict[tuple[Window, ...], list[int]] = {}
     for i, own in enumerate(request.plans):
         groups.setdefault(tuple(own), []).append(i)
-    vectors = encode_request(model, request)  # now: a text too long is refused before the first step
+    vectors = encode_request(model, request)  # now, so that a text too long is refused before the first step
     total, done = sum(count_steps(model.lm, plan) for plan in groups), count(1)
     step = on_step and (lambda *_: on_step(next(done), total))
     parts = []

@@ -156,6 +156,7 @@ class LiveSession(Session):
         return True
 
     def _conditions(self, window: Window) -> Guidance:
+        """The conditions of the next window; what `manifests` needs is updated, or dropped after a day."""
         self.end = window.end
         if window.end > DAY * self.model.frame_rate:
             self.replayable = False

@@ -38,7 +38,10 @@ class Match(NamedTuple):
 
 
 def longest_matches(generated: np.ndarray, training: np.ndarray) -> list[Match]:
-    """For each row of `generated` [n, T], the longest run which also occurs in `training` [M, T'].
+    """For each row of `generated` [n, T], the longest run that also occurs in `training` [M, T'].
+
+    Lengths are tried in rising order, all runs of one length at once by their hashes; a row is finished at
+    the first length of which it shares no run.
 
     >>> longest_matches(np.array([[9, 1, 2, 3, 9]]), np.array([[0, 0, 0, 0, 0], [0, 1, 2, 3, 0]]))
     [Match(length=3, start=1, clip=1, clip_start=1)]
@@ -100,7 +103,7 @@ def _token_counts(codes: np.ndarray, size: int) -> np.ndarray:
 def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -> Items:
     """Items of a page about the first `count` held-out prompts: three paragraphs of summary, then each clip.
 
-    Raises: FileNotFoundError or ValueError for a folder of clips or tokens which is missing, incomplete or of
+    Raises: FileNotFoundError or ValueError for a folder of clips or tokens that is missing, incomplete or of
     another rate, and ValueError for tokens of another codec than the model's.
     """
     model = shards.load_model(name)
