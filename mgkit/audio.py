@@ -19,6 +19,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from mgkit import decoding
 from mgkit.files import replace_file as replace_file
 
 Strategy = Literal["loudness", "peak", "rms", "clip"]
@@ -37,6 +38,8 @@ FORMATS = {
     ".ogg": ("OGG", "VORBIS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+CHANNELS = 8  # of a file, at most: 7.1 surround
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -45,32 +48,32 @@ FORMATS = {
 def read(path: str | os.PathLike) -> tuple[Tensor, int]:
     """Wave [C, N] and sample rate of a WAV, FLAC, OGG or MP3 file, or any other format of soundfile.
 
-    Raises: FileNotFoundError; ValueError if the file is not audio or empty.
+    With PyAV (`pip install av`), also of m4a, AAC, WebM and WMA files.
+
+    Raises: FileNotFoundError; ValueError if the file is not audio, damaged or empty.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    return _decode(path, str(path))
+    _parse_file(path)
+    with open(path, "rb") as file:
+        return decoding.decode(file, str(path))
 
 
 def decode(content: bytes, name: str) -> tuple[Tensor, int]:
     """Wave [C, N] and sample rate of an audio file's bytes, such as an upload; `name` is for error messages.
 
-    Raises: ValueError if the content is not audio or empty.
+    Raises: ValueError if the content is not audio, damaged or empty.
     """
-    return _decode(io.BytesIO(content), name)
+    return decoding.decode(io.BytesIO(content), name)
 
 
-def _decode(file: str | os.PathLike | io.BytesIO, name: str) -> tuple[Tensor, int]:
-    try:
-        data, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError) as error:
-        reason = getattr(error, "error_string", error)
-        raise ValueError(
-            f"{name!r} is not audio that can be read (WAV, FLAC, OGG or MP3): {reason}"
-        ) from None
-    if len(data) == 0:
-        raise ValueError(f"{name!r} contains no samples")
-    return torch.from_numpy(np.ascontiguousarray(data.T)), rate
+def _parse_file(path: str | os.PathLike) -> Path:
+    """`path`. Raises: FileNotFoundError; ValueError unless it is a regular file: reading a pipe may hang."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device, a pipe or a socket"
+        raise ValueError(f"{str(path)!r} is {kind}; give the name of an audio file")
+    return path
 
 
 def write(
@@ -94,15 +97,15 @@ def write(
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for {path.name}")
-    rate = int(parse_rate(rate))
+    try:
+        rate = int(parse_rate(rate, path.suffix.lower()))
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be written: {error}") from None
     samples = normalize(as_wave(wave), rate, strategy).clamp(-1, 1)
     try:
         content = encode(samples, rate, path.suffix.lower(), manifest and {**manifest, "strategy": strategy})
-    # MP3 supports a few sample rates only
     except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"{path} cannot be written at {rate} Hz ({error.error_string}); use .wav or .flac"
-        ) from None
+        raise ValueError(f"{path} cannot be written at {rate} Hz ({error.error_string}); use .wav") from None
     return replace_file(path, lambda draft: draft.write_bytes(content))
 
 
@@ -113,8 +116,14 @@ def encode(
 
     `compression` of MP3 and OGG is from 0 (the highest bit rate, in MP3 a constant one) to below 1 (lowest).
     Encoding to memory keeps a full disk from going unnoticed inside libsndfile.
+
+    Raises: ValueError for a sample rate that the format does not support.
     """
-    buffer, data, (format, subtype) = io.BytesIO(), wave.cpu().numpy().T, FORMATS[extension]
+    rate = int(parse_rate(rate, extension))
+    buffer, data, (format, subtype) = io.BytesIO(), wave.detach().cpu().numpy().T, FORMATS[extension]
+    if subtype == "PCM_16":
+        # libsndfile rounds down in WAV files, which shifts the mean by half a step
+        data = np.rint(data.astype(np.float32) * 32768).clip(-32768, 32767).astype(np.int16)
     comment = json.dumps(manifest) if manifest else ""
     mode = "CONSTANT" if format == "MP3" and compression is not None else None
     options = {"format": format, "compression_level": compression, "bitrate_mode": mode}
@@ -135,13 +144,11 @@ def read_manifest(path: str | os.PathLike) -> dict:
 
     Raises: FileNotFoundError; ValueError if the file has no manifest.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    path = _parse_file(path)
     try:
-        comment = _riff_comment(path) if path.suffix.lower() == ".wav" else soundfile.SoundFile(path).comment
-        manifest = json.loads(comment)
-    except (soundfile.LibsndfileError, TypeError, ValueError):
+        manifest = json.loads(_riff_comment(path) if path.suffix.lower() == ".wav" else _comment(path))
+    # json: a text nested too deeply
+    except (soundfile.LibsndfileError, TypeError, ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or "mgkit" not in manifest:
         raise ValueError(
@@ -159,6 +166,12 @@ def _with_riff_comment(wav: bytes, comment: str) -> bytes:
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
+def _comment(path: Path) -> str:
+    """The comment of a FLAC, OGG or MP3 file."""
+    with soundfile.SoundFile(path) as file:
+        return file.comment
+
+
 def _riff_comment(path: Path) -> str:
     """The comment at the end of a WAV file."""
     data = path.read_bytes()
@@ -169,10 +182,11 @@ def _riff_comment(path: Path) -> str:
 # --- waves ------------------------------------------------------------------------------------------------
 
 
-def as_wave(samples: Tensor | np.ndarray, name: str = "the wave") -> Tensor:
+def as_wave(samples: Tensor | np.ndarray, name: str = "the wave", channels: int = 2) -> Tensor:
     """Float32 wave [C, N] of samples [C, N], or [N] for mono; `name` is for error messages.
 
-    Raises: ValueError for integers, another shape, more than two channels, no samples, NaN or infinity.
+    Raises: ValueError for integers, another shape, more channels than `channels`, no samples, NaN or
+    infinity.
     """
     if not isinstance(samples, Tensor | np.ndarray):
         raise ValueError(
@@ -185,8 +199,13 @@ def as_wave(samples: Tensor | np.ndarray, name: str = "the wave") -> Tensor:
         )
     if wave.dim() == 1:
         wave = wave[None]
-    if wave.dim() != 2 or wave.shape[0] not in (1, 2):
-        raise ValueError(f"{name} has shape {list(wave.shape)}; it must be [1 or 2 channels, samples]")
+    if wave.dim() != 2 or not 1 <= wave.shape[0] <= channels:
+        several = wave.dim() == 2 and 2 < len(wave) <= CHANNELS
+        advice = ": audio.to_channels(wave, 1) averages them" if several else ""
+        allowed = "1 or 2" if channels == 2 else f"1 to {channels}"
+        raise ValueError(
+            f"{name} has shape {list(wave.shape)}; it must be [{allowed} channels, samples]{advice}"
+        )
     if wave.shape[-1] == 0:
         raise ValueError(f"{name} contains no samples")
     if not wave.isfinite().all():
@@ -194,10 +213,31 @@ def as_wave(samples: Tensor | np.ndarray, name: str = "the wave") -> Tensor:
     return wave.detach().float()
 
 
-def parse_rate(rate: float) -> float:
-    """`rate` itself. Raises: ValueError unless it is a sample rate in Hz, from 1 kHz to 1 MHz."""
+def parse_rate(rate: float, extension: str = "") -> float:
+    """`rate` itself, in Hz.
+
+    Raises: ValueError unless it is from 1 kHz to 1 MHz and, with an `extension`, supported by that format.
+    """
     if not isinstance(rate, Real) or not 1e3 <= rate <= 1e6:
         raise ValueError(f"the sample rate is {rate!r}; it must be a number of Hz, such as 44100")
+    if not extension:
+        return rate
+    # FLAC: what a frame's header can state. OGG: above, libsndfile frees memory twice.
+    supported = {
+        ".wav": (True, "any"),
+        ".flac": (
+            rate <= 65535 or rate % 10 == 0 and rate <= 655350,
+            "up to 65535 Hz, or tens up to 655350 Hz",
+        ),
+        ".ogg": (rate <= 200000, "up to 200000 Hz"),
+        ".mp3": (rate in MP3_RATES, ", ".join(map(str, MP3_RATES))),
+    }
+    fits, rates = supported[extension]
+    if not fits or rate != int(rate):
+        raise ValueError(
+            f"the sample rate is {rate:.10g} Hz; {extension} supports whole numbers of Hz, {rates}: use "
+            ".wav, or audio.resample the wave"
+        )
     return rate
 
 
@@ -216,10 +256,15 @@ def resample(wave: Tensor, rate: int, to: int) -> Tensor:
 
 
 def to_channels(wave: Tensor, channels: int) -> Tensor:
-    """`wave` [C, N] with 1 channel (the mean) or 2 (mono duplicated)."""
-    if wave.shape[0] == channels:
+    """`wave` [..., C, N] with 1 channel (the mean of all) or 2 (mono duplicated, or the first two of more).
+
+    Source: audiocraft, `convert_audio_channels`.
+    """
+    if wave.shape[-2] == channels:
         return wave
-    return wave.mean(dim=0, keepdim=True) if channels == 1 else wave.expand(channels, -1)
+    if channels == 1:
+        return wave.mean(dim=-2, keepdim=True)
+    return wave.expand(*wave.shape[:-2], channels, -1) if wave.shape[-2] == 1 else wave[..., :channels, :]
 
 
 # --- levels -----------------------------------------------------------------------------------------------

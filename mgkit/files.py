@@ -1,4 +1,4 @@
-"""Whole files: written completely or not at all, one or several at once, even if the process is killed.
+"""Whole files: checked before the work, written completely or not at all, even if the process is killed.
 
 write -> folder/.draft-x7f2/{a.json, b.bin}      an interruption leaves the earlier files
 rename   folder/.complete-x7f2/{a.json, b.bin}   the one step that decides
@@ -6,52 +6,49 @@ move  -> folder/{a.json, b.bin}                  an interruption is made good by
 """
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> Path:
     """Write the file at `path` completely or not at all, and return its path.
 
-    `write` receives the path of a draft, which is renamed once it is complete: `replace_files` for one file.
+    `write` receives the path of a draft, which is renamed once it is complete; see `replace_files`. A link is
+    followed: the file that it points to is replaced, and the link stays.
+
+    Raises: ValueError if `path` is a device, a pipe or a socket; OSError as `replace_files`.
     """
     path = Path(path)
-    replace_files(path.parent, lambda drafts: write(drafts / path.name), path)
+    target = _target(path)
+    with _drafts(target.parent, path) as drafts:
+        write(drafts / path.name)
+        _keep_mode(drafts / path.name, target)
+        os.replace(drafts / path.name, target)
     return path
 
 
-def replace_files(
-    folder: str | os.PathLike,
-    write: Callable[[Path], object],
-    subject: str | os.PathLike | None = None,
-) -> None:
+def replace_files(folder: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Write several files of `folder`, replacing the earlier versions of all of them or of none.
 
     `write` receives a folder for drafts. After a failure, Ctrl-C included, the earlier versions are unchanged
     and the drafts are gone. Drafts have the final file names, because some writers choose the format by the
     extension; the umask applies, and a file that is replaced keeps its mode.
 
-    Raises: OSError about `subject` (default: `folder`) if the disk is full or read-only.
+    Raises: OSError if the disk is full or read-only.
     """
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".draft-") as drafts:
-            write(Path(drafts))
-            for draft in Path(drafts).iterdir():
-                _keep_mode(draft, Path(folder, draft.name))
-            if len(written := list(Path(drafts).iterdir())) == 1:
-                os.replace(written[0], Path(folder, written[0].name))
-            elif written:
-                finish(folder)
-                os.rename(drafts, drafts.replace(".draft-", ".complete-"))
-                finish(folder)
-    # torch.save reports a full disk as a RuntimeError
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise OSError(
-            f"could not write {subject or folder} ({reason}); "
-            "an earlier version, if there is one, is unchanged"
-        ) from error
+    with _drafts(Path(folder), Path(folder)) as drafts:
+        write(drafts)
+        for draft in drafts.iterdir():
+            _keep_mode(draft, Path(folder, draft.name))
+        if len(written := list(drafts.iterdir())) == 1:
+            os.replace(written[0], Path(folder, written[0].name))
+        elif written:
+            finish(folder)
+            os.rename(drafts, Path(folder, drafts.name.replace(".draft-", ".complete-")))
+            finish(folder)
 
 
 def finish(folder: str | os.PathLike) -> None:
@@ -65,7 +62,68 @@ def finish(folder: str | os.PathLike) -> None:
         complete.rmdir()
 
 
+def check_output(path: str | os.PathLike, size: float = 0) -> None:
+    """Check, before minutes of work, that `size` bytes can be written to `path`: name, folder, rights, space.
+
+    Raises: ValueError for a folder, a device, a pipe or a socket; OSError for the others.
+    """
+    path = Path(path)
+    try:
+        target = _target(path)
+        if not target.parent.is_dir():
+            raise FileNotFoundError(
+                f"the output's folder {str(target.parent)!r} does not exist; create it first"
+            )
+        free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        # without an error number, the sentence is this function's own
+        if error.errno is None:
+            raise
+        raise OSError(f"could not write {path} ({error.strerror}); choose another name or folder") from None
+    if free < size:
+        raise OSError(
+            f"{path} needs {size / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB left; free some space "
+            "or choose another folder"
+        )
+    with _drafts(target.parent, path) as drafts:
+        (drafts / path.name).touch()
+        (drafts / target.name).touch()
+
+
+def _target(path: Path) -> Path:
+    """The path of the regular file, existing or not, that `path` names or links to."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_dir():
+        raise ValueError(f"the output {str(path)!r} is a folder; give the name of a file")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"the output {str(path)!r} is a device, a pipe or a socket; give the name of a file")
+    return target
+
+
+@contextmanager
+def _drafts(folder: Path, subject: Path) -> Iterator[Path]:
+    """A private folder inside `folder`, removed at the end; failures become an OSError about `subject`."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".draft-") as drafts:
+            yield Path(drafts)
+    # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(
+            f"could not write {subject} ({reason}); an earlier version, if there is one, is unchanged"
+        ) from error
+
+
 def _keep_mode(draft: Path, earlier: Path) -> None:
     """Give a draft the mode of the file that it replaces; a link counts as its target."""
     if draft.is_file() and earlier.is_file():
         draft.chmod(earlier.stat().st_mode & 0o777)
+
+
+def printable(text: object) -> str:
+    r"""`text` for a terminal: control characters, which may move its cursor or recolor it, become escapes.
+
+    >>> print(printable("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

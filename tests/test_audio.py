@@ -123,6 +123,24 @@ def environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
+@pytest.mark.parametrize("ending", EXACT)
+def test_16_bit_files_are_rounded_to_the_nearest_step(tmp_path, ending):
+    wave = 0.85 * torch.linspace(-1, 1, 99_991)[None]
+    back, _ = audio.read(audio.write(tmp_path / f"a{ending}", wave, RATE, "clip"))
+    steps = 32768 * (back.double() - wave.double())
+    assert abs(steps.mean()) < 0.01 and steps.abs().max() <= 0.51
+    again, _ = audio.read(audio.write(tmp_path / f"b{ending}", back, RATE, "clip"))
+    assert torch.equal(again, back)
+
+
+@pytest.mark.parametrize("ending", EXACT)
+def test_full_scale_does_not_wrap_in_16_bits(ending):
+    wave = torch.tensor([[1.0, -1.0, 0.99999, -0.99999, 0.0, 1.5, -1.5]])
+    back, _ = audio.decode(audio.encode(wave, RATE, ending), "a")
+    top = 32767 / 32768
+    torch.testing.assert_close(back, torch.tensor([[top, -1, top, -1, 0, top, -1]]), atol=1e-7, rtol=0)
+
+
 # --- the manifest -----------------------------------------------------------------------------------------
 
 
@@ -260,6 +278,20 @@ def test_channels_are_averaged_or_duplicated():
     assert torch.equal(audio.to_channels(wave[:1], 2), torch.cat([wave[:1], wave[:1]]))
     for channels in (1, 2):
         assert torch.equal(audio.to_channels(wave[:channels], channels), wave[:channels])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("to", [1, 2])
+def test_channels_of_a_batch_are_mixed_within_each_sample_as_in_audiocraft(channels, to):
+    waves = noise(3 * channels, 50).view(3, channels, 50)
+    mixed = audio.to_channels(waves, to)
+    if to == 1:
+        expected = waves.sum(dim=1, keepdim=True) / channels
+    else:
+        expected = waves[:, [0, min(1, channels - 1)]]
+    torch.testing.assert_close(mixed, expected)
+    for wave, one in zip(waves, mixed):
+        torch.testing.assert_close(audio.to_channels(wave, to), one)
 
 
 # --- levels -----------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 import math
 import os
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from refusals import BAD_WAVES, GOOD, refusal
-from tiny import RATE
+from tiny import RATE, noise
 
 from mgkit import audio
 
@@ -50,6 +52,68 @@ def test_a_batch_is_not_written_to_one_file(tmp_path):
 def test_nothing_is_written_at_an_invalid_sample_rate(tmp_path, rate, strategy):
     refusal(lambda: audio.write(tmp_path / "a.wav", GOOD, rate, strategy), "sample rate", str(rate))
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "rates"),
+    [
+        (".ogg", (200_001, 384_000, 999_999)),
+        (".flac", (65_537, 96_001, 655_351, 1_000_000)),
+        (".mp3", (1000, 7999, 44_101, 96_000)),
+        (".wav", (44_100.5,)),
+    ],
+)
+def test_only_rates_of_the_format_are_written(tmp_path, ending, rates):
+    """libsndfile frees memory twice for OGG above 200 kHz, and writes FLAC files that it cannot read."""
+    for rate in rates:
+        name = f"a{ending}"
+        refusal(lambda name=name, rate=rate: audio.write(tmp_path / name, GOOD, rate), name, f"{rate} Hz")
+        refusal(lambda rate=rate: audio.encode(GOOD, rate, ending), f"{rate} Hz", ".wav")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "rates"),
+    [
+        (".ogg", (1000, 7999, 200_000)),
+        (".flac", (1000, 7999, 65_535, 96_000, 655_350)),
+        (".mp3", audio.MP3_RATES),
+        (".wav", (1000, 65_537, 1_000_000)),
+    ],
+)
+def test_every_rate_of_the_format_is_written_and_read(tmp_path, ending, rates):
+    for rate in rates:
+        path = audio.write(tmp_path / f"a{ending}", noise(2, 5000) / 10, rate, "peak")
+        assert audio.read(path)[1] == rate and audio.read(path)[0].shape == (2, 5000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_pipes_sockets_and_devices_are_not_opened(tmp_path):
+    """Opening a pipe without a writer would hang; replacing a device would break the system."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.wav"))
+        os.mkfifo(tmp_path / "pipe.wav")
+        (tmp_path / "link.wav").symlink_to("/dev/null")
+        for name in ("socket.wav", "pipe.wav", "link.wav"):
+            for call in (audio.read, audio.read_manifest, lambda path: audio.write(path, GOOD, RATE)):
+                refusal(
+                    lambda call=call, name=name: call(tmp_path / name), name, "a device, a pipe or a socket"
+                )
+    assert len(os.listdir(tmp_path)) == 3 and not Path("/dev/null").is_file()
+
+
+def test_a_sound_that_ends_early_is_damaged(tmp_path):
+    path = audio.write(tmp_path / "a.flac", noise(1, 5 * RATE), RATE)
+    path.write_bytes(path.read_bytes()[:100_000])
+    refusal(lambda: audio.read(path), "a.flac", "cut off or damaged", "again")
+
+
+def test_a_manifest_nested_too_deeply_is_refused(tmp_path):
+    wav = audio.write(tmp_path / "a.wav", GOOD, RATE, manifest={"mgkit": "0", "text": "x" * 100_000})
+    wav.write_bytes(
+        wav.read_bytes().replace(b'{"mgkit": "0"', b"[" * 13).replace(b"x" * 100_000, b"[" * 100_000)
+    )
+    refusal(lambda: audio.read_manifest(wav), "a.wav", "how it was made")
 
 
 def test_a_sample_rate_not_supported_by_mp3_is_refused(tmp_path):

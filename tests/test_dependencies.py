@@ -14,7 +14,21 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"files", "spectra", "delay", "sampling", "codec", "text", "lm", "hub", "readers", "prompts", "ranges"},
+    {
+        "files",
+        "mp3",
+        "spectra",
+        "delay",
+        "sampling",
+        "codec",
+        "text",
+        "lm",
+        "hub",
+        "readers",
+        "prompts",
+        "ranges",
+    },
+    {"decoding"},
     {"audio", "melody", "tensor_files", "variants"},
     {"condition", "layouts", "audiocraft_files"},
     {"generate", "model"},

@@ -11,15 +11,13 @@ Audio and images are embedded as `data:` URIs, so a page fetches nothing.
 """
 
 import html
-import io
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import soundfile
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -180,10 +178,5 @@ def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title:
 
 def _flac(samples: np.ndarray, rate: int, manifest: dict | None = None) -> bytes:
     """16-bit FLAC of `samples` [C, N], with the manifest in the tags read by `audio.read_manifest`."""
-    buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", int(rate), len(samples), "PCM_16", format="FLAC") as file:
-        if manifest:
-            file.software, file.license = "mgkit", manifest.get("licence", "")
-            file.comment = json.dumps({**manifest, "strategy": "clip"})
-        file.write(samples.T)
-    return buffer.getvalue()
+    stored = manifest and {**manifest, "strategy": "clip"}
+    return audio.encode(torch.from_numpy(samples), int(rate), ".flac", stored)
