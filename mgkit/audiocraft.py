@@ -219,12 +219,10 @@ class CompressionModel(View):
 
     def __init__(self, model: Model):
         super().__init__(model.codec)
+        config = model.codec.config
         self.sample_rate, self.frame_rate, self.channels = model.sample_rate, model.frame_rate, model.channels
-        self.cardinality, self.total_codebooks = (
-            model.codec.config.codebook_size,
-            model.codec.config.codebooks,
-        )
-        self.num_codebooks = model.channels * self.total_codebooks
+        self.cardinality, self.total_codebooks = config.codebook_size, config.codebooks
+        self.num_codebooks = model.channels * config.codebooks
 
     def encode(self, x: Tensor) -> tuple[Tensor, None]:
         """Codes [B, K, frames] of waves [B, C, N], and no scale, as MusicGen's codec does not normalize."""

@@ -487,6 +487,12 @@ def test_other_models_are_refused_by_name(name):
         exec("from mgkit.audiocraft import Nothing")
 
 
+def test_models_of_other_kinds_are_refused_before_they_are_downloaded():
+    for name in ("facebook/musicgen-style", "style", "facebook/magnet-small-10secs", "facebook/jasco-chords"):
+        with pytest.raises(ValueError, match="another model"):
+            MusicGen.get_pretrained(name)
+
+
 def test_silence_and_clips_too_short_for_a_loudness_are_written():
     """The reference writes NaN for silence under `peak`, and cannot measure less than 0.4 s."""
     for strategy in ("peak", "rms", "clip", "loudness", "none", ""):
