@@ -29,6 +29,8 @@ from mgkit.generate import Settings
 OTHER_MODELS = ("MultiBandDiffusion", "MAGNeT", "JASCO", "AudioSeal")
 PARAMS = ("use_sampling", "temp", "top_k", "top_p", "cfg_coef", "two_step_cfg", "cfg_coef_beta")
 Device: TypeAlias = str | torch.device | None
+Dtype: TypeAlias = torch.dtype | None
+File: TypeAlias = str | os.PathLike | None
 
 
 def __getattr__(name: str) -> Any:
@@ -273,11 +275,7 @@ class MusicGen(BaseGenModel):
 
     @staticmethod
     def get_pretrained(
-        name: str = "facebook/musicgen-melody",
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        lm: str | os.PathLike | None = None,
+        name: str = "facebook/musicgen-melody", device: Device = None, dtype: Dtype = None, *, lm: File = None
     ) -> "MusicGen":
         """Load a model by audiocraft's name or mgkit's; see `mgkit.MusicGen.get_pretrained`."""
         return MusicGen(musicgen.MusicGen.get_pretrained(name, device, dtype, lm=lm).model)
@@ -290,11 +288,7 @@ class AudioGen(BaseGenModel):
 
     @staticmethod
     def get_pretrained(
-        name: str = "facebook/audiogen-medium",
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        lm: str | os.PathLike | None = None,
+        name: str = "facebook/audiogen-medium", device: Device = None, dtype: Dtype = None, *, lm: File = None
     ) -> "AudioGen":
         """Load a model by audiocraft's name or mgkit's; see `mgkit.MusicGen.get_pretrained`."""
         return AudioGen(musicgen.MusicGen.get_pretrained(name, device, dtype, lm=lm).model)
