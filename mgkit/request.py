@@ -235,7 +235,7 @@ def parse_waves(waves: Waves, batch: int, what: str, melodies: bool = False) -> 
         parsed *= batch
     if len(parsed) != batch:
         raise ValueError(
-            f"{what} comes {len(parsed)} times for {batch} samples; give one, or one for each sample"
+            f"{what} has {len(parsed)} entries for {batch} samples; give one, or one for each sample"
         )
     return parsed
 

@@ -11,6 +11,8 @@ Attribute = str | int | bool | None
 
 @dataclass(frozen=True)
 class Track:
+    """The notes of one instrument."""
+
     role: str  # melody, chords, bass, pad or drums
     program: int  # General MIDI program, from 0; for drums the number of the kit
     notes: tuple[Note, ...]
@@ -26,6 +28,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Piece:
+    """Attributes and notes of one piece."""
+
     seed: int
     style: str
     lead: str

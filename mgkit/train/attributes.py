@@ -46,7 +46,7 @@ def pretrain_text_encoder(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Trains `encoder` to predict attributes from captions; returns the loss of each attribute every 50
+    """Train `encoder` to predict attributes from captions; return the loss of each attribute every 50
     steps.
 
     A caption names only some attributes, so the losses do not fall to zero.

@@ -19,13 +19,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Moves the average towards the model's weights after step number `step`."""
+        """Move the average towards the model's weights after step number `step`."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.weights.values()), [p.detach() for p in model.parameters()], weight)
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Gives `model` the averaged weights while the block runs."""
+        """Give `model` the averaged weights while the `with` block runs."""
         own = {name: p.detach().clone() for name, p in model.named_parameters()}
         model.load_state_dict(self.weights, strict=False)
         try:

@@ -1,4 +1,4 @@
-"""Packages a trained codec and language model as one model, in float16."""
+"""Package a trained codec and language model as one model, in float16."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ from mgkit.train import lm as lm_training
 
 
 def export(codec: str | Path, lm: str | Path, out: str | Path, seconds: float = 10.0) -> MusicGen:
-    """Writes `out` from two run folders and returns the model; `seconds` is the length of the training clips.
+    """Write `out` from two run folders and return the model; `seconds` is the length of the training clips.
 
     Raises: ValueError if codec and language model do not match.
     """

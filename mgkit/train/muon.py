@@ -20,7 +20,7 @@ from torch import Tensor
 # Newton-Schulz iteration: a x + b x³ + c x⁵ takes singular values in (0, 1] close to 1 in few steps.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
-# As many as `parallel.backward` uses on one CPU.
+# The number of threads that `parallel.backward` uses on one CPU.
 THREADS = 2
 
 
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             with ThreadPoolExecutor(THREADS) as pool:
