@@ -388,7 +388,8 @@ class MusicGen:
         rate: int,
         separate: melody.Separate | None = None,
     ) -> list[Tensor | None]:
-        return parse_melodies(self.model, len(parse_descriptions(descriptions)), waves, rate, separate)
+        batch, duration = len(parse_descriptions(descriptions)), self.settings.duration
+        return parse_melodies(self.model, batch, waves, rate, separate, duration)
 
     def _chunk_frames(self, seconds: float) -> int:
         """Frames of a chunk of music."""

@@ -7,6 +7,7 @@ Axes: B batch, C channels, K codebooks, T frames, N samples, F chroma frames.
     audio prompt -> codes [B, K, T]       --'
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,9 +144,16 @@ def encode_audio_prompt(model: Model, batch: int, given: tuple[Waves, int] | Non
 
 
 def parse_melodies(
-    model: Model, batch: int, given: Waves, rate: int, separate: melody.Separate | None = None
+    model: Model,
+    batch: int,
+    given: Waves,
+    rate: int,
+    separate: melody.Separate | None = None,
+    duration: float = math.inf,
 ) -> list[Tensor | None]:
     """The melody of each sample: a wave [C, N] at the model's rate, pitch classes [F], or None.
+
+    Of a wave, the part that music of `duration` seconds does not reach is cut off before the work.
 
     Raises:
         ValueError: a model without melody conditioning, or a silent melody.
@@ -157,6 +165,14 @@ def parse_melodies(
     melodies: list[Tensor | None] = []
     for tune in parse_waves(given, batch, "the melody", melodies=True):
         if tune is not None and tune.dim() == 2:
+            audio.parse_rate(rate)
+            if tune.shape[0] > 2:
+                tune = audio.to_channels(tune, model.channels)
+            # The last window starts before the end of the music; a second more is for the resampler.
+            window = max(model.window, model.conditioner.melody_frames * melody.HOP / model.sample_rate)
+            reach = max(duration, window) + window + melody.N_FFT / model.sample_rate + 1
+            if tune.shape[-1] > reach * rate:
+                tune = tune[:, : math.ceil(reach * rate)]
             tune = audio.resample(separate(tune, rate) if separate else tune, rate, model.sample_rate)
             if not tune.mean(dim=0).any():  # the mean of the channels, from which chroma is computed
                 raise ValueError(
@@ -230,7 +246,7 @@ def parse_waves(waves: Waves, batch: int, what: str, melodies: bool = False) -> 
         if melodies and _is_pitch_classes(wave):
             parsed.append(melody.parse_classes(wave, what))
         else:
-            parsed.append(None if wave is None and melodies else audio.as_wave(wave, what))
+            parsed.append(None if wave is None and melodies else audio.as_wave(wave, what, audio.CHANNELS))
     if len(parsed) == 1:
         parsed *= batch
     if len(parsed) != batch:

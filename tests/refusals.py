@@ -16,7 +16,7 @@ GOOD = tune(0.1)
 BAD_WAVES = {
     "four axes": (torch.zeros(1, 1, 1, 9), ["[1, 1, 1, 9]"]),
     "no axis": (torch.tensor(1.0), ["[]"]),
-    "eight channels": (torch.zeros(8, 99), ["[8, 99]", "channels"]),
+    "nine channels": (torch.zeros(9, 99), ["[9, 99]", "channels"]),
     "samples first": (torch.zeros(99, 2), ["[99, 2]", "channels"]),
     "whole numbers": (torch.zeros(1, 99, dtype=torch.int16), ["int16", "32768"]),
     "whole numbers of numpy": (np.zeros((1, 99), np.int32), ["int32"]),

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from refusals import BAD_WAVES, GOOD, SECONDS, refusal
-from tiny import RATE, tune
+from tiny import RATE, noise, tune
 
 from mgkit import audio
+from mgkit.melody import HOP
+from mgkit.request import parse_melodies, plan_windows, window_chroma
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,50 @@ def test_one_sample_is_a_valid_prompt_and_a_valid_melody(text, melody, stereo):
     for model in (text, stereo):
         assert model.generate_continuation(GOOD[:, 99:100], 44100, ["calm"]).shape[-1] == SECONDS * RATE
     assert melody.generate_with_chroma(["calm"], GOOD[:, 99:100], 44100).shape[-1] == SECONDS * RATE
+
+
+@pytest.mark.parametrize("channels", [3, 4, 6, 8])
+def test_more_channels_are_mixed_as_in_audiocraft(text, melody, stereo, channels):
+    """`convert_audio_channels`: the mean for a mono model, the first two for a stereo one."""
+    wave = noise(channels, RATE // 10)
+    for model in (text, stereo):
+        mixed = audio.to_channels(wave, model.audio_channels)
+        tokens = [
+            model.generate_continuation(prompt, RATE, ["calm"], seed=1, return_tokens=True)[1]
+            for prompt in (wave, mixed)
+        ]
+        assert torch.equal(*tokens)
+    separate = lambda wave, rate: wave[:2]  # noqa: E731
+    for how in (None, separate):
+        tokens = [
+            melody.generate_with_chroma(["calm"], tune, RATE, seed=1, return_tokens=True, separate=how)[1]
+            for tune in (wave, wave.mean(dim=0, keepdim=True))
+        ]
+        assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("rate", [16000, RATE, 44100, 48000])
+@pytest.mark.parametrize(("duration", "window"), [(0.2, None), (7.0, 2.0)])
+def test_a_melody_is_cut_where_the_music_ends(melody, monkeypatch, rate, duration, window):
+    """20 minutes for a second of music took 2 GB and 16 s, and the rest of the melody cannot matter."""
+    if window:
+        monkeypatch.setattr(melody.model, "window", window)
+        melody.set_generation_params(duration=duration, extend_stride=1.0)
+    length = melody.conditioner.melody_frames * HOP / RATE
+    wave = tune(1).repeat(1, 300)[:, : 300 * rate]
+    wave = wave * torch.linspace(0.1, 1, wave.shape[-1])
+    wave = wave + noise(1, wave.shape[-1]) / 5
+    whole = parse_melodies(melody.model, 1, wave, rate)
+    cut = parse_melodies(melody.model, 1, wave, rate, duration=duration)
+    assert cut[0].shape[-1] < RATE * (
+        max(duration, window or 0, length) + 2 * max(window or 0, length, 30) + 3
+    )
+    assert cut[0].shape[-1] < whole[0].shape[-1] / 2
+    plan = plan_windows(melody.model, melody.settings, 0, [(0.0, "")])
+    assert (len(plan) > 1) == bool(window)
+    for start in (step.start for step in plan):
+        chroma = [window_chroma(melody.model, tunes, start, len(plan) > 1) for tunes in (whole, cut)]
+        assert torch.equal(*chroma) and len(chroma[0].unique()) > 1
 
 
 def test_a_wave_far_above_full_scale_is_a_valid_prompt_and_a_valid_melody(text, melody):
