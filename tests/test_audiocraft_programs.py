@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import re
 import time
 from argparse import ArgumentParser
 from functools import cache
@@ -459,6 +460,24 @@ def test_models_load_by_the_references_names_and_defaults():
     assert hub.licence("audiogen") == hub.CC_BY_NC
     model = MusicGen.get_pretrained("facebook/musicgen-small", torch.device("cpu"))
     assert isinstance(model, MusicGen) and not isinstance(model, AudioGen)
+
+
+def test_the_imports_and_attributes_of_the_readme_exist(small):
+    readme = (filling.HERE.parent.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Code written for audiocraft")[2].partition("## ")[0]
+    added = "\n".join(line[1:] for line in section.splitlines() if line.startswith("+"))
+    names: dict[str, object] = {}
+    exec(added, names)
+    assert names["AudioGen"] is AudioGen and names["display_audio"] is display_audio
+    form = r"to read: (.*?)`compression_model` \((.*?)\), `lm` \((.*?)and everything.*?To set: (.*?)\.\n"
+    attributes, codec, lm, settable = re.search(form, section, re.DOTALL).groups()
+    for part, listed in (
+        (small, attributes + settable),
+        (small.compression_model, codec),
+        (small.lm, lm),
+    ):
+        found = re.findall(r"`(\w+)", listed)
+        assert len(found) > 3 and all(hasattr(part, name) for name in found), listed
 
 
 def test_a_model_is_copied_and_pickled_with_its_parts(load):
