@@ -28,7 +28,7 @@ def random_small(folder: str) -> str:
     """Write a model of small's size, with random weights and nano's tokenizer, to `folder`."""
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-    tokenizer = AutoTokenizer.from_pretrained(hub.embedded())
+    tokenizer = AutoTokenizer.from_pretrained(hub.embedded(), trust_remote_code=False)
     t5 = T5EncoderModel(T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12))
     lm = LM(LMConfig())
     conditioner = Conditioner(TextEncoder(tokenizer, t5), lm.config.dim)
@@ -47,9 +47,11 @@ def transformers_run(folder: str, seconds: float, frame_rate: int) -> Callable[[
     """A call generating the same length of music in transformers."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32).eval()
-    text = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = getattr(transformers, config.architectures[0])
+    model = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    text = tokenizer(TEXT, return_tensors="pt")
     # The last codebook is delayed by three steps, so there are three more steps than frames.
     steps = round(seconds * frame_rate) + 3
     return lambda: model.generate(

@@ -144,6 +144,20 @@ def test_text_files_are_read_and_written_as_utf8(path):
             assert "encoding" in {keyword.arg for keyword in node.keywords}, f"line {node.lineno}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_code_in_a_model_s_folder_is_never_run(path):
+    """transformers asks on the console, or runs it, unless it is told not to."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
+        given = {keyword.arg: keyword.value for keyword in node.keywords} if name else {}
+        if name == "from_pretrained":
+            value = given.get("trust_remote_code")
+            assert isinstance(value, ast.Constant) and value.value is False, f"line {node.lineno}"
+        if name == "load" and getattr(node.func.value, "id", "") == "torch":
+            value = given.get("weights_only")
+            assert isinstance(value, ast.Constant) and value.value is True, f"line {node.lineno}"
+
+
 def test_importing_mgkit_loads_nothing_heavy():
     heavy = ("torch", "numpy", "transformers", "librosa", "matplotlib", "soundfile", "IPython")
     code = f"import mgkit, sys; print([name for name in {heavy} if name in sys.modules])"

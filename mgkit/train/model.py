@@ -102,7 +102,7 @@ def load(folder: str | Path) -> ConditionalLM:
             f"{folder / 'lm.pt'} is missing: train a language model first (python -m mgkit train lm)"
         )
     saved = storage.load(folder / "lm.pt")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     model = new_model(LMConfig(**saved["lm"]), TextConfig(**saved["text"]), tokenizer, saved["melody_frames"])
     # Not strict: T5's tied embedding has two names and is saved under one of them.
     model.load_state_dict(saved["weights"], strict=False)
