@@ -97,7 +97,7 @@ def audio_write(
     headrooms["peak"] = headrooms["clip"] = peak_clip_headroom_db
     if strategy not in headrooms:
         raise ValueError(f"the strategy is {strategy!r}; it must be peak, clip, rms, loudness or none")
-    wave, rate = audio.as_wave(wav), int(audio.parse_rate(sample_rate))
+    wave, rate = audio.as_wave(wav), int(audio.parse_rate(sample_rate, suffix))
     if strategy == "loudness" and wave.shape[-1] < audio.BLOCK * rate:
         strategy, normalize = "peak", True
     wave = _at_level(wave, rate, strategy, headrooms[strategy], normalize, loudness_compressor)
@@ -109,11 +109,7 @@ def audio_write(
     if make_parent_dir:
         path.parent.mkdir(parents=True, exist_ok=True)
     kbps = {".mp3": mp3_rate, ".ogg": ogg_rate}.get(suffix)
-    try:
-        content = audio.encode(wave, rate, suffix, compression=_compression(wave, rate, suffix, kbps))
-    # libsndfile's MP3 encoder lacks some sample rates.
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be {format} at {rate} Hz ({error}); use wav or flac") from None
+    content = audio.encode(wave, rate, suffix, compression=_compression(wave, rate, suffix, kbps))
     return audio.replace_file(path, lambda draft: draft.write_bytes(content))
 
 

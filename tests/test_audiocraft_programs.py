@@ -401,7 +401,7 @@ def test_written_samples_are_the_references(case):
     samples, _ = soundfile.read(path, dtype="int16", always_2d=True)
     expected = TENSORS[f"audio_write/{case['channels']}"][case["row"]]
     # Two meters differ by a thousandth of a decibel.
-    tolerance = 1 + 3e-4 * np.abs(expected).max() if case["options"].get("strategy") == "loudness" else 1
+    tolerance = 1 + 3e-4 * np.abs(expected).max() if case["options"].get("strategy") == "loudness" else 0
     assert np.abs(samples[::3999].T - expected.astype(int)).max() <= tolerance
     assert sound.equal(before)
 
@@ -547,7 +547,7 @@ def test_clipping_is_reported_on_request(capsys):
         (lambda m: audio_write("a", torch.ones(1, 9), 0), "sample rate is 0"),
         (
             lambda m: audio_write("a", torch.ones(1, 9), 96000, format="mp3"),
-            "a.mp3 cannot be mp3 at 96000 Hz",
+            "rate is 96000 Hz; .mp3 supports",
         ),
         (
             lambda m: audio_write("a", torch.ones(1, 9), 32000, "mp3", mp3_rate=0),
