@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mgkit import decoding
+from mgkit.brief import brief
 from mgkit.files import replace_file as replace_file
 
 Strategy = Literal["loudness", "peak", "rms", "clip"]
@@ -190,7 +191,7 @@ def as_wave(samples: Tensor | np.ndarray, name: str = "the wave", channels: int 
     """
     if not isinstance(samples, Tensor | np.ndarray):
         raise ValueError(
-            f"{name} is {samples!r:.60}; it must be an array of samples: audio.read returns one, and its rate"
+            f"{name} is {brief(samples)}; it must be an array of samples: audio.read returns one and its rate"
         )
     wave = torch.as_tensor(samples)
     if not wave.is_floating_point():
@@ -219,7 +220,7 @@ def parse_rate(rate: float, extension: str = "") -> float:
     Raises: ValueError unless it is from 1 kHz to 1 MHz and, with an `extension`, supported by that format.
     """
     if not isinstance(rate, Real) or not 1e3 <= rate <= 1e6:
-        raise ValueError(f"the sample rate is {rate!r}; it must be a number of Hz, such as 44100")
+        raise ValueError(f"the sample rate is {brief(rate)}; it must be a number of Hz, such as 44100")
     if not extension:
         return rate
     # FLAC: what a frame's header can state. OGG: above, libsndfile frees memory twice.
@@ -304,7 +305,7 @@ def normalize(wave: Tensor, rate: int, strategy: Strategy = "loudness") -> Tenso
         top = 10 ** (PEAK / 20)
         return wave.clamp(-top, top)
     else:
-        raise ValueError(f"the strategy is {strategy!r}; it must be loudness, peak, rms or clip")
+        raise ValueError(f"the strategy is {brief(strategy)}; it must be loudness, peak, rms or clip")
     return (wave * 10 ** (gain / 20)).clamp(-1, 1)
 
 

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgkit.brief import brief
 from mgkit.condition import cat
 from mgkit.delay import delay, delays, undelay
 from mgkit.lm import LM, Condition
@@ -96,7 +97,7 @@ class Settings:
         except OverflowError:  # an int beyond all floats
             valid = False
         if not valid:
-            raise ValueError(f"{name} is {value!r}; it must be {expected}")
+            raise ValueError(f"{name} is {brief(value)}; it must be {expected}")
         object.__setattr__(self, name, kind(value))
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgkit.brief import brief
 from mgkit.spectra import stft
 
 N_FFT = 16384  # samples, also the window length
@@ -94,7 +95,7 @@ def edit(classes: Tensor, to: str, start: float, end: float, rate: int) -> Tenso
     """
     name = to.replace("#", "♯")
     if name not in PITCH_CLASSES:
-        raise ValueError(f"{to!r} is not a pitch class; choose one of {', '.join(PITCH_CLASSES)}")
+        raise ValueError(f"{brief(to)} is not a pitch class; choose one of {', '.join(PITCH_CLASSES)}")
     edited = parse_classes(classes).clone()
     seconds = torch.arange(len(edited)) * HOP / rate
     edited[(seconds >= start) & (seconds < end)] = PITCH_CLASSES.index(name)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mgkit import checkpoint, export, hub, melody
+from mgkit.brief import brief
 from mgkit.generate import Settings, Stop
 from mgkit.interrupt import CtrlC
 from mgkit.manifest import digest, fingerprint, from_manifest, machine, manifests
@@ -67,7 +68,7 @@ class MusicGen:
         try:
             target = best if device is None else torch.device(device)
         except (RuntimeError, TypeError):
-            raise ValueError(f"the device is {device!r}; it must be cuda, mps or cpu") from None
+            raise ValueError(f"the device is {brief(device)}; it must be cuda, mps or cpu") from None
         if target.type not in ("cpu", best.type):
             raise ValueError(
                 f"there is no {target.type} device here; leave device out for {best.type}, or give 'cpu'"
@@ -75,7 +76,7 @@ class MusicGen:
         if dtype is None:
             dtype = torch.float32 if target.type == "cpu" else torch.float16
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype is {dtype!r}; it must be torch.float32, torch.bfloat16 or torch.float16")
+            raise ValueError(f"dtype is {brief(dtype)}; it must be torch.float32, .bfloat16 or .float16")
         model = checkpoint.load(name, target, dtype, lm)
         if model.licence != hub.MIT:
             print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
@@ -196,7 +197,7 @@ class MusicGen:
     ) -> Result:
         """Music [B, C, N] without a description, B = `num_samples`; see `generate`."""
         if not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples!r}; it must be an integer of at least 1")
+            raise ValueError(f"num_samples is {brief(num_samples)}; it must be an integer of at least 1")
         request = parse_request(self.model, self.settings, [None] * num_samples, seed)
         return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
@@ -394,7 +395,7 @@ class MusicGen:
     def _chunk_frames(self, seconds: float) -> int:
         """Frames of a chunk of music."""
         if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
-            raise ValueError(f"chunk_seconds is {seconds!r}; it must be a number of seconds above 0")
+            raise ValueError(f"chunk_seconds is {brief(seconds)}; it must be a number of seconds above 0")
         return max(1, round(seconds * self.frame_rate))
 
 

@@ -11,6 +11,8 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any
 
+from mgkit.brief import brief
+
 Texts = Sequence[str | None]
 Prompt = str | None | Mapping[str, float]
 """A text, or a mix of texts with weights: {"calm piano": 0.7, "fast jazz": 0.3}."""
@@ -59,7 +61,9 @@ def parse_prompt(prompt: Prompt) -> Mix:
     mix = {}
     for text, weight in dict(prompt).items():
         if not _is_number(weight) or weight < 0:
-            raise ValueError(f"the weight of {text!r} is {weight!r}; it must be a number of at least 0")
+            raise ValueError(
+                f"the weight of {brief(text)} is {brief(weight)}; it must be a number of at least 0"
+            )
         if weight:
             mix[_text(text, "descriptions", PROMPT_FORMS)] = float(weight)
     return mix or {"": 1.0}
@@ -112,7 +116,7 @@ def _rows(given: Iterable, what: str) -> list:
         rows = []
     if not rows:
         raise ValueError(
-            f"{what} is {given!r}; it must be a list of at least one string, such as ['calm piano']"
+            f"{what} is {brief(given)}; it must be a list of at least one string, such as ['calm piano']"
         )
     return rows
 
@@ -120,12 +124,12 @@ def _rows(given: Iterable, what: str) -> list:
 def _text(text: object, what: str, forms: str) -> str:
     """A text as a string, None as an empty one; `forms` lists the valid forms."""
     if not (text is None or isinstance(text, str)):
-        raise ValueError(f"{what} holds {text!r}, a {type(text).__name__}; {forms}")
+        raise ValueError(f"{what} holds {brief(text)}, a {type(text).__name__}; {forms}")
     try:
         (text or "").encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"{what} holds {text!r}, which is not valid Unicode: read it again as UTF-8"
+            f"{what} holds {brief(text)}, which is not valid Unicode: read it again as UTF-8"
         ) from None
     return text or ""
 

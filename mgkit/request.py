@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mgkit import audio, melody
+from mgkit.brief import brief
 from mgkit.checkpoint import Model
 from mgkit.generate import Settings, Window, windows
 from mgkit.prompts import Descriptions, Texts, Timeline, parse_descriptions, parse_texts
@@ -220,13 +221,13 @@ def parse_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
         except TypeError:
             seeds = [operator.index(value) for value in seed]  # type: ignore[union-attr]
     except TypeError:
-        raise ValueError(f"the seed is {seed!r}; it must be an integer, or a list of integers") from None
+        raise ValueError(f"the seed is {brief(seed)}; it must be an integer, or a list of integers") from None
     if len(seeds) != batch:
         raise ValueError(
             f"there are {len(seeds)} seeds for {batch} samples; give one integer, or one for each sample"
         )
     if not all(0 <= value < 2**63 for value in seeds):
-        raise ValueError(f"the seed is {seed}; it must be an integer from 0 to 2^63 - 1")
+        raise ValueError(f"the seed is {brief(seed)}; it must be an integer from 0 to 2^63 - 1")
     return seeds
 
 

@@ -5,7 +5,6 @@ every number of NumPy; `save` turns those into Python's own, bit for bit.
 """
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     """
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError):
-        # Their message is left out: torch's advises opening the file unsafely.
+    except OSError:
+        raise
+    # Damaged bytes fail anywhere in torch's reader; its message advises to open them unsafely.
+    except Exception:
         content = None
     if not isinstance(content, dict):
         raise ValueError(
