@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgkit import __version__
+from mgkit.files import printable
 
 # Name, module with a `main(argv)` and a --help of its own, line in the list of commands.
 COMMANDS = {
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MGKIT_TRACEBACK"):
             raise
-        print(f"mgkit: {_sentence(error)}", file=sys.stderr)
+        print(f"mgkit: {printable(_sentence(error))}", file=sys.stderr)
         return 2
 
 
@@ -87,12 +88,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from mgkit.interrupt import CtrlC
 
     # Report these errors before minutes of work, not after.
-    if arguments.out.suffix.lower() not in audio.FORMATS:
-        raise ValueError(f"the output {arguments.out.name!r} must end in {', '.join(audio.FORMATS)}")
-    if arguments.out.is_dir():
-        raise ValueError(f"the output {str(arguments.out)!r} is a folder; give the name of a file")
-    if not arguments.out.parent.is_dir():
-        raise ValueError(f"the output's folder {str(arguments.out.parent)!r} does not exist; create it first")
+    audio.check_output(arguments.out)
     if arguments.melody and arguments.prompt_audio:
         raise ValueError("--melody and --prompt-audio exclude each other; give one of them")
     chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
@@ -100,6 +96,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     Settings(**chosen)
     model = MusicGen.get_pretrained(arguments.model, arguments.device)
     model.set_generation_params(**{"duration": model.duration, **chosen})
+    audio.check_output(arguments.out, model.sample_rate, model.audio_channels, model.duration)
     common: dict[str, Any] = {
         "progress": True,
         "seed": arguments.seed,
@@ -121,20 +118,25 @@ def _generate(arguments: argparse.Namespace) -> None:
             wave, manifests = model.generate(texts, **common)
         if wave.shape[-1] == 0:
             raise ValueError("stopped before the first frame; no file was written")
-        path = audio.write(arguments.out, wave[0], model.sample_rate, arguments.strategy, manifests[0])
-        print(f"{path}: {wave.shape[-1] / model.sample_rate:g} s, seed {manifests[0]['seed']}")
+        path = audio.write_or_rescue(
+            arguments.out, wave[0], model.sample_rate, arguments.strategy, manifests[0]
+        )
+        print(f"{printable(path)}: {wave.shape[-1] / model.sample_rate:g} s, seed {manifests[0]['seed']}")
 
 
 def _replay(arguments: argparse.Namespace) -> None:
     from mgkit import MusicGen, audio
 
     manifest = audio.read_manifest(arguments.file)
+    if arguments.out:
+        audio.check_output(arguments.out)
     model = MusicGen.get_pretrained(arguments.model or _model_of(manifest), arguments.device)
     wave, tokens = model.replay(manifest, progress=True)
     print(f"the tokens are identical: {tokens.shape[-1]} frames")
     if arguments.out:
         strategy = manifest.get("strategy", "loudness")
-        print(audio.write(arguments.out, wave[0], model.sample_rate, strategy, manifest))
+        path = audio.write_or_rescue(arguments.out, wave[0], model.sample_rate, strategy, manifest)
+        print(printable(path))
 
 
 def _model_of(manifest: dict) -> str:
@@ -160,7 +162,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
         raise ValueError("nano ships with mgkit; there is nothing to fetch")
     repository = hub.hub_id(arguments.name)
     folder = hub.download(repository, arguments.dest)
-    print(f"{folder}: licence of the weights: {hub.licence(repository) or 'see its README.md'}")
+    licence = printable(hub.licence(repository) or "see its README.md")
+    print(f"{printable(folder)}: licence of the weights: {licence}")
     print(f"load it with  MusicGen.get_pretrained({str(folder)!r})")
 
 

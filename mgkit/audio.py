@@ -8,6 +8,8 @@ import io
 import json
 import math
 import os
+import tempfile
+from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 from typing import Literal
@@ -19,7 +21,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mgkit import decoding
+from mgkit import decoding, files
 from mgkit.brief import brief
 from mgkit.files import replace_file as replace_file
 
@@ -108,6 +110,53 @@ def write(
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be written at {rate} Hz ({error.error_string}); use .wav") from None
     return replace_file(path, lambda draft: draft.write_bytes(content))
+
+
+def check_output(
+    path: str | os.PathLike, rate: float | None = None, channels: int = 1, seconds: float = 0
+) -> None:
+    """Check, before minutes of work, that `write` can write to `path`: name, folder, rights, rate and space.
+
+    Raises: ValueError for another extension or sample rate, or a folder; OSError for the others.
+    """
+    path = Path(path)
+    extension = path.suffix.lower()
+    if extension not in FORMATS:
+        raise ValueError(f"the output {path.name!r} must end in {', '.join(FORMATS)}")
+    if rate is not None:
+        parse_rate(rate, extension)
+    files.check_output(path, 2 * channels * seconds * (rate or 0))
+
+
+def write_or_rescue(
+    path: str | os.PathLike,
+    wave: Tensor,
+    rate: int,
+    strategy: Strategy = "loudness",
+    manifest: dict | None = None,
+) -> Path:
+    """Write the file like `write`; if that fails, a WAV file in a new folder, which the error names.
+
+    Raises: OSError with the reason and the path of the WAV file; as `write` if nothing can be written.
+    """
+    try:
+        return write(path, wave, rate, strategy, manifest)
+    except (OSError, ValueError) as error:
+        if spare := _rescue(Path(path).parent, wave, rate, strategy, manifest):
+            raise OSError(f"{error}; the music is in {spare}: move it from there") from error
+        raise
+
+
+def _rescue(parent: Path, wave: Tensor, rate: int, strategy: Strategy, manifest: dict | None) -> Path | None:
+    """A WAV file beside the output, in the folder for temporary files or in the user's; None if all fail."""
+    for folder in (parent, None, os.path.expanduser("~")):
+        with suppress(OSError, ValueError):
+            spare = Path(tempfile.mkdtemp(prefix="mgkit-", dir=folder))
+            try:
+                return write(spare / "music.wav", wave, rate, strategy, manifest)
+            except (OSError, ValueError):
+                spare.rmdir()
+    return None
 
 
 def encode(

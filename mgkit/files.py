@@ -68,18 +68,10 @@ def check_output(path: str | os.PathLike, size: float = 0) -> None:
     Raises: ValueError for a folder, a device, a pipe or a socket; OSError for the others.
     """
     path = Path(path)
-    try:
-        target = _target(path)
-        if not target.parent.is_dir():
-            raise FileNotFoundError(
-                f"the output's folder {str(target.parent)!r} does not exist; create it first"
-            )
-        free = shutil.disk_usage(target.parent).free
-    except OSError as error:
-        # without an error number, the sentence is this function's own
-        if error.errno is None:
-            raise
-        raise OSError(f"could not write {path} ({error.strerror}); choose another name or folder") from None
+    target = _target(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the output's folder {str(target.parent)!r} does not exist; create it first")
+    free = shutil.disk_usage(target.parent).free
     if free < size:
         raise OSError(
             f"{path} needs {size / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB left; free some space "
@@ -92,10 +84,14 @@ def check_output(path: str | os.PathLike, size: float = 0) -> None:
 
 def _target(path: Path) -> Path:
     """The path of the regular file, existing or not, that `path` names or links to."""
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        special = target.exists() and not target.is_file()
+    except OSError as error:
+        raise OSError(f"could not write {path} ({error.strerror}); choose another name or folder") from None
     if target.is_dir():
         raise ValueError(f"the output {str(path)!r} is a folder; give the name of a file")
-    if target.exists() and not target.is_file():
+    if special:
         raise ValueError(f"the output {str(path)!r} is a device, a pipe or a socket; give the name of a file")
     return target
 

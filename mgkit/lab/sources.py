@@ -7,6 +7,8 @@ import html
 import os
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import traitlets
 from ipywidgets import HTML, Dropdown, FileUpload, HBox, Layout, Text, VBox
@@ -21,13 +23,32 @@ from mgkit.lab.takes import Sound
 PREVIEW = 30.0
 
 UPLOAD, PATH, RECORD = "upload a file …", "a file on the kernel's machine …", "record …"
-UPLOAD_HINT = "WAV, MP3, OGG or FLAC, up to 10 MB (1 MB on Colab). Open larger files by their path."
+UPLOAD_HINT = (
+    "WAV, MP3, OGG or FLAC (with PyAV also m4a, AAC and WebM), up to 10 MB (1 MB on Colab). Open larger "
+    "files by their path."
+)
 
 
 def clips(folder: str) -> dict[str, Path]:
     """Title → file of the clips shipped with mgkit in `folder`, `melodies` or `recordings`."""
     paths = sorted((hub.embedded().parent / folder).glob("*.*"))
     return {path.stem.replace("_", " "): path for path in paths if path.suffix in audio.FORMATS}
+
+
+def parse_path(text: str) -> Path:
+    """The path in a text as file managers copy it: with quotes, `~` or `file://`; empty for an empty text.
+
+    >>> parse_path('"/music/my tune.wav" '), parse_path("file:///music/my%20tune.wav")
+    (PosixPath('/music/my tune.wav'), PosixPath('/music/my tune.wav'))
+    """
+    text = text.strip()
+    if os.path.lexists(text):
+        return Path(text)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    if text.lower().startswith("file:"):
+        text = url2pathname(urlsplit(text).path)
+    return Path(os.path.expanduser(text))
 
 
 class Source(VBox):
@@ -76,12 +97,12 @@ class Source(VBox):
         extra = {UPLOAD: self.uploader, PATH: self.path, RECORD: self.recorder}.get(self.choice.value)
         self._row.children = (self.choice, extra) if extra else (self.choice,)
         self.sound = None
+        self.view.value = ""
         self._show_message("")
         if path := self.clips.get(self.choice.value):
             self._read(self.choice.value, lambda: audio.read(path))
         elif self.choice.value == UPLOAD:
             self._show_message(UPLOAD_HINT)
-        self._show_player()
 
     def _on_upload(self) -> None:
         """Read the last upload: ipywidgets 8 gives a tuple of files, version 7 a dict by name."""
@@ -98,26 +119,29 @@ class Source(VBox):
         self._read("a recording", lambda: (audio.as_wave(wave, "the recording"), rate))
 
     def _on_path(self) -> None:
-        path = self.path.value.strip()
-        self._read(Path(path).name, lambda: audio.read(path))
+        path = parse_path(self.path.value)
+        self._read(path.name, lambda: audio.read(path))
 
     def _read(self, name: str, read: Callable[[], tuple[Tensor, int]]) -> None:
         self.sound = None
         self._show_message("")
-        try:
-            if name:
-                self.sound = Sound(name, *read())
-        except (ValueError, OSError) as error:
-            self._show_message(str(error))
-        self._show_player()
-
-    def _show_player(self) -> None:
         self.view.value = ""
-        if self.sound:
-            name, wave, rate = self.sound
-            self.view.value = figures.player(wave[:, : int(PREVIEW * rate)], rate, name).html
+        if not name:
+            return
+        try:
+            wave, rate = read()
+            wave = audio.as_wave(wave, repr(name), audio.CHANNELS)
+            # surround sound: all channels, because the melody may be in any
+            wave = audio.to_channels(wave, 1) if len(wave) > 2 else wave
+            preview = figures.player(wave[:, : int(PREVIEW * audio.parse_rate(rate))], rate, name)
+        except (ValueError, OSError) as error:
+            self._show_message(str(error), "mgkit-problem")
+        else:
+            self.view.value = preview.html
+            self.sound = Sound(name, wave, rate)
 
-    def _show_message(self, message: str) -> None:
+    def _show_message(self, message: str, style: str = "mgkit-quiet") -> None:
         self.problem = message
-        text = f'<div class="mgkit-quiet">{html.escape(message)}</div>'
+        role = ' role="alert"' if style == "mgkit-problem" else ""
+        text = f'<div class="{style}"{role}>{html.escape(message)}</div>'
         self._message.value = text if message else ""
