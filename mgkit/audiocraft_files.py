@@ -24,7 +24,7 @@ T = TypeVar("T")
 EXPORTED, TRAINING, CODEC = "state_dict.bin", "checkpoint.th", "compression_state_dict.bin"
 # Best weights first, as audiocraft's own export takes them; sharded ones are in no single file.
 STATES = ("fsdp_best_state.model", "best_state.model", "best_state", "ema.state.model", "model")
-# Parts of names that wrappers around a module add in training: FSDP, checkpointing, torch.compile, DDP.
+# Parts of names added by wrappers around a module in training: FSDP, checkpointing, torch.compile, DDP.
 WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module"}
 
 
@@ -87,7 +87,7 @@ class AudiocraftFile:
         return value
 
     def _follow(self, value: object, steps: int = 8) -> object:
-        """The value that `${a.b}` refers to; any other value as it is, `${oc.env:USER}` too."""
+        """The target of a reference `${a.b}`; any other value unchanged, `${oc.env:USER}` too."""
         match = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
         if match is None or steps == 0:
             return value
@@ -99,7 +99,7 @@ class AudiocraftFile:
     def section(self, path: str) -> dict[str, object]:
         """The settings at `path` by name, references followed; empty if there are none.
 
-        Raises: WeightsError for a value that is not a section.
+        Raises: WeightsError for a single value.
         """
         value = self.at(path)
         if value is None:
@@ -150,7 +150,7 @@ def state_of(content: dict) -> dict[str, Tensor] | None:
 
 
 def unwrapped(name: str) -> str:
-    """Name of a tensor without the parts that wrappers around its module add.
+    """Name of a tensor without the parts added by wrappers around its module.
 
     >>> unwrapped("_fsdp_wrapped_module.transformer._fsdp_wrapped_module.layers.0.norm1.bias")
     'transformer.layers.0.norm1.bias'

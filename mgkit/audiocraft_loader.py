@@ -2,7 +2,7 @@
 
     state_dict.bin or checkpoint.th (language model, projections), compression_state_dict.bin (codec), a T5
 
-Sizes come from the tensors; every setting that changes the function has to be MusicGen's, see `variants`.
+Sizes come from the tensors; the settings have to be MusicGen's, see `variants`.
 """
 
 import math
@@ -126,7 +126,7 @@ def refuse_other_models(file: AudiocraftFile) -> None:
 def lm_config(file: AudiocraftFile) -> LMConfig:
     """Config of the language model: sizes from the tensors, which the settings must confirm.
 
-    Raises: WeightsError for another model, or a variant that mgkit does not run.
+    Raises: WeightsError for another model or an unsupported variant.
     """
     refuse_other_models(file)
     rows, dim = file.shape("emb.0.weight", 2)
@@ -191,7 +191,7 @@ def has_melody(file: AudiocraftFile, cross_attention: bool) -> bool:
 
 
 def require_chroma(file: AudiocraftFile, sample_rate: int) -> None:
-    """Raises: WeightsError for a melody whose chroma is not that of `melody.py` at the codec's rate."""
+    """Raises: WeightsError for another chroma than `melody.py` computes at the codec's sample rate."""
     file.require(f"{MELODY}.model", "chroma_stem", default="absent")
     path = f"{MELODY}.chroma_stem"
     variants.require_known(file.path, path, file.section(path), variants.CHROMA_SECTION)
@@ -228,7 +228,7 @@ def t5_name(file: AudiocraftFile) -> str:
 def codec_config(file: AudiocraftFile) -> CodecConfig:
     """Config of the codec in the file, with all of its codebooks.
 
-    Raises: WeightsError for another codec, or a variant that mgkit does not run.
+    Raises: WeightsError for another codec or an unsupported variant.
     """
     file.require("compression_model", "encodec")
     file.require_sections(variants.CODEC_SECTIONS)
@@ -242,8 +242,8 @@ def codec_config(file: AudiocraftFile) -> CodecConfig:
                     f"{file.path}: seanet.{part}.{name} is {short(own[name])}, and that of the other half is "
                     f"{short(shared.get(name))}; mgkit runs codecs with equal halves"
                 )
-    if shared.get("norm") not in ("weight_norm", "none"):
-        raise WeightsError(f"{file.path}: seanet.norm is {short(shared.get('norm'))}; expected 'weight_norm'")
+    if (norm := shared.get("norm", "none")) not in ("weight_norm", "none"):
+        raise WeightsError(f"{file.path}: seanet.norm is {short(norm)}; expected 'weight_norm'")
     codebooks = sum(name.endswith("_codebook.embed") for name in file.tensors)
     config = CodecConfig(
         sample_rate=file.setting("sample_rate", int),

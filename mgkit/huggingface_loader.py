@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
-    """A model on the meta device and the plan to fill it, from the files that transformers saves."""
+    """A model on the meta device and the plan to fill it, from files saved by transformers."""
     file = folder / "config.json"
     if (folder / "adapter_config.json").exists() and not file.exists():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -50,6 +50,7 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
         cross_attention=kind == "musicgen",
     )
     variants.validate_lm(shape, folder)
+    variants.require_sizes(file, max_position_embeddings=config.decoder.max_position_embeddings)
     codec = codec_config(config.audio_encoder, shape.codebooks // shape.channels, folder)
     frames = None
     if kind == "musicgen_melody":
@@ -63,7 +64,7 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
 
 
 def _stated(config: "PretrainedConfig") -> dict[str, object]:
-    """The settings of a config that are not None."""
+    """The settings of a config other than None."""
     return {name: value for name, value in config.to_dict().items() if value is not None}
 
 

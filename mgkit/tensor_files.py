@@ -2,7 +2,7 @@
 
     folder -> weight_files: its files -> read_tensors: {name: Stored}, mapped -> layouts.plan -> parameters
 
-A `Stored` tensor knows its shape before it is read, so that the plan can compare all shapes first.
+A `Stored` tensor knows its shape before it is read: the plan compares all shapes first.
 """
 
 import pickle
@@ -31,7 +31,7 @@ class Stored:
 
     @staticmethod
     def of(tensor: Tensor) -> "Stored":
-        """A tensor that is already mapped; sparse, quantized and scaled ones do not count as floating."""
+        """A tensor in memory or mapped; sparse, quantized and scaled ones do not count as floating."""
         plain = tensor.layout is torch.strided and tensor.dtype in FLOATS
         return Stored(tuple(tensor.shape), plain, tensor.detach)
 
@@ -89,7 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(files: list[Path]) -> dict[str, list[Path]]:
-    """The complete lists of shards that the names of `files` imply: `model-00001-of-00003.safetensors`, …"""
+    """Complete lists of shards, from the names of `files`: `model-00001-of-00003.safetensors`, …"""
     complete: dict[str, list[Path]] = {}
     for file in files:
         if match := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", file.stem):
@@ -176,7 +176,7 @@ def _default_dict(*factory: object) -> dict:
 
 
 def _stand_ins() -> list[Callable | tuple[Callable, str]]:
-    """Classes that an audiocraft training names in its pickles: plain ones, and `Node` for omegaconf's."""
+    """Classes named in the pickles of an audiocraft training: plain ones, and `Node` for omegaconf's."""
     nodes = ("Any", "String", "Integer", "Float", "Boolean", "Path", "Bytes", "InterpolationResult")
     names = [
         *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "typing.Any"),

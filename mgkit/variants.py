@@ -1,9 +1,9 @@
-"""The variant of each architecture that mgkit runs, as settings with their only supported values.
+"""The supported variant of each architecture: settings with the only values mgkit runs.
 
 Checkpoints of other models can have MusicGen's tensor names and shapes: MAGNeT has, and a rotary, post-norm
-or non-causal MusicGen has. Only the settings differ, so each one that changes the function is compared here,
-in both layouts. In a section that the reference passes to a constructor, a field unknown to these tables is
-refused too; fields of training, logging and data sets are ignored.
+or non-causal MusicGen has. Only the settings differ, so each one with an influence on the results is compared
+here, in both layouts. In a section passed to a constructor by the reference, a field unknown to these tables
+is refused too; fields of training, logging and data sets are ignored.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Settings = Mapping[str, object]
 
 # --- Hugging Face: fields of transformers' configs ----------------------------------------------------------
 
-# Fields absent from a config have transformers' default; None also stands for a field that it does not have.
+# Fields absent from a config have transformers' default; None also stands for fields it does not define.
 DECODER_REQUIRED = {
     "activation_function": "gelu",
     "scale_embedding": False,
@@ -111,7 +111,7 @@ SEANET_SECTION: dict[str, object] = {
     "trim_right_ratio": 1.0,
     "final_activation": None,
 }
-# The reference's defaults that differ from the required value: such a field has to be in the file.
+# Defaults of the reference other than the required value: such a field has to be in the file.
 ABSENT = {
     "transformer_lm.activation": "relu",
     "transformer_lm.norm_first": False,
@@ -124,7 +124,7 @@ ABSENT = {
     "seanet.n_residual_layers": 3,
     "seanet.lstm": 0,
 }
-# Fields of the same sections that are read elsewhere (sizes, names), or that change no result.
+# Other fields of the same sections: read elsewhere (sizes, names), or without influence on the results.
 KNOWN = {
     "transformer_lm": (
         "dim num_heads num_layers hidden_scale n_q card q_modeling cross_attention dropout attention_dropout "
@@ -150,7 +150,7 @@ T5_NAMES = (
     *("t5-small", "t5-base", "t5-large", "t5-3b", "t5-11b"),
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
 )
-# Values that name another model of audiocraft, by the field that holds them.
+# Values of another model of audiocraft, by field.
 OTHER_MODELS = {
     "lm_model": {"transformer_lm_magnet": "MAGNeT", "flow_matching": "JASCO"},
     "solver": {
@@ -171,7 +171,7 @@ OTHER_MODELS = {
 
 
 def another_model(where: Path, field: str, value: object) -> None:
-    """Refuse a `value` of `field` that names another model.
+    """Refuse a `value` of `field` used by another model.
 
     Raises: WeightsError with the name of the model.
     """
@@ -197,7 +197,7 @@ def require(where: Path, section: str, settings: Settings, required: Settings) -
 
 
 def require_known(where: Path, section: str, settings: Settings, required: Settings, known: str = "") -> None:
-    """Compare as `require` does, and refuse fields that neither `required` nor `KNOWN` has.
+    """Compare as `require` does, and refuse fields absent from both `required` and `KNOWN`.
 
     Raises: WeightsError for another value or an unknown field.
     """
@@ -224,7 +224,7 @@ LARGEST = {
 
 
 def validate_lm(config: LMConfig, where: Path) -> None:
-    """Check for possible sizes, and for heads that divide the width.
+    """Check for possible sizes, and for a width divisible by the heads.
 
     Raises: WeightsError about `where`, the source of the config.
     """
@@ -264,7 +264,7 @@ def validate_codec(config: CodecConfig, where: Path) -> None:
 
 
 def require_sizes(where: Path, **sizes: object) -> None:
-    """Check that the sizes are positive integers within `LARGEST`.
+    """Check for positive integers within `LARGEST`.
 
     Raises: WeightsError about `where`, by name.
     """
