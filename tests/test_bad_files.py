@@ -11,7 +11,7 @@ import soundfile
 from refusals import BAD_WAVES, GOOD, refusal
 from tiny import RATE, noise
 
-from mgkit import audio
+from mgkit import audio, encoding
 
 
 @pytest.mark.parametrize("name", ["a.aac", "a", "a.m4a", ".wav", "a.wav.txt", ""])
@@ -77,7 +77,7 @@ def test_only_rates_of_the_format_are_written(tmp_path, ending, rates):
     [
         (".ogg", (1000, 7999, 200_000)),
         (".flac", (1000, 7999, 65_535, 96_000, 655_350)),
-        (".mp3", audio.MP3_RATES),
+        (".mp3", encoding.MP3_RATES),
         (".wav", (1000, 65_537, 1_000_000)),
     ],
 )

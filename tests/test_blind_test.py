@@ -1,5 +1,6 @@
 """Blind tests: nothing reveals the clips, order and loudness are fair, no answer is lost."""
 
+import csv
 import re
 
 import ipywidgets
@@ -299,3 +300,27 @@ def test_the_panel_uses_only_controls_of_ipywidgets_7(path):
     kinds = {type(child) for child in BlindTest(pairs(1), RATE, path).widget().children}
     assert kinds <= {ipywidgets.Text, ipywidgets.HTML, ipywidgets.HBox}
     assert re.match(r"[78]\.", ipywidgets.__version__)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        '=HYPERLINK("http://x","y")',
+        "+1+1",
+        "@SUM(A1)",
+        "-2+3",
+        "-3.5",
+        "'=1",
+        "''=1",
+        "'quoted'",
+        "-",
+        "plain",
+    ],
+)
+def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path, cell):
+    path, row = tmp_path / "answers.csv", dict.fromkeys(preferences.COLUMNS, cell)
+    preferences.append(path, row)
+    assert preferences.read(path) == [row]
+    with open(path, newline="", encoding="utf-8") as file:
+        stored = list(csv.reader(file))[1]
+    assert all(text[0] not in "=+-@" or text == "-3.5" for text in stored)

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 MODEL = [
     {"brief"},
     {
+        "encoding",
         "files",
         "mp3",
         "spectra",

@@ -6,6 +6,7 @@ BlindTest.answer -> append -> CSV -> read -> count -> Preference per question ->
 import csv
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
@@ -19,6 +20,8 @@ COLUMNS = (
     *("time", "listener", "seed", "trial", "question", "item"),
     *("a", "b", "answer", "preferred", "comment", "pair"),
 )
+MARK = "'"  # in front of text that a spreadsheet would compute
+NUMBER = re.compile(r"[+-]?[0-9.]+")
 TIES = "#c9cdd3"
 
 
@@ -41,7 +44,24 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
         raise ValueError(f"{path} is not a file of blind-test answers; choose another path")
     # Line by line, so that an incomplete line cannot swallow the next ones.
     rows = [next(csv.reader([line]), []) for line in lines[1:]]
-    return [dict(zip(COLUMNS, row)) for row in rows if len(row) == len(COLUMNS)]
+    return [
+        {
+            column: cell.removeprefix(MARK) if _is_formula(cell.lstrip(MARK)) else cell
+            for column, cell in zip(COLUMNS, row)
+        }
+        for row in rows
+        if len(row) == len(COLUMNS)
+    ]
+
+
+def _is_formula(cell: str) -> bool:
+    """Whether a spreadsheet would compute a cell instead of showing it: `=HYPERLINK(...)`, but not -3.5."""
+    return cell[:1] in tuple("=+-@") and not NUMBER.fullmatch(cell)
+
+
+def _without_formula(cell: str) -> str:
+    """The cell, marked as text if it is a formula, or a marked one; `read` removes one mark."""
+    return MARK + cell if _is_formula(cell.lstrip(MARK)) else cell
 
 
 def append(path: Path, row: Mapping[str, object]) -> None:
@@ -58,7 +78,7 @@ def append(path: Path, row: Mapping[str, object]) -> None:
             # The last line may be incomplete.
             if file.read(1) != b"\n":
                 text.write("\n")
-        writer.writerow(" ".join(str(row[column]).split()) for column in COLUMNS)
+        writer.writerow(_without_formula(" ".join(str(row[column]).split())) for column in COLUMNS)
         data = text.getvalue().encode()
         if file.write(data) != len(data):
             raise OSError(f"{path} could not be written completely: is the disk full?")
