@@ -50,6 +50,9 @@ VALID_CLIPS = 8  # whole clips that a run is measured on
 MEASURE_EVERY = {"cpu": 100, "mps": 200, "cuda": 2000}  # steps; a checkpoint is written as often
 WARMUP = 100  # steps, at most
 COMMIT = 0.2  # weight of the commitment loss
+# Steps of the decoder per step of the discriminator, which otherwise becomes too strong (EnCodec, §3.4) and
+# takes more than half of the time
+DISCRIMINATOR_EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class CodecLearner:
         if run.adversary_from is None or step < run.adversary_from:
             (losses["loss"] + COMMIT * commit).backward()
         else:
+            if step % DISCRIMINATOR_EVERY == 0:
+                losses |= self._train_discriminator(wave, decoded)
             gradient, found = self._against(wave, decoded, losses["loss"])
             losses |= found
             parts = [(decoded, gradient), (commit, torch.full_like(commit, COMMIT))]
@@ -198,19 +203,21 @@ class CodecLearner:
             return latents, latents.new_zeros(())
         return self.books(latents, keep)
 
-    def _against(self, wave: Tensor, decoded: Tensor, distance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradient for `decoded` [B, 1, N] that lowers the distance and the discriminator's losses, after one
-        step of the discriminator itself; and those losses."""
+    def _train_discriminator(self, wave: Tensor, decoded: Tensor) -> dict[str, Tensor]:
+        """One step of the discriminator; its loss."""
         self.against.zero_grad()
         with autocast(self.device, self.run.bf16):
-            found = self.discriminator.loss(wave, decoded)
-        found.backward()
+            loss = self.discriminator.loss(wave, decoded)
+        loss.backward()
         self.against.step()
+        return {"discriminator": loss}
+
+    def _against(self, wave: Tensor, decoded: Tensor, distance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradient for `decoded` [B, 1, N] that lowers distance and discriminator losses, and the latter."""
         with autocast(self.device, self.run.bf16):
             adversarial, features = self.discriminator.generator_losses(wave, decoded)
-        losses = {"distance": distance, "adversarial": adversarial, "features": features}
-        gradient = self.balancer.gradient(losses, decoded)
-        return gradient, {"discriminator": found, "adversarial": adversarial, "features": features}
+        losses = {"adversarial": adversarial, "features": features}
+        return self.balancer.gradient({"distance": distance} | losses, decoded), losses
 
     @torch.no_grad()
     def measure(self) -> Metrics:
