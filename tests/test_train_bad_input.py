@@ -196,6 +196,21 @@ def test_a_damaged_run_json_blocks_only_a_folder_with_a_checkpoint(tmp_path, dam
     refusal(lambda: loop.claim(tmp_path, settings), "run.json is damaged", "another folder")
 
 
+@pytest.mark.parametrize("content", ["objects", "cut", "empty", "words", "several"])
+def test_an_array_with_objects_or_damage_is_refused_in_a_sentence(tmp_path, content):
+    path, trap = tmp_path / "codes.npy", tmp_path / "trap"
+    np.save(path, np.array([Evil(trap)], object) if content == "objects" else np.arange(99))
+    if content == "several":
+        np.savez(tmp_path / "a.npz", np.arange(3))
+        os.replace(tmp_path / "a.npz", path)
+    elif content != "objects":
+        path.write_bytes({"cut": path.read_bytes()[:200], "empty": b"", "words": b"some words"}[content])
+    assert "allow_pickle" not in refusal(lambda: storage.read_array(path), str(path), "damaged")
+    assert not trap.exists()
+    np.save(path, np.arange(99))
+    assert storage.read_array(path).tolist() == list(range(99))
+
+
 @pytest.mark.parametrize("name", ["dataset.json", "tokens.json"])
 def test_a_damaged_json_of_the_data_is_named(tmp_path, name):
     (tmp_path / name).write_text("")

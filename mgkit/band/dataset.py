@@ -78,7 +78,7 @@ def write_dataset(
         "soundfont": soundfont,
     }
     finished = folder / "dataset.json"
-    if finished.is_file() and json.loads(finished.read_text(encoding="utf-8")) == metadata:
+    if _is_finished(finished, metadata):
         return
     # A missing sound font or synthesizer is reported here rather than by a worker.
     require_synthesizer(soundfont)
@@ -100,6 +100,14 @@ def write_dataset(
     audio.replace_file(
         finished, lambda draft: draft.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     )
+
+
+def _is_finished(file: Path, metadata: Metadata) -> bool:
+    """Whether the file holds this metadata; a damaged one does not."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) == metadata
+    except (ValueError, FileNotFoundError):
+        return False
 
 
 def _make_clip(seed: int, seconds: float, soundfont: str) -> tuple[np.ndarray, np.ndarray, ClipRow]:

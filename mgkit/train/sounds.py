@@ -115,7 +115,7 @@ class Sounds:
         if (folder / "stems.json").is_file():
             shape = clips.mix.shape
             self.sources["stems"] = [np.memmap(folder / "stems.i16", np.int16, "r", shape=shape)]
-            self.onsets = dict(zip(("mix", "stems"), np.load(folder / "onsets.npy"), strict=True))
+            self.onsets = dict(zip(("mix", "stems"), storage.read_array(folder / "onsets.npy"), strict=True))
         if recordings:
             self.sources["recordings"] = recordings
         if device.type == "cuda":

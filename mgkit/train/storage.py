@@ -56,6 +56,23 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def read_array(path: str | Path) -> np.ndarray:
+    """The array in a .npy file of a run.
+
+    Raises: FileNotFoundError; ValueError for a damaged file, or one with Python objects.
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+    # numpy's message names the option that runs code
+    except (ValueError, EOFError):
+        content = None
+    if not isinstance(content, np.ndarray):
+        raise ValueError(
+            f"{path} is damaged: it holds no array of numbers; remove it, and start the step again"
+        )
+    return content
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file of a run.
 

@@ -130,7 +130,7 @@ class Tokens:
                 f"{folder} has no tokens.json: make the tokens first (python -m mgkit train tokens)"
             )
         self.metadata = cast(Metadata, storage.read_json(folder / "tokens.json"))
-        self.codes, self.melody = np.load(folder / "codes.npy"), np.load(folder / "melody.npy")
+        self.codes, self.melody = (storage.read_array(folder / name) for name in ("codes.npy", "melody.npy"))
         pieces = cast(list[ClipRow], storage.read_lines(Path(data) / "pieces.jsonl"))
         if len(pieces) < len(self.codes):
             raise ValueError(
