@@ -15,7 +15,7 @@ import torch
 from mgkit import hub
 from mgkit.audiocraft_files import EXPORTED, TRAINING, state_of, unwrapped
 from mgkit.audiocraft_loader import from_audiocraft
-from mgkit.files import finish
+from mgkit.files import finish, printable
 from mgkit.huggingface_loader import from_hugging_face
 from mgkit.layouts import Plan, audiocraft, plan
 from mgkit.model import Model as Model
@@ -61,6 +61,8 @@ def load(
         model.licence = licence
     elif model.licence == Model.licence:
         model.licence = _licence_of_card(folder)
+    # from a file that anyone may have written
+    model.licence = printable(model.licence)
     return model
 
 

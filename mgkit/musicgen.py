@@ -383,11 +383,7 @@ class MusicGen:
         return torch.cat(codes, dim=-1)
 
     def _melodies(
-        self,
-        descriptions: Descriptions,
-        waves: Waves,
-        rate: int,
-        separate: melody.Separate | None = None,
+        self, descriptions: Descriptions, waves: Waves, rate: int, separate: melody.Separate | None = None
     ) -> list[Tensor | None]:
         batch, duration = len(parse_descriptions(descriptions)), self.settings.duration
         return parse_melodies(self.model, batch, waves, rate, separate, duration)

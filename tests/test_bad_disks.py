@@ -236,6 +236,14 @@ def test_names_cannot_control_the_terminal(folder, tmp_path, capsys):
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_the_licence_in_a_file_cannot_control_the_terminal(models, tmp_path, monkeypatch, capsys):
+    model = models["text"]
+    monkeypatch.setattr(model.model, "licence", "see \x1b[2J")
+    model.save_pretrained(str(tmp_path / "weights"))
+    assert load(tmp_path / "weights").licence == r"see \x1b[2J"
+    assert "\x1b" not in capsys.readouterr().err
+
+
 # --- weights ------------------------------------------------------------------------------------------------
 
 

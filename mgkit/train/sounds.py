@@ -95,7 +95,8 @@ def read_recordings(folder: str | Path, rate: int) -> list[np.ndarray]:
     found = []
     for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in audio.FORMATS):
         wave, own = audio.read(path)
-        pcm = (audio.resample(wave.mean(dim=0, keepdim=True), own, rate).clamp(-1, 1) * 32767).short().numpy()
+        mono = audio.resample(wave.mean(dim=0, keepdim=True), own, rate).clamp(-1, 1)
+        pcm = (mono * 32767).round().short().numpy()
         found += [pcm] if pcm.shape[1] >= 2 * rate else []
     return found
 
