@@ -64,8 +64,9 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
 
 
 def _stated(config: "PretrainedConfig") -> dict[str, object]:
-    """The settings of a config other than None."""
-    return {name: value for name, value in config.to_dict().items() if value is not None}
+    """The settings of a config, without those equal to an absent one."""
+    same = variants.SAME_AS_ABSENT
+    return {name: x for name, x in config.to_dict().items() if x is not None and x != same.get(name)}
 
 
 def _require_chroma(folder: Path, num_chroma: int, sample_rate: int) -> None:

@@ -30,6 +30,12 @@ DECODER_REQUIRED = {
     "attention_bias": None,
     "layer_norm_eps": None,
 }
+# Values with the meaning of an absent field.
+SAME_AS_ABSENT = {
+    "position_embedding_type": "sinusoidal",
+    "attention_bias": False,
+    "layer_norm_eps": 1e-5,
+}
 CODEC_REQUIRED = {
     "model_type": "encodec",
     "audio_channels": 1,

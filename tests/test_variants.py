@@ -347,6 +347,14 @@ def test_a_variant_of_the_hugging_face_layout_is_refused_by_field_and_value(
     refusal(lambda: load(folder), word, str(folder))
 
 
+def test_settings_equal_to_an_absent_field_are_ignored(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved / "text", tmp_path / "model")
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content["decoder"] |= {"layer_norm_eps": 1e-5, "position_embedding_type": "sinusoidal", "dropout": 0.3}
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    assert load(folder).lm.config.layers == 2
+
+
 # --- the window ---------------------------------------------------------------------------------------------
 
 
