@@ -23,7 +23,7 @@ from mgkit.files import printable
 LIMIT = 1 << 29  # samples of all channels in a file, 2 GB: 100 minutes of stereo at 44.1 kHz
 BLOCK = 1 << 18  # samples of all channels per read
 
-# Files that libsndfile does not read, by their first bytes: offset, bytes, name.
+# Files for PyAV, by their first bytes: offset, bytes, name.
 CONTAINERS = (
     (4, b"ftyp", "m4a (MP4)"),
     (0, b"\x1a\x45\xdf\xa3", "WebM"),
@@ -67,7 +67,7 @@ def decode(source: BinaryIO, name: str) -> tuple[Tensor, int]:
 
 
 def _blocks(source: BinaryIO, name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Sample rate and samples [C, n], block by block, of a file that libsndfile decodes."""
+    """Sample rate and samples [C, n], block by block, by libsndfile."""
     opened = False
     try:
         with SequentialFile(_corrected(source, name)) as file:
@@ -118,7 +118,7 @@ def _is_chained(content: bytes) -> bool:
 
 
 def _containers_blocks(source: BinaryIO, name: str, container: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Sample rate and samples [C, n], block by block, of a file that FFmpeg decodes."""
+    """Sample rate and samples [C, n], block by block, by FFmpeg."""
     try:
         import av
     except ImportError:

@@ -34,7 +34,7 @@ def parse_rate(rate: float, extension: str = "") -> float:
         raise ValueError(f"the sample rate is {brief(rate)}; it must be a number of Hz, such as 44100")
     if not extension:
         return rate
-    # FLAC: what a frame's header can state. OGG: above, libsndfile frees memory twice.
+    # FLAC: the rates in the header of a frame. OGG: above 200 kHz, libsndfile frees memory twice.
     supported = {
         ".wav": (True, "any"),
         ".flac": (
@@ -61,7 +61,7 @@ def encode(
     `compression` of MP3 and OGG is from 0 (the highest bit rate, in MP3 a constant one) to below 1 (lowest).
     Encoding to memory keeps a full disk from going unnoticed inside libsndfile.
 
-    Raises: ValueError for a sample rate that the format does not support.
+    Raises: ValueError for a sample rate not supported by the format.
     """
     rate = int(parse_rate(rate, extension))
     buffer, data, (format, subtype) = io.BytesIO(), wave.detach().cpu().numpy().T, FORMATS[extension]

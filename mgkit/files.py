@@ -17,7 +17,7 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> Pa
     """Write the file at `path` completely or not at all, and return its path.
 
     `write` receives the path of a draft, which is renamed once it is complete; see `replace_files`. A link is
-    followed: the file that it points to is replaced, and the link stays.
+    followed: its target is replaced, and the link stays.
 
     Raises: ValueError if `path` is a device, a pipe or a socket; OSError as `replace_files`.
     """
@@ -35,7 +35,7 @@ def replace_files(folder: str | os.PathLike, write: Callable[[Path], object]) ->
 
     `write` receives a folder for drafts. After a failure, Ctrl-C included, the earlier versions are unchanged
     and the drafts are gone. Drafts have the final file names, because some writers choose the format by the
-    extension; the umask applies, and a file that is replaced keeps its mode.
+    extension; the umask applies, and a replaced file keeps its mode.
 
     Raises: OSError if the disk is full or read-only.
     """
@@ -52,7 +52,7 @@ def replace_files(folder: str | os.PathLike, write: Callable[[Path], object]) ->
 
 
 def finish(folder: str | os.PathLike) -> None:
-    """Move files to `folder` that `replace_files` had completed when the process was killed.
+    """Move the files completed by `replace_files` to `folder`, if the process was killed before it did.
 
     Raises: OSError if the folder is read-only.
     """
@@ -63,7 +63,7 @@ def finish(folder: str | os.PathLike) -> None:
 
 
 def check_output(path: str | os.PathLike, size: float = 0) -> None:
-    """Check, before minutes of work, that `size` bytes can be written to `path`: name, folder, rights, space.
+    """Check name, folder, rights and space for `size` bytes at `path`, before minutes of work.
 
     Raises: ValueError for a folder, a device, a pipe or a socket; OSError for the others.
     """
@@ -83,7 +83,10 @@ def check_output(path: str | os.PathLike, size: float = 0) -> None:
 
 
 def _target(path: Path) -> Path:
-    """The path of the regular file, existing or not, that `path` names or links to."""
+    """`path`, or the target of a link: a regular file, or none yet.
+
+    Raises: ValueError for a folder, a device, a pipe or a socket; OSError for an impossible name.
+    """
     try:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         special = target.exists() and not target.is_file()
@@ -111,7 +114,7 @@ def _drafts(folder: Path, subject: Path) -> Iterator[Path]:
 
 
 def _keep_mode(draft: Path, earlier: Path) -> None:
-    """Give a draft the mode of the file that it replaces; a link counts as its target."""
+    """Give a draft the mode of the file it replaces; a link counts as its target."""
     if draft.is_file() and earlier.is_file():
         draft.chmod(earlier.stat().st_mode & 0o777)
 

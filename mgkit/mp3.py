@@ -15,12 +15,12 @@ BITRATES = (
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # kbit/s, of MPEG-2 and 2.5
     (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # of MPEG-1
 )
-# The first three bytes of a frame of layer III, with a bit rate and a sample rate that exist.
+# The first three bytes of a frame of layer III, with a valid bit rate.
 HEADER = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]")
 
 
 def with_true_length(content: bytes) -> bytes:
-    """The MP3 file with a Xing header that states its number of frames; other content is unchanged."""
+    """The MP3 file with its number of frames in a Xing header; other content is unchanged."""
     starts = frames(content)
     if len(starts) < 2:
         return content
@@ -85,8 +85,8 @@ def _side_info(header: bytes) -> int:
 
 
 def _xing_frame(header: bytes, count: int) -> bytes:
-    """A frame without sound that states `count` frames, for a file whose frames have this header."""
-    # Without a checksum and padding, at a bit rate that leaves room: 128 kbit/s, or 64.
+    """A frame without sound whose Xing header states `count` frames, in the format of this header."""
+    # Without a checksum and padding, at a sufficient bit rate: 128 kbit/s, or 64.
     start = bytes((header[0], header[1] | 1, header[2] & 0x0C | (0x90 if header[1] & 8 else 0x80), header[3]))
     content = start + bytes(_side_info(start)) + b"Xing" + struct.pack(">II", 1, count)
     return content.ljust(_size(start), b"\0")

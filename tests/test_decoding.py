@@ -285,7 +285,7 @@ def test_damaged_files_are_read_or_refused(tmp_path):
     for kind, magic in MAGIC.items():
         paths.append(tmp_path / kind)
         paths[-1].write_bytes(magic + bytes(99))
-    program = [sys.executable, "-c", FUZZED, *map(str, paths), "100"]
+    program = [sys.executable, "-c", FUZZED, *map(str, paths), "60"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:] or f"died of signal {-done.returncode}"
