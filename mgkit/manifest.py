@@ -69,7 +69,15 @@ def from_manifest(manifest: dict, codebooks: int) -> Request:
             settings=Settings(**manifest["settings"]),
             plans=[],
         )
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError, zlib.error) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+        ArithmeticError,
+        zlib.error,
+    ) as error:
         fault = f"lacks {error}" if isinstance(error, KeyError) else f"was changed ({error})"
         raise ValueError(f"the manifest {fault}: it cannot be replayed") from None
 

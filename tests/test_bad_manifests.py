@@ -1,6 +1,7 @@
 """Manifests that cannot be replayed are refused in one clear sentence."""
 
 import base64
+import math
 import zlib
 
 import pytest
@@ -36,7 +37,7 @@ BAD_VALUES = {
     "seed": [..., None, "x", [], {}, -1, 2**70],
     "melody": [..., None, 5, "x", [], {"x": "eJw="}, {"0": "eJw="}, {"0": 5}],
     "prompt": [..., None, 5, "x", [], "eJw=", "eJwDAAAAAAE="],
-    "frames": ["x", [], {}, 5, -1],
+    "frames": ["x", [], {}, 5, -1, math.inf, math.nan, 1e300],
     "tokens": [..., None, 5, "x"],
 }
 
