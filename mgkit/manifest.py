@@ -78,7 +78,7 @@ def from_manifest(manifest: dict, codebooks: int) -> Request:
         ArithmeticError,
         zlib.error,
     ) as error:
-        fault = f"lacks {error}" if isinstance(error, KeyError) else f"was changed ({error})"
+        fault = f"lacks {error}" if isinstance(error, KeyError) else f"was changed ({str(error)[:200]})"
         raise ValueError(f"the manifest {fault}: it cannot be replayed") from None
 
 

@@ -170,7 +170,7 @@ def test_manifests(melody: MusicGen, share: int) -> None:
                 broken[key] = value[:place] + draw(st.text(max_size=2)) + value[place + 1 :]
             else:
                 broken[key] = draw(VALUES)
-        if "duration" in (settings := broken.get("settings") or {}) and isinstance(settings, dict):
+        if isinstance(settings := broken["settings"], dict) and "duration" in settings:
             # A day of music is a valid wish, and not made within this test.
             long = isinstance(settings["duration"], int | float) and settings["duration"] > 1
             broken["settings"] = settings | ({"duration": 0.1} if long else {})
