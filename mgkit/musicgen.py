@@ -333,7 +333,8 @@ class MusicGen:
         tokens = self._tokens(request, progress, None, None, max(0, frames - prompt.shape[-1]))[..., :frames]
         if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
-                f"the tokens came out different: the manifest was made with {brief(manifest.get('machine'), 200)}, "
+                "the tokens came out different: the manifest was made with "
+                f"{brief(manifest.get('machine'), 200)}, "
                 f"this is {machine(self.model)}; another processor or version rounds differently"
             )
         return self.generate_audio(tokens), tokens
