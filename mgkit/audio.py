@@ -20,12 +20,13 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mgkit import decoding, files
+from mgkit import files
 from mgkit.brief import brief
-from mgkit.encoding import FORMATS as FORMATS
-from mgkit.encoding import encode as encode
-from mgkit.encoding import parse_rate as parse_rate
 from mgkit.files import replace_file as replace_file
+from mgkit.formats import decoding
+from mgkit.formats.encoding import FORMATS as FORMATS
+from mgkit.formats.encoding import encode as encode
+from mgkit.formats.encoding import parse_rate as parse_rate
 
 Strategy = Literal["loudness", "peak", "rms", "clip"]
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 
 from mgkit import hub
-from mgkit.audiocraft_files import EXPORTED, TRAINING, state_of, unwrapped
-from mgkit.audiocraft_loader import from_audiocraft
 from mgkit.files import finish, printable
-from mgkit.huggingface_loader import from_hugging_face
-from mgkit.layouts import Plan, audiocraft, plan
+from mgkit.formats.audiocraft_files import EXPORTED, TRAINING, state_of, unwrapped
+from mgkit.formats.audiocraft_loader import from_audiocraft
+from mgkit.formats.huggingface_loader import from_hugging_face
+from mgkit.formats.layouts import Plan, audiocraft, plan
+from mgkit.formats.readers import WeightsError, quiet_transformers, short
+from mgkit.formats.tensor_files import Stored, read_bin, read_safetensors
 from mgkit.model import Model as Model
 from mgkit.model import allocate
-from mgkit.readers import WeightsError, quiet_transformers, short
-from mgkit.tensor_files import Stored, read_bin, read_safetensors
 
 
 def load(

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mgkit.checkpoint import Model
 from mgkit.files import replace_files
-from mgkit.layouts import CODEC_SETTINGS, LM_SETTINGS, hugging_face
+from mgkit.formats.layouts import CODEC_SETTINGS, LM_SETTINGS, hugging_face
+from mgkit.formats.readers import quiet_transformers
+from mgkit.formats.variants import CODEC_REQUIRED
 from mgkit.melody import HOP, N_FFT
-from mgkit.readers import quiet_transformers
-from mgkit.variants import CODEC_REQUIRED
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig

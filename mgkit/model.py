@@ -14,9 +14,9 @@ from torch import nn
 from mgkit import hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
-from mgkit.layouts import Plan, fill
+from mgkit.formats.layouts import Plan, fill
+from mgkit.formats.readers import meta_t5, read_tokenizer
 from mgkit.lm import LM, LMConfig
-from mgkit.readers import meta_t5, read_tokenizer
 from mgkit.text import TextEncoder
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import soundfile
 from refusals import BAD_WAVES, GOOD, refusal
 from tiny import RATE, noise
 
-from mgkit import audio, encoding
+from mgkit import audio
+from mgkit.formats import encoding
 
 
 @pytest.mark.parametrize("name", ["a.aac", "a", "a.m4a", ".wav", "a.wav.txt", ""])

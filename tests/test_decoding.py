@@ -13,7 +13,8 @@ import torch
 from refusals import refusal
 from tiny import RATE, noise
 
-from mgkit import audio, decoding, mp3
+from mgkit import audio
+from mgkit.formats import decoding, mp3
 
 SECONDS = 20
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgkit import MusicGen, hub
-from mgkit.readers import WeightsError
+from mgkit.formats.readers import WeightsError
 
 LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
 
@@ -455,7 +455,7 @@ def test_a_byte_order_mark_does_not_matter(name: str, saved: Path, tmp_path: Pat
 
 def test_a_sentencepiece_file_alone_names_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "tokenizer.json").rename(folder / "spiece.model")
-    monkeypatch.setattr("mgkit.readers.find_spec", lambda name: None)
+    monkeypatch.setattr("mgkit.formats.readers.find_spec", lambda name: None)
     sentence = refusal(lambda: load(folder), "spiece.model", "sentencepiece", "tokenizer.json")
     assert "tiktoken" not in sentence
 

@@ -32,7 +32,7 @@ from transformers import (
 from mgkit import MusicGen, checkpoint, hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
-from mgkit.layouts import hugging_face
+from mgkit.formats.layouts import hugging_face
 from mgkit.lm import LM, LMConfig
 from mgkit.melody import classes, one_hot
 from mgkit.text import TextEncoder

@@ -15,7 +15,7 @@ from golden import filling
 from refusals import refusal
 
 from mgkit import MusicGen
-from mgkit.readers import WeightsError
+from mgkit.formats.readers import WeightsError
 
 LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
 Edit = Callable[[str, str, object], Path]

@@ -332,7 +332,9 @@ def test_a_missing_or_invalid_setting_of_audiocraft_is_named(
 # --- bugs, and broken libraries ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mgkit.model.LM", "mgkit.model.fill", "mgkit.audiocraft_loader.delays"])
+@pytest.mark.parametrize(
+    "name", ["mgkit.model.LM", "mgkit.model.fill", "mgkit.formats.audiocraft_loader.delays"]
+)
 @pytest.mark.parametrize("error", [TypeError("a bug"), KeyError("a bug"), RuntimeError("a bug")])
 def test_a_bug_in_mgkit_is_not_reported_as_a_damaged_file(
     name: str, error: Exception, audiocraft: Save, monkeypatch: pytest.MonkeyPatch

@@ -15,9 +15,9 @@ from typing import TypeVar
 import yaml
 from torch import Tensor
 
-from mgkit import variants
-from mgkit.readers import WeightsError, reading, short
-from mgkit.tensor_files import Node, Stored, read_bin
+from mgkit.formats import variants
+from mgkit.formats.readers import WeightsError, reading, short
+from mgkit.formats.tensor_files import Node, Stored, read_bin
 
 T = TypeVar("T")
 

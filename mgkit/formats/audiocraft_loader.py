@@ -12,16 +12,17 @@ from pathlib import Path
 
 import torch
 
-from mgkit import hub, huggingface_loader, variants
-from mgkit.audiocraft_files import CODEC, EXPORTED, AudiocraftFile
+from mgkit import hub
 from mgkit.codec import CodecConfig
 from mgkit.delay import delays
-from mgkit.layouts import Plan, audiocraft, hugging_face, plan
+from mgkit.formats import huggingface_loader, variants
+from mgkit.formats.audiocraft_files import CODEC, EXPORTED, AudiocraftFile
+from mgkit.formats.layouts import Plan, audiocraft, hugging_face, plan
+from mgkit.formats.readers import WeightsError, read_config, short
+from mgkit.formats.tensor_files import Stored, read_bin, read_tensors
 from mgkit.lm import LMConfig
 from mgkit.melody import HOP
 from mgkit.model import Model, empty_text_encoder, on_meta
-from mgkit.readers import WeightsError, read_config, short
-from mgkit.tensor_files import Stored, read_bin, read_tensors
 
 LONGEST_WINDOW = 300  # seconds
 TEXT, MELODY = "conditioners.description", "conditioners.self_wav"

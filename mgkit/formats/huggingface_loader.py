@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mgkit import variants
 from mgkit.codec import CodecConfig
-from mgkit.layouts import CODEC_SETTINGS, LM_SETTINGS, Plan, hugging_face, plan
+from mgkit.formats import variants
+from mgkit.formats.layouts import CODEC_SETTINGS, LM_SETTINGS, Plan, hugging_face, plan
+from mgkit.formats.readers import WeightsError, read_config, read_json, short
+from mgkit.formats.tensor_files import read_tensors
 from mgkit.lm import LMConfig
 from mgkit.melody import HOP
 from mgkit.model import Model, empty_text_encoder, on_meta
-from mgkit.readers import WeightsError, read_config, read_json, short
-from mgkit.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from transformers import EncodecConfig, PretrainedConfig

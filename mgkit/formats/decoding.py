@@ -17,8 +17,8 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mgkit import mp3
 from mgkit.files import printable
+from mgkit.formats import mp3
 
 LIMIT = 1 << 29  # samples of all channels in a file, 2 GB: 100 minutes of stereo at 44.1 kHz
 BLOCK = 1 << 18  # samples of all channels per read

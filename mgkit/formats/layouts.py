@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mgkit.readers import WeightsError
-from mgkit.tensor_files import Stored
+from mgkit.formats.readers import WeightsError
+from mgkit.formats.tensor_files import Stored
 
 # --- names of tensors --------------------------------------------------------------------------------------
 

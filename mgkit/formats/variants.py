@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mgkit.codec import CodecConfig
+from mgkit.formats.readers import WeightsError, short
 from mgkit.lm import LMConfig
-from mgkit.readers import WeightsError, short
 
 Settings = Mapping[str, object]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mgkit.readers import WeightsError, read_json, reading
+from mgkit.formats.readers import WeightsError, read_json, reading
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 

@@ -1,0 +1,1 @@
+"""File formats: checkpoints of models in their published layouts, and audio."""
