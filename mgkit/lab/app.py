@@ -5,36 +5,43 @@ notebook with one cell, studio.Studio() -> Voilà -> page; every visit has its o
 
 import argparse
 import os
-import tempfile
-from pathlib import Path
 
-# Nothing from other hosts: Voilà's template requests icons, and classrooms may be offline.
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: ws: wss:"
-# Bytes of the largest upload. Beyond the limit, 10 MB by default, the connection is closed without a message.
+# Bytes of the largest upload. Beyond the limit the connection is closed without a message.
 UPLOAD = 100 * 2**20
+# Run in the kernel of each visit.
+CODE = """import os
+from mgkit.lab import sources, studio
+
+os.chdir({folder!r})
+sources.UPLOAD_HINT = "WAV, MP3, OGG or FLAC, up to {megabytes} MB. Open larger files by their path."
+studio.Studio({model!r})"""
 
 
-def serve(model: str = "nano", port: int = 8866, browser: bool = True) -> None:
+def serve(
+    model: str = "nano",
+    port: int = 8866,
+    browser: bool = True,
+    token: str | None = None,
+    visits: int = 8,
+    keep: int = 60,
+) -> None:
     """Serve the studio on localhost at `port` until Ctrl-C, and open it if `browser`.
 
-    Raises: RuntimeError if Voilà is not installed.
+    A visit needs the `token`, by default a random one, which is printed; with "" none is needed. At most
+    `visits` pages are open at a time. The kernel of a closed page ends at once; if a run is in progress, or
+    if the page vanished without a message, the kernel ends after `keep` idle seconds.
+
+    Raises: RuntimeError if Voilà is not installed, ValueError if `visits` or `keep` is not positive.
     """
+    if visits < 1 or keep < 1:
+        raise ValueError(f"visits is {visits} and keep is {keep} seconds: both must be at least 1")
     try:
-        import nbformat
-        from traitlets.config import Config
-        from voila.app import Voila
+        from mgkit.lab import visits as server
     except ImportError as error:
         raise RuntimeError(f"the app needs the package {error.name}: pip install voila") from None
 
-    code = f"import os\nfrom mgkit.lab import studio\n\nos.chdir({os.getcwd()!r})\nstudio.Studio({model!r})"
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={"kernelspec": kernel})
-    settings = {"websocket_max_message_size": UPLOAD, "headers": {"Content-Security-Policy": POLICY}}
-    config = Config({"Voila": {"port": port, "open_browser": browser, "tornado_settings": settings}})
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mgkit.ipynb"
-        nbformat.write(page, path)
-        Voila.launch_instance([str(path)], config=config)
+    code = CODE.format(folder=os.getcwd(), megabytes=UPLOAD // 2**20, model=model)
+    server.serve(code, port, browser=browser, token=token, visits=visits, keep=keep, upload=UPLOAD)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,5 +55,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--browser", action=argparse.BooleanOptionalAction, default=True, help="open a browser"
     )
+    parser.add_argument("--token", help="password in the address; a random one if not given, '' for none")
+    parser.add_argument("--visits", type=int, default=8, help="largest number of pages open at a time")
+    parser.add_argument(
+        "--keep", type=int, default=60, help="seconds for which the kernel of a vanished page is kept"
+    )
     arguments = parser.parse_args(argv)
-    serve(arguments.model, arguments.port, arguments.browser)
+    serve(
+        arguments.model,
+        arguments.port,
+        arguments.browser,
+        arguments.token,
+        arguments.visits,
+        arguments.keep,
+    )

@@ -261,7 +261,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("app")
     (folder / "root").mkdir()
     port = free_port()
-    command = [sys.executable, "-m", "mgkit", "app", "--no-browser", f"--port={port}"]
+    command = [sys.executable, "-m", "mgkit", "app", "--no-browser", "--token=secret", f"--port={port}"]
     server = Server(command, port, folder / "root", "/voila/static/voila-style.js", isolated(folder))
     yield server
     server.close()

@@ -195,7 +195,7 @@ def test_two_takes_switch_at_the_same_position(lab, panel, page):
 
 
 def test_the_app_shows_the_studio_and_generates_a_take_offline(app, page, refused):
-    page.goto(f"http://127.0.0.1:{app.port}/", timeout=SECONDS * 1000)
+    page.goto(f"http://127.0.0.1:{app.port}/?token=secret", timeout=SECONDS * 1000)
     panel = Panel(page)
     expect(panel.go).to_be_visible(timeout=SECONDS * 1000)
     panel.field("prompt").fill("calm piano")

@@ -1,0 +1,149 @@
+"""The server behind `mgkit app`: who may visit, how many at once, and for how long a kernel is kept.
+
+Settings of Voilà and jupyter_server do most of it; the classes here add the rest:
+
+    request -> Host and token, by settings -> `admit` -> `Kernels.start_kernel`: at most `visits` -> page
+    page closed -> `PageClosed`: its kernel ends now if quiet, else once it has been idle for some time
+"""
+
+import asyncio
+import tempfile
+import threading
+import webbrowser
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import tornado.web
+import traitlets
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from traitlets.config import Config
+from voila.app import Voila
+from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
+
+# Nothing from other hosts: Voilà's template requests icons, and classrooms may be offline. No foreign frames.
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: ws: wss:; "
+    "frame-ancestors 'self'; form-action 'self'"
+)
+# A run moves its progress bar at least this often, once it has started.
+QUIET = timedelta(seconds=5)
+
+
+def admit(handler: tornado.web.RequestHandler, notebook: nbformat.NotebookNode, cwd: str) -> None:
+    """Prepare a visit: only a page opened as such may start a kernel, not an image or frame of another page.
+
+    Raises: HTTPError 403.
+    """
+    if handler.request.headers.get("Sec-Fetch-Dest", "document") != "document":
+        raise tornado.web.HTTPError(403, reason="The studio is a page of its own, not part of another")
+    # Reading the token sets its cookie, which the page sends back when it is closed.
+    _ = handler.xsrf_token
+
+
+class Kernels(AsyncMappingKernelManager):
+    """The visits' kernels, at most `visits` of them."""
+
+    visits = traitlets.Integer(8, config=True, help="Largest number of kernels at a time.")
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self._starting = asyncio.Lock()
+
+    # The superclass declares the synchronous version and assigns this one.
+    async def start_kernel(self, **arguments: Any) -> str:  # type: ignore[override]
+        """Start the kernel of a visit and return its id.
+
+        Raises: HTTPError 503 if all `visits` kernels are in use; its reason is the page's text.
+        """
+        # One at a time: a kernel is counted only once it has started, and requests may come all at once.
+        async with self._starting:
+            if len(self) >= self.visits:
+                raise tornado.web.HTTPError(
+                    503,
+                    reason=f"The studio is full: {len(self)} pages are open, as many as this server allows. "
+                    "Close one, or try again in a minute",
+                )
+            return await super().start_kernel(**arguments)
+
+    def quiet(self, kernel_id: str) -> bool:
+        """Whether the kernel is idle and sent nothing lately; a run in a thread sends its progress."""
+        # A `ServerKernelManager`, whose activity this manager tracks.
+        kernel: Any = self.get_kernel(kernel_id)
+        return kernel.execution_state != "busy" and datetime.now(UTC) - kernel.last_activity > QUIET
+
+
+class PageClosed(VoilaShutdownKernelHandler):
+    """The message of a page being closed. It ends the page's kernel unless a run is in progress."""
+
+    @tornado.web.authenticated
+    async def post(self, kernel_id: str) -> None:
+        if kernel_id in self.kernel_manager and not self.kernel_manager.quiet(kernel_id):
+            # The culler ends it once it is quiet.
+            self.set_status(204)
+        else:
+            await super().post(kernel_id)
+
+
+class Server(Voila):
+    """Voilà with `PageClosed`, opening the browser at the address with the token."""
+
+    def init_handlers(self) -> list:
+        return [(rf"{self.server_url}voila/api/shutdown/(.*)", PageClosed), *super().init_handlers()]
+
+    def launch_browser(self) -> None:
+        token = self.identity_provider.token
+        address = f"{self.connection_url}?token={token}" if token else self.connection_url
+        # A file in a private folder, since other users of the machine can see a browser's arguments.
+        page = Path(self.connection_dir) / "open.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={address}">', encoding="utf-8")
+        threading.Thread(target=webbrowser.open, args=(page.as_uri(),), daemon=True).start()
+
+
+def serve(
+    code: str, port: int, *, browser: bool, token: str | None, visits: int, keep: int, upload: int
+) -> None:
+    """Serve the output of `code` on localhost until Ctrl-C, with a kernel for each visit.
+
+    Without a `token` a random one is made; an empty one lets every program on this machine in. Uploads are
+    limited to `upload` bytes.
+    """
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={"kernelspec": kernel})
+    tornado_settings = {
+        "headers": {"Content-Security-Policy": POLICY},
+        # Only the names of this machine: a foreign name that resolves to 127.0.0.1 is another site's.
+        "allow_remote_access": False,
+        # The text of a file and its message.
+        "websocket_max_message_size": upload + 2**20,
+    }
+    config = Config(
+        {
+            "Voila": {
+                "port": port,
+                "open_browser": browser,
+                "token": token,
+                "auto_token": token is None,
+                "tornado_settings": tornado_settings,
+            },
+            "VoilaConfiguration": {
+                "multi_kernel_manager_class": Kernels,
+                "prelaunch_hook": admit,
+                # The page needs no files, and Voilà would serve the images of the folder without a token.
+                "file_allowlist": [],
+            },
+            "Kernels": {
+                "visits": visits,
+                "cull_idle_timeout": keep,
+                "cull_interval": max(1, keep // 6),
+                "cull_connected": False,
+                "cull_busy": False,
+            },
+            "IdentityProvider": {"cookie_options": {"samesite": "Strict"}},
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mgkit.ipynb"
+        nbformat.write(page, path)
+        Server.launch_instance([str(path)], config=config)
