@@ -77,7 +77,7 @@ def imports(tree: ast.AST, path: Path) -> set[str]:
 
 def within(names: set[str]) -> set[str]:
     """The files of mgkit among imported names."""
-    known = {name_of(path) for path in FILES}
+    known = {name_of(path) for path in FILES if path.stem != "__init__"}
     return {name.removeprefix("mgkit.") for name in names if name.startswith("mgkit.")} & known
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mgkit.brief import brief
 from mgkit.codec import CodecConfig
 from mgkit.formats import variants
 from mgkit.formats.layouts import CODEC_SETTINGS, LM_SETTINGS, Plan, hugging_face, plan
@@ -41,7 +42,9 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
         )
     kind = read_json(file).get("model_type")
     if kind not in ("musicgen", "musicgen_melody"):
-        raise WeightsError(f"{folder} holds a model of type {kind!r}; expected musicgen or musicgen_melody")
+        raise WeightsError(
+            f"{folder} holds a model of type {brief(kind)}; expected musicgen or musicgen_melody"
+        )
     source, metadata = read_tensors(folder)
     config = read_config(folder)
     variants.require(file, "decoder", _stated(config.decoder), variants.DECODER_REQUIRED)

@@ -69,8 +69,18 @@ def read_config(folder: Path) -> "PretrainedConfig":
     content = read_json(folder / "config.json")
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIGS:
-        raise WeightsError(f"{folder} holds a model of type {kind!r}; expected one of {', '.join(CONFIGS)}")
-    kinds = (StrictDataclassError, AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError)
+        raise WeightsError(
+            f"{folder} holds a model of type {brief(kind)}; expected one of {', '.join(CONFIGS)}"
+        )
+    kinds = (
+        StrictDataclassError,
+        AttributeError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    )
     with reading(folder / "config.json", *kinds):
         return getattr(transformers, CONFIGS[kind]).from_dict(content)
 
