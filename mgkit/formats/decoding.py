@@ -129,7 +129,7 @@ def _containers_blocks(source: BinaryIO, name: str, container: str) -> Iterator[
             f"ffmpeg -i {file} {wav}"
         ) from None
     try:
-        with av.open(source) as opened:
+        with av.open(source, mode="r") as opened:
             if not opened.streams.audio:
                 raise ValueError(f"{name!r} contains no audio, only {len(opened.streams)} other streams")
             stream = opened.streams.audio[0]

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mgkit.brief import brief
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, T5EncoderModel
 
