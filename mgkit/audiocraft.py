@@ -6,7 +6,7 @@
     audiocraft.utils.notebook    display_audio
 
 Arguments, defaults and results as in audiocraft 1.3.0, but ValueErrors in place of assertions; models also
-have mgkit's additions, such as `seed=`. Letters: B batch, C channels, K codebooks, N samples.
+have mgkit's additions, such as `seed=`. Axes: B batch, C channels, K codebooks, N samples.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The codec's encoder and decoder with channels as the innermost axis: the same results, trained faster.
 
-Letters: B batch, C channels, N samples, D latent width, T frames.
+Axes: B batch, C channels, N samples, D latent width, T frames.
 
 A 1-D convolution in PyTorch reorders its input and output in memory. As 2-D convolutions over [B, C, 1, N] in
 the channels-last format, all layers keep one layout from end to end, padding is a plain copy, and

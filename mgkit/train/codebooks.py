@@ -1,6 +1,6 @@
 """Codebooks that follow the latents: k-means start, moving averages, restart of dead entries.
 
-Letters: B batch, T frames, M = B * T latents, D latent width, V codebook size.
+Axes: B batch, T frames, M = B * T latents, D latent width, V codebook size.
 
 Codebooks get no gradients. Every entry is the moving average of the latents nearest to it (VQ-VAE,
 arXiv:1711.00937, appendix A; SoundStream, arXiv:2107.03312, section 3.3). No step copies to the CPU.

@@ -1,6 +1,6 @@
 """Training the codec (EnCodec, arXiv:2210.13438): all of it, or the decoder alone.
 
-Letters: B batch, K codebooks, T frames, N samples, D latent width, V codebook size.
+Axes: B batch, K codebooks, T frames, N samples, D latent width, V codebook size.
 
     wave -> encoder -> latents -> nearest codebook entries -> decoder -> wave'    loss: distance(wave, wave')
                           `------ straight-through gradient ------^

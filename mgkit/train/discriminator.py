@@ -1,6 +1,6 @@
 """A multi-scale STFT discriminator for the codec's decoder (EnCodec, arXiv:2210.13438, section 3.4), small.
 
-Letters: B batch, N samples, F frequencies, T frames.
+Axes: B batch, N samples, F frequencies, T frames.
 
     wave [B, 1, N] -> complex spectra at three resolutions [B, 2, T, F] -> convolutions -> logits [B, 1, t, f]
 

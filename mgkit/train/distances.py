@@ -1,6 +1,6 @@
 """Distances between sounds: mel spectra at several resolutions, onsets, and the waveform itself.
 
-Letters: N samples; mels and frames are the axes of a mel spectrum.
+Axes: N samples; mels and frames are the axes of a mel spectrum.
 """
 
 from collections.abc import Sequence

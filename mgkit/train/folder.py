@@ -3,7 +3,7 @@
     rain.wav  rain.txt    a caption beside each file, or
     captions.csv          a table of captions; see `captions` for its other forms
 
-Letters: C channels, K codebooks, T frames, N samples, F chroma frames.
+Axes: C channels, K codebooks, T frames, N samples, F chroma frames.
 """
 
 import hashlib

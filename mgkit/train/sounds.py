@@ -1,6 +1,6 @@
 """A codec's training sounds: band, single instruments, strokes, recordings and silence, cut into crops.
 
-Letters: B batch, N samples.
+Axes: B batch, N samples.
 
     mix.i16, melody.i16    the rendered clips (see `mgkit train data`): the band, and the lead alone
     stems.i16              int16 [clips, samples]: of each clip one instrument, or two, in a room or dry
