@@ -51,6 +51,7 @@ BAND_CODE = (
     "mgkit.band.tunes",
 )
 METRIC_CODE = (
+    "mgkit.brief",
     "mgkit.evals.basic_pitch",
     "mgkit.evals.metrics",
     "mgkit.evals.musicnn",
