@@ -96,7 +96,7 @@ def test_two_processes_report_errors_in_a_sentence(tmp_path):
     assert "mgkit: 2 processes cannot share a batch of 3; give a multiple of 2" in done.stderr
     done = launch("train", "codec")
     assert done.returncode != 0
-    assert "mgkit: the codec is taught by one process" in done.stderr
+    assert "mgkit: the codec trains in one process" in done.stderr
 
 
 def test_shards_cover_a_batch_and_have_one_size():
