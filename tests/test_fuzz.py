@@ -25,7 +25,7 @@ from mgkit.generate import Settings
 from mgkit.train import folder as folders
 from mgkit.train import storage
 
-each = pytest.mark.parametrize("share", [1, pytest.param(8, marks=pytest.mark.slow)], ids=["some", "many"])
+each = pytest.mark.parametrize("share", [1, pytest.param(16, marks=pytest.mark.slow)], ids=["some", "many"])
 
 
 def fuzz(examples: int, values: st.SearchStrategy, action: Callable[[Any], object]) -> None:
