@@ -3,14 +3,12 @@
 Axes: B batch, K codebooks, T frames, S delayed steps, V codebook size.
 
 A model is trained on windows of 30 s (nano: 10 s). Longer music is generated in overlapping windows: each
-starts `stride` after the previous one, takes the shared frames as its audio prompt, and continues them
-(arXiv:2306.05284, section 3).
+starts `stride` after the previous one and continues the frames they share (arXiv:2306.05284, section 3).
 
     0 s          18 s    30 s            48 s
     |--- new -----------|                              positions in a window start at 0,
                  |prompt|---- new ------|              and the melody is rotated to its start
                                 |prompt |--- new ...
-
 If the text changes, the current window ends there and the next one continues the music under the new text.
 """
 

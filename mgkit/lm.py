@@ -7,8 +7,7 @@ Axes: B batch, K codebooks, S steps, P prefix positions, L text length, D width,
                     -> K heads -> logits [B, K, S, V]: the token of each codebook one step later
 
 Text enters through cross-attention (small, medium, large) or, after the melody, as a prefix (melody models).
-The keys and values of earlier steps are in one `KVCache` per layer, passed by the caller. Every part is an
-ordinary module and is called as such, so forward hooks run at every step of generation.
+The caller passes a `KVCache` per layer. Every part is called as a module: forward hooks run at every step.
 """
 
 import math
