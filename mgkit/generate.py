@@ -176,7 +176,7 @@ def frames(
     on_step: Callable[[int, int], None] | None = None,
     stop: Stop | None = None,
 ) -> Iterator[Tensor]:
-    """Yield one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to that of the plan.
+    """Yield one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to the plan's end.
 
     `conditions` gives the streams of a window. `on_step(done, total)` counts the steps of the whole piece.
     Once `stop` is set, no further step is made.

@@ -148,7 +148,7 @@ def test_text_files_are_read_and_written_as_utf8(path):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_code_in_a_model_s_folder_is_never_run(path):
-    """transformers asks on the console, or runs it, unless it is told not to."""
+    """Without `trust_remote_code=False`, transformers asks on the console or runs the code."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         name = getattr(node.func, "attr", "") if isinstance(node, ast.Call) else ""
         given = {keyword.arg: keyword.value for keyword in node.keywords} if name else {}

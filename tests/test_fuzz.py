@@ -29,7 +29,7 @@ each = pytest.mark.parametrize("share", [1, pytest.param(16, marks=pytest.mark.s
 
 
 def fuzz(examples: int, values: st.SearchStrategy, action: Callable[[Any], object]) -> None:
-    """Call `action` with so many of the values; it may refuse each in one sentence."""
+    """Call `action` on `examples` of the values; it may refuse each in one sentence."""
 
     @settings(
         max_examples=examples,

@@ -5,10 +5,10 @@ Axes: B clips of a shard, N samples, K codebooks, T frames.
     prompts -> model -> tokens [B, K, T] -> codec -> waves [B, N] -> metrics -> measurements
                         CONDITION-START-KEY.npy                      CONDITION-START-KEY.npz
 
-KEY is a digest of prompts, settings, weights, the code of `mgkit.band` and, for measurements, that of the
-metrics. An interrupted run resumes, a larger run reuses the shards of a smaller one, and a change of this
-code never leaves stale numbers. The code of the model is not in the key: its own tests ensure equal tokens
-for equal weights and seeds.
+KEY is a digest of prompts, settings, weights and the code of `mgkit.band`; for measurements, of the metrics'
+code as well. An interrupted run resumes, a larger run reuses the shards of a smaller one, and a change of
+this code never leaves stale numbers. The code of the model is not in the key: its own tests ensure equal
+tokens for equal weights and seeds.
 """
 
 import ast

@@ -240,7 +240,7 @@ def codec_config(file: AudiocraftFile) -> CodecConfig:
         for name in ("dimension", "n_filters", "ratios", "pad_mode", "norm"):
             if name in own and own[name] != shared.get(name):
                 raise WeightsError(
-                    f"{file.path}: seanet.{part}.{name} is {short(own[name])}, and that of the other half is "
+                    f"{file.path}: seanet.{part}.{name} is {short(own[name])}, but seanet.{name} is "
                     f"{short(shared.get(name))}; mgkit runs codecs with equal halves"
                 )
     if (norm := shared.get("norm", "none")) not in ("weight_norm", "none"):

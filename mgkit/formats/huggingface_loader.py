@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mgkit.brief import brief
 from mgkit.codec import CodecConfig
 from mgkit.formats import variants
 from mgkit.formats.layouts import CODEC_SETTINGS, LM_SETTINGS, Plan, hugging_face, plan
@@ -43,7 +42,7 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
     kind = read_json(file).get("model_type")
     if kind not in ("musicgen", "musicgen_melody"):
         raise WeightsError(
-            f"{folder} holds a model of type {brief(kind)}; expected musicgen or musicgen_melody"
+            f"{folder} holds a model of type {short(kind)}; expected musicgen or musicgen_melody"
         )
     source, metadata = read_tensors(folder)
     config = read_config(folder)

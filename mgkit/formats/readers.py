@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mgkit.brief import brief
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, T5EncoderModel
 
@@ -72,7 +70,7 @@ def read_config(folder: Path) -> "PretrainedConfig":
     kind = content.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIGS:
         raise WeightsError(
-            f"{folder} holds a model of type {brief(kind)}; expected one of {', '.join(CONFIGS)}"
+            f"{folder} holds a model of type {short(kind)}; expected one of {', '.join(CONFIGS)}"
         )
     kinds = (
         StrictDataclassError,

@@ -114,7 +114,7 @@ class Recipe:
         return round(min(max(count, CLIPS[0]), CLIPS[1]))
 
     def steps(self, stage: str, minutes: float, out: Path) -> list[tuple[str, list[str]]]:
-        """(command, arguments) of each step of a stage that has so many minutes; none for the export."""
+        """(command, arguments) of each step of a stage with a budget of `minutes`; none for the export."""
         size, clips = SIZES[self.device], self.clips()
         band, valid, seconds = out / "band", out / "valid", f"--seconds={self.seconds:g}"
         rendered = [f"--data={band}", f"--valid={valid}"]
