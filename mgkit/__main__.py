@@ -84,8 +84,8 @@ def _sentence(error: Exception) -> str:
 
 def _generate(arguments: argparse.Namespace) -> None:
     from mgkit import MusicGen, audio
-    from mgkit.generate import Settings
     from mgkit.interrupt import CtrlC
+    from mgkit.settings import Settings
 
     # Report these errors before minutes of work, not after.
     audio.check_output(arguments.out)
@@ -168,8 +168,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from mgkit.generate import SETTINGS_HELP, Settings
     from mgkit.hub import NAMES
+    from mgkit.settings import SETTINGS_HELP, Settings
 
     parser = argparse.ArgumentParser(
         "python -m mgkit",

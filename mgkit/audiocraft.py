@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mgkit import audio, musicgen
 from mgkit.checkpoint import Model
-from mgkit.generate import Settings
+from mgkit.settings import Settings
 
 OTHER_MODELS = ("MultiBandDiffusion", "MAGNeT", "JASCO", "AudioSeal")
 PARAMS = ("use_sampling", "temp", "top_k", "top_p", "cfg_coef", "two_step_cfg", "cfg_coef_beta")

@@ -10,7 +10,6 @@ Text enters through cross-attention (small, medium, large) or, after the melody,
 The caller passes a `KVCache` per layer. Every part is called as a module: forward hooks run at every step.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mgkit.positions import causal_mask, sinusoid
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 """An attention kernel: queries, keys, values [B, H, S, D / H]; mask (True: attend) or None; causal."""
@@ -265,7 +266,7 @@ class LM(nn.Module):
         causal = padding is None and start == 0 and length > 1
         mask = None
         if not causal and (length > 1 or padding is not None):
-            mask = _causal_mask(start, length, padding, x.device)
+            mask = causal_mask(start, length, padding, x.device)
 
         kept = []
         for number, layer in enumerate(self.layers):
@@ -275,26 +276,3 @@ class LM(nn.Module):
                 return kept
             x = layer(x, condition, None if cache is None else cache[number], mask, causal, attend)
         return [*kept, x]
-
-
-def sinusoid(position: Tensor, dim: int) -> Tensor:
-    """Position vectors [..., dim]: cosines, then sines, of position / 10000^(i / (dim / 2 - 1)).
-
-    >>> sinusoid(torch.tensor([0]), 4)
-    tensor([[1., 1., 0., 0.]])
-    """
-    half = dim // 2
-    index = torch.arange(half, device=position.device, dtype=torch.float32)
-    angle = position[..., None].float() * torch.exp(index * -(math.log(10000) / (half - 1)))
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)
-
-
-def _causal_mask(start: int, length: int, padding: Tensor | None, device: torch.device) -> Tensor:
-    """True where a query may attend, [1 or B, 1, length, start + length]."""
-    query = torch.arange(start, start + length, device=device)[:, None]
-    key = torch.arange(start + length, device=device)
-    allowed = (key <= query)[None, None]
-    if padding is None:
-        return allowed
-    # A padded position attends to itself: a row without any key would be NaN and spread.
-    return allowed & ((key >= padding[:, None, None, None]) | (key == query))

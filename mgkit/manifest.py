@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mgkit import __version__
 from mgkit.checkpoint import Model
-from mgkit.generate import Settings
 from mgkit.prompts import parse_descriptions, parse_texts, plain
 from mgkit.request import Request, parse_seeds
+from mgkit.settings import Settings
 
 SAMPLE = 4096  # values of each tensor that enter the fingerprint, approximately
 WINDOW = 4096  # most chroma frames of a window: nine minutes

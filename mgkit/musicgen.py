@@ -16,21 +16,22 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from numbers import Real
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mgkit import checkpoint, export, hub, melody
 from mgkit.brief import brief
-from mgkit.generate import Settings, Stop
+from mgkit.generate import Stop
 from mgkit.interrupt import CtrlC
 from mgkit.manifest import digest, fingerprint, from_manifest, machine, manifests
 from mgkit.perform import OnStep, decode_whole, request_frames, say_stopped
+from mgkit.progress import ProgressBar
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
 from mgkit.request import Request, Waves, parse_melodies, parse_request, plan_windows
 from mgkit.sessions import LiveSession, Stream
+from mgkit.settings import Settings
 
 Result: TypeAlias = Tensor | tuple[Any, ...]
 """The wave [B, C, N]; then, if requested, the tokens [B, K, T] and the manifests of the B samples."""
@@ -394,32 +395,6 @@ class MusicGen:
         if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
             raise ValueError(f"chunk_seconds is {brief(seconds)}; it must be a number of seconds above 0")
         return max(1, round(seconds * self.frame_rate))
-
-
-class ProgressBar:
-    """An `OnStep` showing a bar with the time left, drawn at the first step; calls `also` after each."""
-
-    def __init__(self, also: OnStep | None):
-        from tqdm.auto import tqdm
-
-        self._tqdm, self._also = tqdm, also
-        self._bar: tqdm | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = self._tqdm(total=total, unit=" steps")
-        self._bar.update(done - self._bar.n)
-        if self._also:
-            self._also(done, total)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def best_device() -> torch.device:

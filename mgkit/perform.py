@@ -16,10 +16,11 @@ from torch import Tensor
 
 from mgkit.checkpoint import Model
 from mgkit.condition import Conditioner
-from mgkit.generate import Guidance, Settings, Stop, Window, count_steps, frames
+from mgkit.generate import Guidance, Stop, Window, count_steps, frames
 from mgkit.lm import Condition
 from mgkit.prompts import Mix, prompt_at
 from mgkit.request import Request
+from mgkit.settings import Settings
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the whole piece."""

@@ -19,8 +19,9 @@ from torch import Tensor
 from mgkit import audio, melody
 from mgkit.brief import brief
 from mgkit.checkpoint import Model
-from mgkit.generate import Settings, Window, windows
+from mgkit.generate import Window, windows
 from mgkit.prompts import Descriptions, Texts, Timeline, parse_descriptions, parse_texts
+from mgkit.settings import Settings
 
 Waves: TypeAlias = Tensor | Sequence[Tensor | None]
 """One wave [C, N] for all samples, [B, C, N], or a list with one each; melodies may also be pitch classes."""

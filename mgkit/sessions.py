@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mgkit.checkpoint import Model
-from mgkit.generate import DAY, Guidance, Stop, Window, endless
+from mgkit.generate import Guidance, Stop, Window, endless
 from mgkit.interrupt import CtrlC
 from mgkit.manifest import manifests
 from mgkit.perform import (
@@ -27,6 +27,7 @@ from mgkit.perform import (
 )
 from mgkit.prompts import Prompt, parse_prompt
 from mgkit.request import Request, plan_windows, stride_frames, window_chroma
+from mgkit.settings import DAY
 
 
 class Session(Iterator[Tensor]):

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from mgkit.condition import Conditioner
 from mgkit.delay import delay, delays
-from mgkit.generate import Settings
 from mgkit.lm import LM, Condition
 from mgkit.manifest import from_manifest
 from mgkit.musicgen import MusicGen
 from mgkit.prompts import plain
 from mgkit.sampling import guide, guide_double, probabilities
+from mgkit.settings import Settings
 from mgkit.text import TextEncoder
 
 

@@ -17,7 +17,7 @@ from tiny import RATE, tiny, tune
 import mgkit
 from mgkit import audio
 from mgkit.__main__ import COMMANDS, TRAIN, main
-from mgkit.generate import SETTINGS_HELP, Settings
+from mgkit.settings import SETTINGS_HELP, Settings
 
 DATA = Path(__file__).parent.parent / "data"
 TUNE = DATA / "melodies" / "ode_to_joy.ogg"

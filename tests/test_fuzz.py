@@ -21,7 +21,7 @@ from tiny import RATE, tiny, tune
 
 from mgkit import MusicGen, audio
 from mgkit.__main__ import main
-from mgkit.generate import Settings
+from mgkit.settings import Settings
 from mgkit.train import folder as folders
 from mgkit.train import storage
 

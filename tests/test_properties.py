@@ -17,11 +17,12 @@ from torch import Tensor
 
 from mgkit import MusicGen, audio
 from mgkit.delay import delay, delays, undelay
-from mgkit.generate import Guidance, Settings, Window, choose, frames, windows
+from mgkit.generate import Guidance, Window, choose, frames, windows
 from mgkit.lm import Condition
 from mgkit.manifest import unpack
 from mgkit.melody import classes
 from mgkit.sampling import draw, guide, guide_double, probabilities
+from mgkit.settings import Settings
 
 LAYOUTS = ("text", "melody")
 TEXTS = ["calm piano", "", "fast loud drums with a dark choir"]

@@ -12,8 +12,8 @@ from tiny import RATE, tiny, tune
 from torch import Tensor
 
 from mgkit import MusicGen
-from mgkit.generate import Settings
 from mgkit.manifest import fingerprint
+from mgkit.settings import Settings
 
 
 class DefaultDtype:

@@ -18,13 +18,13 @@ import torch
 from tiny import RATE, tiny, tune
 
 from mgkit import MusicGen, audio, hub
-from mgkit.generate import SETTINGS_HELP, Settings
 from mgkit.lab import controls, sources, studio, takes
 from mgkit.lab.controls import AUDIO, MELODY, OTHER, TEXT
 from mgkit.lab.interrupts import InterruptHandler
 from mgkit.lab.sources import Source
 from mgkit.lab.studio import Studio
 from mgkit.lab.takes import Sound
+from mgkit.settings import SETTINGS_HELP, Settings
 
 SHORT = {"duration": 0.5, "seed": 3, "top_k": 5}
 

@@ -1,6 +1,6 @@
 """The studio's input controls: how each is built, shown, set by code, and read into a `TakeRequest`.
 
-model, prompt, negative, seed, duration, and the other fields of `generate.Settings`
+model, prompt, negative, seed, duration, and the other fields of `settings.Settings`
 melody, separate                         with "text + melody"
 audio_prompt, audio_prompt_seconds       with "text + audio"
 """
@@ -30,10 +30,10 @@ from ipywidgets import (
 )
 
 from mgkit import hub
-from mgkit.generate import SETTINGS_HELP, Settings
 from mgkit.lab.sources import Source
 from mgkit.lab.takes import Sound, TakeRequest
 from mgkit.request import parse_seeds
+from mgkit.settings import SETTINGS_HELP, Settings
 
 # The conditions of a run.
 TEXT, MELODY, AUDIO = "text", "text + melody", "text + audio"

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from mgkit import MusicGen, audio
-from mgkit.generate import Settings, Stop
+from mgkit.generate import Stop
 from mgkit.lab import figures
 from mgkit.manifest import unpack
 from mgkit.melody import demucs
+from mgkit.settings import Settings
 
 # Seconds decoded at a time during generation, which bounds the work left after a stop.
 CHUNK = 2.0

@@ -31,8 +31,9 @@ from mgkit import ranges
 from mgkit.band.captions import KEYS, synonyms
 from mgkit.band.dataset import ClipRow
 from mgkit.delay import delays
-from mgkit.generate import Guidance, Settings, frames, windows
+from mgkit.generate import Guidance, frames, windows
 from mgkit.sampling import guide
+from mgkit.settings import Settings
 from mgkit.train.batches import Batch
 from mgkit.train.history import Metrics
 from mgkit.train.lm import LMLearner, LMRun, validate_codebooks
