@@ -36,22 +36,27 @@ class TextEncoder(nn.Module):
 
         Raises: ValueError for a text of more than MAX_TOKENS tokens.
         """
-        rows = [self.tokenizer(text).input_ids for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > MAX_TOKENS:
-                raise ValueError(
-                    f"the prompt {text[:40]!r}… has {len(row)} tokens; "
-                    f"shorten it to at most {MAX_TOKENS}, the limit of the text encoder"
-                )
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = bool(texts[i])
-        return ids, mask
+        return tokenize(self.tokenizer, texts)
 
     def forward(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Vectors [B, L, W] and mask [B, L] of the texts."""
         ids, mask = (x.to(self.t5.device) for x in self.tokens(texts))
         return self.t5(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask
+
+
+def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> tuple[Tensor, Tensor]:
+    """`TextEncoder.tokens` without the encoder."""
+    rows = [tokenizer(text).input_ids for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > MAX_TOKENS:
+            raise ValueError(
+                f"the prompt {text[:40]!r}… has {len(row)} tokens; "
+                f"shorten it to at most {MAX_TOKENS}, the limit of the text encoder"
+            )
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = bool(texts[i])
+    return ids, mask

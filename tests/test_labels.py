@@ -1,7 +1,9 @@
 """Frame labels of composed pieces."""
 
+import numpy as np
 import pytest
 
+from mgkit.band import labels as labels_module
 from mgkit.band.compose import compose
 from mgkit.band.labels import BINARY, CLASSES, dataset_labels, frame_labels
 from mgkit.band.piece import Piece, Track
@@ -28,6 +30,14 @@ def test_labels_hold_the_notes_of_every_frame():
     assert binary[:12, 0].nonzero()[0].tolist() == [7] and binary[:12, 30].nonzero()[0].tolist() == [4, 7]
     assert binary[12].nonzero()[0].tolist() == [0, 1, 25, 26]
     assert binary[13:].nonzero()[0].tolist() == [1, 1] and binary[14, 25]
+
+
+def test_labels_from_several_processes_are_those_of_one(monkeypatch):
+    pieces = [compose(seed).attributes() for seed in range(5)]
+    one = dataset_labels(pieces, 10.0, 500)
+    monkeypatch.setattr(labels_module, "FEW_CLIPS", 1)
+    monkeypatch.setattr(labels_module.os, "cpu_count", lambda: 2)
+    assert np.array_equal(dataset_labels(pieces, 10.0, 500), one)
 
 
 def test_pieces_that_compose_differently_now_are_refused():

@@ -14,10 +14,11 @@ from mgkit.lm import LM, Condition
 from mgkit.train import batches, loss
 from mgkit.train.align import align
 from mgkit.train.attributes import pretrain_text_encoder
-from mgkit.train.batches import CROPS, Augmentation, corrupt_history
+from mgkit.train.batches import CROPS, Augmentation, Batches, foreign_frames
 from mgkit.train.lm import LMLearner, validate_codebooks
 from mgkit.train.loss import losses
 from mgkit.train.model import new_model
+from mgkit.train.muon import Muon
 from mgkit.train.tokenizer import make_tokenizer
 
 
@@ -49,20 +50,40 @@ def test_loss_with_another_history_counts_the_true_codes():
 
 
 def test_history_is_corrupted_by_whole_frames_of_the_next_clip():
-    # every clip's codes are its number
-    codes = torch.arange(64)[:, None, None].expand(64, 4, 500)
     informed = np.arange(64) < 32
-    history = corrupt_history(codes, informed, 0.5, np.random.default_rng(0))
-    assert torch.equal(history, corrupt_history(codes, informed, 0.5, np.random.default_rng(0)))
-    assert torch.equal(history, history[:, :1].expand_as(history))
-    swapped = history[:, 0] != codes[:, 0]
-    assert torch.equal(history[:, 0][swapped], codes.roll(1, 0)[:, 0][swapped])
-    assert 20 < int(swapped.any(dim=1).sum()) < 44
+    swapped = foreign_frames(500, informed, 0.5, np.random.default_rng(0))
+    assert np.array_equal(swapped, foreign_frames(500, informed, 0.5, np.random.default_rng(0)))
+    assert 20 < swapped.any(axis=1).sum() < 44
     # a third of the corrupted half
-    assert 0.1 < swapped[:32].float().mean() < 0.25
-    assert 0.05 < swapped[32:].float().mean() < 0.2
+    assert 0.1 < swapped[:32].mean() < 0.25
+    assert 0.05 < swapped[32:].mean() < 0.2
     assert swapped[:32, 0].any() and not swapped[32:, : batches.MIN_OWN].any()
-    assert torch.equal(corrupt_history(codes, informed, 0.0, np.random.default_rng(0)), codes)
+    assert not foreign_frames(500, informed, 0.0, np.random.default_rng(0)).any()
+
+
+def test_a_batch_holds_its_clips_and_its_history_those_of_the_next_row(tokenizer):
+    # every clip's codes are its number
+    music = Music(80, frames=500)
+    music.codes[:] = np.arange(80)[:, None, None]
+    run = lm_run(augmentation=Augmentation(corrupt_history=1.0), batch=64)
+    learner = LMLearner(run, music, music, tokenizer)
+    batch, rows = learner.batches[0], torch.from_numpy(learner.batches.planner.rows(0))
+    assert torch.equal(batch.codes, rows[:, None, None].expand_as(batch.codes))
+    foreign = learner.batches.planner[0].foreign[:, None].expand_as(batch.codes)
+    assert torch.equal(batch.history[~foreign], batch.codes[~foreign])
+    assert torch.equal(batch.history[foreign], batch.codes.roll(1, 0)[foreign])
+    kept = batch.melody.any(dim=1)
+    assert torch.equal(batch.melody[kept], torch.from_numpy(music.melody)[rows][kept])
+
+
+def test_batches_from_worker_processes_are_the_same_from_any_step(tokenizer):
+    learner = LMLearner(lm_run(), Music(), Music(), tokenizer)
+    plain = learner.batches
+    prefetched = Batches(Music(), plain.planner, torch.device("cpu"), learner.labels, workers=2)
+    for step in (0, 1, 2, 7, 8, 3):
+        one, other = plain[step], prefetched[step]
+        for name in ("codes", "history", "ids", "mask", "melody", "keep_caption", "labels"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), (step, name)
 
 
 def test_explicit_attention_equals_the_fused_kernel():
@@ -105,6 +126,35 @@ def test_dropped_conditions_equal_the_null_condition_of_generation(tokenizer):
             assert torch.equal(condition.prefix_mask, expected.prefix_mask)
 
 
+def test_text_alone_gives_the_condition_of_the_conditioner(tokenizer):
+    model = new_model(replace(LM_SHAPE, cross_attention=True), TEXT_SHAPE, tokenizer, None).eval()
+    texts = ["calm piano", "", "fast violin, drums"]
+    with torch.no_grad():
+        condition = model.condition(
+            texts, torch.zeros(3, 0, dtype=torch.long), torch.ones(3, dtype=torch.bool)
+        )
+        expected = model.conditioner(model.conditioner.encode(texts))
+    assert torch.allclose(condition.cross * condition.cross_mask[..., None], expected.cross, atol=1e-6)
+    assert torch.equal(condition.cross_mask, expected.cross_mask)
+
+
+def test_matrices_updated_together_are_updated_alike():
+    shapes = [(8, 6), (6, 8), (8, 6)]
+    each, together = ([torch.ones(shape, requires_grad=True) for shape in shapes] for _ in range(2))
+    optimizers = [Muon(matrices, 0.1, 0.05, torch.float32) for matrices in (each, together)]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for one, other in zip(each, together, strict=True):
+            one.grad = other.grad = torch.randn(one.shape, generator=generator)
+        optimizers[0].step()
+        [group] = optimizers[1].param_groups
+        optimizers[1].update_together([together[0], together[2]], group)
+        optimizers[1].update_together([together[1]], group)
+    for one, other in zip(each, together, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+        assert not torch.equal(one, torch.ones_like(one))
+
+
 def test_aligned_heads_attend_to_the_current_melody_frame_without_any_output_yet(tokenizer):
     torch.manual_seed(0)
     shape = replace(LM_SHAPE, dim=128, layers=2)
@@ -130,7 +180,7 @@ def test_language_model_learns_its_batch(tokenizer):
 def test_every_clip_is_seen_once_before_any_is_seen_twice(tokenizer):
     count = 2 * sum(crop.factor for crop in CROPS)
     learner = LMLearner(lm_run(batch=2), Music(count), Music(count), tokenizer)
-    seen = np.concatenate([learner.batches.rows(step) for step in range(len(CROPS))])
+    seen = np.concatenate([learner.batches.planner.rows(step) for step in range(len(CROPS))])
     assert sorted(seen.tolist()) == list(range(count))
 
 

@@ -51,9 +51,6 @@ class Music:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def caption(self, row: int, rng: np.random.Generator) -> str:
-        return str(rng.choice(self.captions[row]))
-
     batch = tokens.Tokens.batch
 
 

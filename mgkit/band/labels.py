@@ -8,8 +8,12 @@ The composer knows every note, so these labels are exact. They are the targets o
 `mgkit.train.auxiliary`.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 from tqdm import tqdm
@@ -21,6 +25,8 @@ from mgkit.band.styles import DENSITIES, LEADS, STYLES
 FRAME_RATE = 50  # frames per second
 TEMPO_STEP = 0.04  # width of a tempo class, natural logarithm of bpm / 60
 LOWEST_PITCH = 36  # MIDI pitch of melody class 1; class 0 is silence
+# Starting processes takes longer than to compose fewer clips than this.
+FEW_CLIPS = 500
 
 # General MIDI percussion keys by kind of drum; "light" is hi-hat, cymbals, shakers and the like.
 DRUM_GROUPS = {
@@ -84,7 +90,7 @@ def frame_labels(piece: Piece, frames: int) -> np.ndarray:
 def dataset_labels(rows: Sequence[Mapping[str, object]], seconds: float, frames: int) -> np.ndarray:
     """Frame labels of a training set, int8 [clips, len(CLASSES) + len(BINARY), frames].
 
-    `rows` are the lines of pieces.jsonl; each piece is composed again from its seed.
+    `rows` are the lines of pieces.jsonl; each piece is composed again from its seed, on all cores.
 
     Raises: ValueError for clips from elsewhere, and if a seed now composes a different piece.
     """
@@ -94,14 +100,29 @@ def dataset_labels(rows: Sequence[Mapping[str, object]], seconds: float, frames:
             "turn the auxiliary loss off with --auxiliary 0"
         )
     labels = np.empty((len(rows), len(CLASSES) + len(BINARY), frames), np.int8)
-    for i, row in enumerate(tqdm(rows, desc="frame labels", unit="clip")):
-        seed = row["seed"]
-        assert isinstance(seed, int)
-        piece = compose(seed, seconds=seconds)
-        if any(row[name] != value for name, value in piece.attributes().items()):
-            raise ValueError(
-                f"seed {seed} now composes a different piece than the one in this dataset: "
-                "render the clips again with `python -m mgkit train data`"
-            )
-        labels[i] = frame_labels(piece, frames)
-    return labels
+    label = functools.partial(_row_labels, seconds=seconds, frames=frames)
+    workers = 1 if len(rows) < FEW_CLIPS else os.cpu_count() or 1
+
+    def fill(computed: Iterable[np.ndarray]) -> np.ndarray:
+        for i, each in enumerate(tqdm(computed, desc="frame labels", total=len(rows), unit="clip")):
+            labels[i] = each
+        return labels
+
+    if workers == 1:
+        return fill(map(label, rows))
+    attributes = [{name: value for name, value in row.items() if name != "captions"} for row in rows]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return fill(pool.map(label, attributes, chunksize=32))
+
+
+def _row_labels(row: Mapping[str, object], seconds: float, frames: int) -> np.ndarray:
+    """Frame labels of one line of pieces.jsonl."""
+    seed = row["seed"]
+    assert isinstance(seed, int)
+    piece = compose(seed, seconds=seconds)
+    if any(row[name] != value for name, value in piece.attributes().items()):
+        raise ValueError(
+            f"seed {seed} now composes a different piece than the one in this dataset: "
+            "render the clips again with `python -m mgkit train data`"
+        )
+    return frame_labels(piece, frames)

@@ -31,7 +31,7 @@ RIDGE = 1e-3
 
 def clock(time: Tensor, size: int) -> Tensor:
     """Cosines and sines [..., size] of `time` [...] in chroma frames, with periods from 6 to 300 frames."""
-    rates = torch.logspace(0, -1.7, size // 2)
+    rates = torch.logspace(0, -1.7, size // 2, device=time.device)
     angle = time[..., None] * rates
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
@@ -39,7 +39,7 @@ def clock(time: Tensor, size: int) -> Tensor:
 def ridge(inputs: Tensor, targets: Tensor) -> Tensor:
     """The matrix [E, D] of the ridge regression from `inputs` [M, D] to `targets` [M, E]."""
     covariance = inputs.t() @ inputs
-    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance))
+    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), device=inputs.device)
     return torch.linalg.solve(covariance, inputs.t() @ targets).t()
 
 
@@ -49,8 +49,8 @@ def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor)
 
     Returns the fraction of attention within two chroma frames of the current one, for each of these heads.
     """
-    lm, conditioner = model.lm, model.conditioner
-    config = lm.config
+    lm, conditioner, device = model.lm, model.conditioner, model.lm.device
+    config, codes, melody = lm.config, codes.to(device), melody.to(device)
     size = config.dim // config.heads
     head = slice(config.dim - size, config.dim)
     steps = delay(codes, delays(config.codebooks, config.channels), config.special)[..., : codes.shape[-1]]
@@ -58,7 +58,7 @@ def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor)
     prefix = condition.prefix_length
     length, frames = prefix + steps.shape[-1], melody.shape[1]
     # Time in chroma frames since the beginning of the music; negative in the prefix
-    now = (torch.arange(length) - prefix) * CHROMA_STRIDE / CODE_STRIDE
+    now = (torch.arange(length, device=device) - prefix) * CHROMA_STRIDE / CODE_STRIDE
     pads = (~condition.prefix_mask).sum(dim=1)
     fractions = []
     for number in LAYERS:
@@ -66,10 +66,10 @@ def align(model: ConditionalLM, codes: Tensor, texts: list[str], melody: Tensor)
         [residual] = lm.residuals(steps, condition, layers=(number,))
         inputs = layer.norm1(residual)
         # The keys and values of text and music are fitted to 0.
-        keys = torch.zeros(*inputs.shape[:2], size)
-        values = torch.zeros(*inputs.shape[:2], 12)
+        keys = torch.zeros(*inputs.shape[:2], size, device=device)
+        values = torch.zeros(*inputs.shape[:2], 12, device=device)
         for row, pad in enumerate(pads.tolist()):
-            keys[row, pad : pad + frames] = clock(torch.arange(frames).float(), size)
+            keys[row, pad : pad + frames] = clock(torch.arange(frames, device=device).float(), size)
             values[row, pad : pad + frames] = one_hot(melody[row])
         queries = clock(now[prefix:], size).expand(len(inputs), -1, -1)
         attention = layer.attention
@@ -90,8 +90,8 @@ def _attention_near(
     """The fraction of a head's attention within two chroma frames of the current one."""
     queries, keys = (inputs @ proj.weight[head].t() for proj in (attention.q_proj, attention.k_proj))
     logits = queries[:, prefix:] @ keys.transpose(1, 2) / (head.stop - head.start) ** 0.5
-    position = torch.arange(inputs.shape[1])
-    logits.masked_fill_(position > torch.arange(prefix, inputs.shape[1])[:, None], float("-inf"))
+    position = torch.arange(inputs.shape[1], device=inputs.device)
+    logits.masked_fill_(position > position[prefix:, None], float("-inf"))
     logits.masked_fill_((position < pads[:, None])[:, None], float("-inf"))
     frame = position - pads[:, None, None]
     near = ((frame - now[prefix:, None]).abs() <= 2) & (frame < frames)

@@ -46,15 +46,16 @@ def pretrain_text_encoder(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> list[dict[str, float]]:
-    """Train `encoder` to predict attributes from captions; return the loss of each attribute every 50
-    steps.
+    """Train `encoder`, on its device, to predict attributes from captions; return the loss of each attribute
+    every 50 steps.
 
     A caption names only some attributes, so the losses do not fall to zero.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     targets, sizes = classes(pieces)
-    classifiers = nn.ModuleList(nn.Linear(encoder.dim, size) for size in sizes)
+    classifiers = nn.ModuleList(nn.Linear(encoder.dim, size) for size in sizes).to(encoder.t5.device)
+    targets = targets.to(encoder.t5.device)
     parameters = [*encoder.parameters(), *classifiers.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.98), weight_decay=0.01)
     history = []

@@ -1,18 +1,33 @@
 """Batches of language-model training: crops of clips, dropped conditions, corrupted captions and histories.
 
-Axes: B batch, K codebooks, T frames, F chroma frames, Q labels of a frame.
+Axes: B batch, K codebooks, T frames, F chroma frames, Q labels of a frame, L text length in tokens.
+
+    seed, step -> `Planner` -> `Plan`: clips, captions, what is dropped and corrupted   (in worker processes)
+    plan, codes of all clips -> `Batches` -> `Batch`                                    (on the device)
+
+Captions and their tokens take Python about 0.1 ms a clip, longer than a GPU takes for everything else. For a
+GPU, worker processes therefore prepare the plans of the next steps; on a CPU they would only compete with the
+training for its cores.
 """
 
+import os
 import re
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mgkit.band.dataset import ClipRow
+from mgkit.text import tokenize
 from mgkit.train.tokenizer import frequent_words
-from mgkit.train.tokens import CODE_STRIDE, Tokens
+from mgkit.train.tokens import CHROMA_STRIDE, CODE_STRIDE, Tokens, new_caption
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Crop(NamedTuple):
@@ -36,6 +51,9 @@ TEMPO_OR_KEY = re.compile(r"\d|major|minor", re.IGNORECASE)
 MEAN_OWN, MEAN_FOREIGN = 60, 30
 # Frames before the first segment of another clip, if the caption names neither key nor tempo
 MIN_OWN = 100
+
+# Plans that each worker process prepares in advance, and the largest number of workers
+PREFETCH, MAX_WORKERS = 4, 8
 
 
 @dataclass(frozen=True)
@@ -63,12 +81,13 @@ def corrupt_caption(text: str, options: Augmentation, rng: np.random.Generator) 
         words = [word for word in words if rng.random() > 0.25] or words
     if rng.random() < options.insert_words:
         for _ in range(rng.integers(1, 4)):
-            words.insert(rng.integers(len(words) + 1), str(rng.choice(frequent_words())))
+            inserted = frequent_words()[rng.integers(len(frequent_words()))]
+            words.insert(rng.integers(len(words) + 1), inserted)
     return " ".join(words)
 
 
-def corrupt_history(codes: Tensor, informed: np.ndarray, share: float, rng: np.random.Generator) -> Tensor:
-    """`codes` [B, K, T] with segments of the next clip, in a fraction `share` of the rows.
+def foreign_frames(frames: int, informed: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Frames [B, T] of a history that come from another clip, in a fraction `share` of the rows.
 
     In a training clip, the history predicts the next codes better than the caption does. Trained on true
     histories alone, the model stays in the key and tempo of its last few frames, right or wrong; corrupted
@@ -79,7 +98,7 @@ def corrupt_history(codes: Tensor, informed: np.ndarray, share: float, rng: np.r
         informed, the other half      | own      | foreign | own ...
         not informed                  | own, at least MIN_OWN | foreign | own ...
     """
-    count, _, frames = codes.shape
+    count = len(informed)
     swapped = np.zeros((count, frames), bool)
     for row in np.flatnonzero(rng.random(count) < share):
         foreign = bool(informed[row] and rng.random() < 0.5)
@@ -88,7 +107,82 @@ def corrupt_history(codes: Tensor, informed: np.ndarray, share: float, rng: np.r
             end = start + 1 + int(rng.exponential(MEAN_FOREIGN if foreign else MEAN_OWN))
             swapped[row, start:end] = foreign
             start, foreign = end, not foreign
-    return torch.where(torch.from_numpy(swapped)[:, None], codes.roll(1, 0), codes)
+    return swapped
+
+
+class Plan(NamedTuple):
+    """All decisions about one batch."""
+
+    # [B], numbers of the clips
+    rows: Tensor
+    # beginning of the crop, in units of CODE_STRIDE frames, and its length in frames
+    start: int
+    frames: int
+    captions: list[str]
+    # [B, L], the captions' tokens and their mask
+    ids: Tensor
+    mask: Tensor
+    # [B], False: dropped
+    keep_caption: Tensor
+    keep_melody: Tensor
+    # [B, T], frames of the history that come from the next clip of the batch
+    foreign: Tensor
+
+
+class Planner:
+    """The plans of a training run; each one depends on the seed and its step alone."""
+
+    def __init__(
+        self,
+        pieces: Sequence[ClipRow],
+        tokenizer: "PreTrainedTokenizerBase",
+        total: int,
+        size: int,
+        augmentation: Augmentation,
+        seed: int,
+    ):
+        self.pieces, self.tokenizer = pieces, tokenizer
+        # frames of a clip
+        self.total = total
+        self.size, self.augmentation, self.seed = size, augmentation, seed
+
+    def __getitem__(self, step: int) -> Plan:
+        """The plan of this step."""
+        options, rng = self.augmentation, np.random.default_rng((self.seed, step))
+        crop = CROPS[step % len(CROPS)]
+        rows, frames = self.rows(step), round(crop.length * self.total)
+        # in units of CODE_STRIDE frames, where codes and chroma frames coincide
+        start = int(rng.integers(1 + (self.total - frames) // CODE_STRIDE)) if crop.random_start else 0
+        captions = [corrupt_caption(new_caption(self.pieces[i], rng), options, rng) for i in rows]
+
+        keep_caption = rng.random(len(rows)) >= options.drop_all
+        keep_melody = (rng.random(len(rows)) >= options.drop_melody) & keep_caption
+        keep_caption &= ~(keep_melody & (rng.random(len(rows)) < options.drop_caption))
+        # A null text is as long as the caption, as in guidance; in half of the cases it is that of an empty
+        # caption.
+        captions = [
+            text if keep or rng.random() < 0.5 else ""
+            for text, keep in zip(captions, keep_caption, strict=True)
+        ]
+        informed = keep_caption & [bool(TEMPO_OR_KEY.search(text)) for text in captions]
+        foreign = foreign_frames(frames, informed, options.corrupt_history, rng)
+        ids, mask = tokenize(self.tokenizer, captions)
+        numbers, *masks = (torch.from_numpy(x) for x in (rows, keep_caption, keep_melody, foreign))
+        return Plan(numbers, start, frames, captions, ids, mask, *masks)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Numbers of the clips of a batch; each pass over all clips has an order of its own."""
+        factors = [crop.factor for crop in CROPS]
+        rounds, turn = divmod(step, len(CROPS))
+        first = self.size * (rounds * sum(factors) + sum(factors[:turn]))
+        places = range(first, first + self.size * factors[turn])
+        clips = len(self.pieces)
+        orders = {epoch: self.order(epoch) for epoch in {place // clips for place in places}}
+        return np.array([orders[place // clips][place % clips] for place in places])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order of all clips in one pass over them."""
+        return np.random.default_rng((self.seed, 77, epoch)).permutation(len(self.pieces))
 
 
 @dataclass(frozen=True)
@@ -99,23 +193,26 @@ class Batch:
     codes: Tensor
     # [B, K, T], the inputs; equal to `codes` unless corrupted
     history: Tensor
-    captions: list[str]
+    # [B, L], the captions' tokens and their mask, on the CPU
+    ids: Tensor
+    mask: Tensor
     # [B, F] pitch classes; 0 if dropped
     melody: Tensor
-    # [B], False: condition on the null text, of the caption's length
+    # [B] on the CPU, False: condition on the null text, of the caption's length
     keep_caption: Tensor
     # [B, Q, T], for the auxiliary head
     labels: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.codes)
 
     def __getitem__(self, part: slice) -> "Batch":
         labels = None if self.labels is None else self.labels[part]
         return Batch(
             self.codes[part],
             self.history[part],
-            self.captions[part],
+            self.ids[part],
+            self.mask[part],
             self.melody[part],
             self.keep_caption[part],
             labels,
@@ -123,57 +220,63 @@ class Batch:
 
 
 class Batches:
-    """The batches of a training run; each one depends on the seed and its step alone."""
+    """The batches of a training run, on a device; each one depends on the seed and its step alone.
+
+    On a GPU, with `workers` processes (by default half the cores, at most MAX_WORKERS), the plans of the next
+    steps are prepared in advance.
+    """
 
     def __init__(
         self,
         data: Tokens,
-        size: int,
-        augmentation: Augmentation,
-        seed: int,
+        planner: Planner,
+        device: torch.device,
         labels: np.ndarray | None = None,
+        workers: int | None = None,
     ):
-        self.data, self.size, self.augmentation, self.seed = data, size, augmentation, seed
-        # int8 [clips, Q, T]
-        self.labels = labels
+        self.planner, self.device = planner, device
+        if workers is None:
+            workers = min(MAX_WORKERS, (os.cpu_count() or 1) // 2) if device.type == "cuda" else 0
+        self.workers = workers
+        # All clips: codes [clips, K, T], melody [clips, F], labels int8 [clips, Q, T]
+        self.codes, self.melody = (torch.from_numpy(x).to(device) for x in (data.codes, data.melody))
+        self.labels = None if labels is None else torch.from_numpy(labels).to(device)
+        self.plans: Iterator[Plan] = iter(())
+        # the step of the next of `plans`
+        self.next: int | None = None
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of this step."""
-        options, rng = self.augmentation, np.random.default_rng((self.seed, step))
-        crop, total = CROPS[step % len(CROPS)], self.data.codes.shape[-1]
-        rows, frames = self.rows(step), round(crop.length * total)
-        # in units of CODE_STRIDE frames, where codes and chroma frames coincide
-        start = int(rng.integers(1 + (total - frames) // CODE_STRIDE)) if crop.random_start else 0
-        codes, melody = self.data.batch(rows, frames, start)
-        captions = [corrupt_caption(self.data.caption(i, rng), options, rng) for i in rows]
+        plan = self.prefetched(step) if self.workers else self.planner[step]
+        device, first = self.device, plan.start * CODE_STRIDE
+        rows, crop = plan.rows.to(device), slice(first, first + plan.frames)
+        codes = self.codes[..., crop][rows].long()
+        melody = self.melody[rows].long().roll(-plan.start * CHROMA_STRIDE, dims=1)
+        history = torch.where(plan.foreign.to(device)[:, None], codes.roll(1, 0), codes)
+        return Batch(
+            codes,
+            history,
+            plan.ids,
+            plan.mask,
+            melody * plan.keep_melody.to(device)[:, None],
+            plan.keep_caption,
+            None if self.labels is None else self.labels[..., crop][rows],
+        )
 
-        keep_caption = torch.from_numpy(rng.random(len(rows)) >= options.drop_all)
-        keep_melody = torch.from_numpy(rng.random(len(rows)) >= options.drop_melody) & keep_caption
-        keep_caption &= ~(keep_melody & torch.from_numpy(rng.random(len(rows)) < options.drop_caption))
-        # A null text is as long as the caption, as in guidance; in half of the cases it is that of an empty
-        # caption.
-        captions = [
-            text if keep or rng.random() < 0.5 else ""
-            for text, keep in zip(captions, keep_caption, strict=True)
-        ]
-        informed = keep_caption.numpy() & [bool(TEMPO_OR_KEY.search(text)) for text in captions]
-        history = corrupt_history(codes, informed, options.corrupt_history, rng)
+    def prefetched(self, step: int) -> Plan:
+        """The plan of this step from the worker processes, which start again after a jump."""
+        from torch.utils.data import DataLoader
 
-        labels = None
-        if self.labels is not None:
-            first = start * CODE_STRIDE
-            labels = torch.from_numpy(self.labels[rows, :, first : first + frames])
-        return Batch(codes, history, captions, melody * keep_melody[:, None], keep_caption, labels)
-
-    def rows(self, step: int) -> np.ndarray:
-        """Numbers of the clips of a batch; each pass over all clips has an order of its own."""
-        factors = [crop.factor for crop in CROPS]
-        rounds, turn = divmod(step, len(CROPS))
-        first = self.size * (rounds * sum(factors) + sum(factors[:turn]))
-        places = range(first, first + self.size * factors[turn])
-        clips = len(self.data)
-        orders = {
-            epoch: np.random.default_rng((self.seed, 77, epoch)).permutation(clips)
-            for epoch in {place // clips for place in places}
-        }
-        return np.array([orders[place // clips][place % clips] for place in places])
+        if step != self.next:
+            loader = DataLoader(
+                self.planner,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=range(step, sys.maxsize),
+                num_workers=self.workers,
+                prefetch_factor=PREFETCH,
+                # of its own: torch's global one stays as it is
+                generator=torch.Generator(),
+            )
+            self.plans = iter(loader)
+        self.next = step + 1
+        return next(self.plans)

@@ -32,7 +32,7 @@ from mgkit.train import storage
 from mgkit.train.align import align
 from mgkit.train.attributes import pretrain_text_encoder
 from mgkit.train.auxiliary import AuxiliaryHead
-from mgkit.train.batches import Augmentation, Batch, Batches
+from mgkit.train.batches import Augmentation, Batch, Batches, Planner
 from mgkit.train.ema import EMA
 from mgkit.train.history import Metrics
 from mgkit.train.loop import train
@@ -41,7 +41,7 @@ from mgkit.train.model import TextConfig, load, new_model
 from mgkit.train.muon import Muon
 from mgkit.train.parallel import Processes, autocast, backward, supports_bf16
 from mgkit.train.tokenizer import make_tokenizer
-from mgkit.train.tokens import Tokens, add_options, open_splits
+from mgkit.train.tokens import Tokens, add_options, new_caption, open_splits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,19 +104,20 @@ class LMLearner:
         self.processes = Processes()
         self.run, self.data, self.valid, self.tokenizer = run, data, valid, tokenizer
         frames, device = data.codes.shape[-1], self.processes.device
+        on_gpu = device.type == "cuda"
 
         # 1. The model: initial weights, a pretrained text encoder, heads that follow the melody
         if run.start:
             self.model = load(run.start)
         else:
             self.model = new_model(run.lm, run.text, tokenizer, data.melody.shape[1])
-        self.model.train().requires_grad_(True)
+        self.model.train().requires_grad_(True).to(device)
         if run.text_steps and not resumed:
             pretrain_text_encoder(self.model.conditioner.text, data.pieces, run.text_steps, seed=run.seed)
         if run.align and not resumed:
             rows = np.arange(min(ALIGN_CLIPS, len(data)))
             codes, melody = data.batch(rows, frames)
-            texts = [data.caption(int(row), np.random.default_rng(row)) for row in rows]
+            texts = [new_caption(data.pieces[row], np.random.default_rng(row)) for row in rows]
             align(self.model, codes, texts, melody)
 
         # 2. The auxiliary head and its labels
@@ -125,10 +126,10 @@ class LMLearner:
         if run.auxiliary:
             self.labels = dataset_labels(data.pieces, data.seconds, frames)
             self.auxiliary = AuxiliaryHead(self.model.lm.config).to(device)
-        self.batches = Batches(data, run.batch, run.augmentation, run.seed, self.labels)
+        planner = Planner(data.pieces, tokenizer, frames, run.batch, run.augmentation, run.seed)
+        self.batches = Batches(data, planner, device, self.labels)
 
         # 3. Optimizers: Muon needs fewer steps than AdamW, but only applies to matrices.
-        self.model.to(device)
         matrices = [p for p in self.model.lm.layers.parameters() if p.dim() == 2]
         t5 = list(self.model.conditioner.text.t5.parameters())
         assigned = {id(p) for p in [*matrices, *t5]}
@@ -138,8 +139,8 @@ class LMLearner:
         muon_dtype = torch.bfloat16 if supports_bf16(device) else torch.float32
         self.optimizers = [
             Muon(matrices, run.lr, 0.05, muon_dtype),
-            torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
-            torch.optim.AdamW(t5, run.lr, betas=(0.9, 0.97), weight_decay=0.01),
+            torch.optim.AdamW(others, run.lr, betas=(0.9, 0.97), weight_decay=0.01, fused=on_gpu),
+            torch.optim.AdamW(t5, run.lr, betas=(0.9, 0.97), weight_decay=0.01, fused=on_gpu),
         ]
         self.lr_ratios = (1.0, 1.0, run.text_lr_ratio)
         self.parameters: list[nn.Parameter] = [*matrices, *others, *t5]
@@ -159,7 +160,8 @@ class LMLearner:
         weights = self.codebook_weights
         codebooks, auxiliary = values[: len(weights)] / weights, values[len(weights) :]
         # one transfer from the device
-        loss, extra, *each = torch.stack([codebooks.mean(), auxiliary.sum(), *codebooks]).tolist()
+        results = torch.stack([norm, codebooks.mean(), auxiliary.sum(), *codebooks])
+        norm, loss, extra, *each = results.tolist()
         row = {"loss": loss, "norm": norm}
         if self.auxiliary:
             row["auxiliary"] = extra / self.run.auxiliary
@@ -169,7 +171,7 @@ class LMLearner:
         """Weighted losses to average: [K] of the codebooks, and [Q] of the auxiliary head if there is one."""
         model, lm = self.model, self.model.lm
         with self.autocast():
-            condition = model.condition(batch.captions, batch.melody, batch.keep_caption)
+            condition = model.condition_on_tokens(batch.ids, batch.mask, batch.melody, batch.keep_caption)
             if self.auxiliary is None or batch.labels is None:
                 return losses(lm, batch.codes, condition, batch.history) * self.codebook_weights
             inputs, targets = delayed(lm, batch.history)[..., :-1], delayed(lm, batch.codes)[..., 1:]
@@ -179,7 +181,7 @@ class LMLearner:
             codebooks = codebook_losses(lm, lm.norm(last), targets) * self.codebook_weights
             return torch.cat([codebooks, self.auxiliary(middle, batch.labels) * self.run.auxiliary])
 
-    def update(self, step: int, lr: float) -> float:
+    def update(self, step: int, lr: float) -> Tensor:
         """Clip the gradients, step the optimizers, update the average; returns the gradient norm."""
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, ratio in zip(self.optimizers, self.lr_ratios, strict=True):
@@ -187,7 +189,7 @@ class LMLearner:
                 group["lr"] = lr * ratio
             optimizer.step()
         self.ema.update(self.model, step)
-        return float(norm)
+        return norm
 
     @torch.no_grad()
     def measure(self) -> Metrics:
@@ -205,12 +207,13 @@ class LMLearner:
             "melody_other": (texts, other_melody, False),
             "none": (texts, no_melody, False),
         }
-        row = {}
+        # On a CPU, the working set of a few clips fits its cache.
+        size, row = count if self.processes.device.type == "cuda" else 8, {}
         with self.ema.swapped_into(self.model), self.autocast():
             for name, (case_texts, case_melody, keep_text) in cases.items():
                 means = []
-                for start in range(0, count, 8):
-                    part = slice(start, min(start + 8, count))
+                for start in range(0, count, size):
+                    part = slice(start, min(start + size, count))
                     keep = torch.full((part.stop - start,), keep_text)
                     condition = self.model.condition(case_texts[part], case_melody[part], keep)
                     means.append(losses(self.model.lm, codes[part], condition).mean())
@@ -335,7 +338,9 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = make_tokenizer(data.captions, run.text.pieces)
     resumed = (Path(args.out) / "checkpoint.pt").is_file()
     learner = LMLearner(run, data, valid, tokenizer, resumed)
-    last = train(run, args.out, learner, lr=run.lr, measure_every=200)
+    # about every five minutes on a CPU, and twice a minute on a GPU
+    measure_every = 1500 if learner.processes.device.type == "cuda" else 200
+    last = train(run, args.out, learner, lr=run.lr, measure_every=measure_every)
     if learner.processes.rank == 0:
         print(json.dumps(last))
 

@@ -1,6 +1,6 @@
 """The trained model, fresh or loaded: a language model and its conditioner.
 
-Axes: B batch, F chroma frames, L text length.
+Axes: B batch, F chroma frames, L text length in tokens.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mgkit import checkpoint, hub
 from mgkit.condition import Conditioner
 from mgkit.lm import LM, Condition, LMConfig
+from mgkit.melody import one_hot
 from mgkit.text import TextEncoder
 from mgkit.train import storage
 
@@ -40,13 +41,35 @@ class ConditionalLM(nn.Module):
         self.lm, self.conditioner = lm, conditioner
 
     def condition(self, texts: list[str], melody: Tensor, keep_text: Tensor) -> Condition:
-        """Condition on `texts` and `melody` [B, F], differentiable.
+        """Condition on `texts` and the pitch classes `melody` [B, F], differentiable.
 
         If `keep_text` [B] is False, the text vectors are zero, as in the null condition of guidance.
         """
-        encoded = self.conditioner.encode(texts)
-        kept = [text * bool(keep) for text, keep in zip(encoded, keep_text, strict=True)]
-        return self.conditioner(kept, melody)
+        return self.condition_on_tokens(*self.conditioner.text.tokens(texts), melody, keep_text)
+
+    def condition_on_tokens(self, ids: Tensor, mask: Tensor, melody: Tensor, keep_text: Tensor) -> Condition:
+        """The same for texts as tokens [B, L] and their mask [B, L], both on the CPU.
+
+        `Conditioner` assembles the condition row by row; here a fixed number of operations serves all rows,
+        which a GPU needs, and no result is read back from it.
+        """
+        conditioner, device = self.conditioner, self.lm.device
+        lengths = mask.sum(dim=1).clamp(min=1)
+        longest = int(lengths.max())
+        ids, mask = ids[:, :longest], mask[:, :longest]
+        encoded = conditioner.text.t5(input_ids=ids.to(device), attention_mask=mask.to(device).long())
+        kept = (mask & keep_text[:, None]).to(device)
+        text = conditioner.text_proj(encoded.last_hidden_state) * kept[..., None]
+        position = torch.arange(longest, device=device)
+        if conditioner.melody_frames is None:
+            return Condition(cross=text, cross_mask=position < lengths.to(device)[:, None])
+        chroma = conditioner.melody_proj(one_hot(melody.to(device)))
+        rows = torch.cat([chroma, text], dim=1)
+        # Padding moves from the end of each row to its beginning.
+        source = torch.arange(rows.shape[1], device=device) - (longest - lengths).to(device)[:, None]
+        present = source >= 0
+        prefix = rows.gather(1, source.clamp(min=0)[..., None].expand_as(rows)) * present[..., None]
+        return Condition(prefix=prefix, prefix_mask=present)
 
 
 def new_model(

@@ -9,9 +9,10 @@ matrices in parallel.
 """
 
 import math
+import operator
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import groupby, repeat
 from typing import TypedDict
 
 import torch
@@ -32,15 +33,19 @@ class ParamGroup(TypedDict):
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """`matrix` [M, N] with singular values between 0.7 and 1.2, by Newton-Schulz iterations in `dtype`."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).to(dtype)
-    x = x / x.norm().clamp(min=1e-7)
+    """`matrix` [M, N] with singular values between 0.7 and 1.2, by Newton-Schulz iterations in `dtype`.
+
+    Several matrices of one shape can be given as [count, M, N].
+    """
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = (matrix.mT if tall else matrix).to(dtype)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     a, b, c = COEFFICIENTS
+    multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -65,8 +70,29 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
-            with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(self._update, matrices, repeat(group)))
+            if matrices and matrices[0].is_cuda:
+                shape = operator.attrgetter("shape")
+                for _, same in groupby(sorted(matrices, key=shape), key=shape):
+                    self.update_together(list(same), group)
+            else:
+                with ThreadPoolExecutor(THREADS) as pool:
+                    list(pool.map(self._update, matrices, repeat(group)))
+
+    @torch.no_grad()
+    def update_together(self, matrices: list[Tensor], group: ParamGroup) -> None:
+        """Update matrices of one shape with the operations of one: a GPU waits for launches otherwise."""
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+        means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+        grads = [matrix.grad for matrix in matrices]
+        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+        mixed = torch.stack(torch._foreach_lerp(grads, means, group["momentum"])).flatten(2)
+        updates = orthogonalize(mixed, self.dtype)
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        scale = 0.2 * math.sqrt(max(updates.shape[1:]))
+        shaped = updates.to(matrices[0].dtype).view(len(matrices), *matrices[0].shape)
+        torch._foreach_add_(matrices, list(shaped.unbind()), alpha=-group["lr"] * scale)
 
     # Not around `step`: gradient mode belongs to a thread, and each update runs in a thread of the pool.
     @torch.no_grad()

@@ -86,6 +86,17 @@ def backward(
         return value.detach(), torch.autograd.grad(value.mean(), parameters, allow_unused=True)
 
     own = shards[processes.rank :: processes.size]
+    if len(shards) == 1:
+        # Few operations, whatever the number of parameters: a GPU would wait for them.
+        value, gradients = shard_gradients(shards[0])
+        present = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        # Copies: autograd may return one tensor for two parameters, and gradients are changed in place.
+        copies = torch._foreach_mul([gradients[i] for i in present], 1.0)
+        for parameter in parameters:
+            parameter.grad = None
+        for i, gradient in zip(present, copies, strict=True):
+            parameters[i].grad = gradient
+        return value
     with ThreadPoolExecutor(len(own)) as pool:
         results = list(pool.map(shard_gradients, own))
     with_gradient, sums = [], [torch.stack([value for value, _ in results]).sum(dim=0)]

@@ -140,7 +140,7 @@ class ReinforceLearner(LMLearner):
                 for clips, rows in zip(slices, np.array_split(chosen, len(slices)), strict=True)
             ]
             losses.append(backward(self.joint_loss, shards, self.parameters, self.processes))
-            norm = self.update(number, lr)
+            norm = float(self.update(number, lr))
         clip_loss, policy_loss = torch.stack(losses).mean(dim=0).tolist()
         suffix = "_continued" if given else ""
         means = rewards[..., given:].mean(dim=(1, 2)).tolist()

@@ -144,10 +144,6 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def caption(self, row: int, rng: np.random.Generator) -> str:
-        """A new random caption of the clip."""
-        return captions(Piece.from_attributes(self.pieces[row]), int(rng.integers(2**31)), 1)[0]
-
     def batch(self, rows: np.ndarray, frames: int, start: int = 0) -> tuple[Tensor, Tensor]:
         """Crops: codes [B, K, frames] from frame `start` * CODE_STRIDE, and pitch classes [B, F].
 
@@ -157,6 +153,11 @@ class Tokens:
         codes = torch.from_numpy(self.codes[rows, :, first : first + frames].astype(np.int64))
         pitch_classes = torch.from_numpy(self.melody[rows].astype(np.int64))
         return codes, pitch_classes.roll(-start * CHROMA_STRIDE, dims=1)
+
+
+def new_caption(piece: ClipRow, rng: np.random.Generator) -> str:
+    """A new random caption of a clip."""
+    return captions(Piece.from_attributes(piece), int(rng.integers(2**31)), 1)[0]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
