@@ -14,6 +14,7 @@ If the text changes, the current window ends there and the next one continues th
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,8 +26,7 @@ from mgkit.delay import delay, delays, undelay
 from mgkit.lm import LM, Condition
 from mgkit.sampling import draw, guide, guide_double, mix, noise, probabilities
 from mgkit.settings import Settings
-
-UNKNOWN = -1  # a token still to be generated
+from mgkit.steps import UNKNOWN, Steps
 
 
 class Window(NamedTuple):
@@ -178,53 +178,37 @@ def _window(
     steps = delay(codes, shifts, lm.config.special)
 
     streams, weights = guidance
-    batches = streams if settings.two_step_cfg else [cat(streams)]
-    caches = [lm.cache(batch.batch, batch.prefix_length + steps.shape[-1] - 1) for batch in batches]
-    done = 0
+    pick = partial(_pick, streams=len(streams), weights=weights, settings=settings)
+    run = Steps(lm, streams if settings.two_step_cfg else [cat(streams)], steps, pick)
     for s in range(first + 1, steps.shape[-1]):
-        new = steps[..., done:s]
-        # Whatever the caller's autocast says: the same request gives the same tokens.
-        with torch.autocast(lm.device.type, enabled=False):
-            logits = torch.cat(
-                [
-                    lm(new.repeat(batch.batch // len(new), 1, 1), batch, cache, last_only=True)[:, :, 0]
-                    for batch, cache in zip(batches, caches, strict=True)
-                ]
-            )
-        if s == first + 1 or lm.device.type == "cpu":
-            _check_finite(logits, lm)
-        each = logits.chunk(len(streams))
-        if weights is not None:
-            # The mix replaces the prompts; its base is the stream after them, melody alone or null.
-            each = (mix(each[: len(weights)], weights, each[len(weights)]), *each[len(weights) :])
-        tokens = choose(each, settings, generators)
-        steps[..., s] = torch.where(steps[..., s] == UNKNOWN, tokens, steps[..., s])
-        done = s
+        shape = (lm.config.codebooks, lm.config.codebook_size)
+        run.fill(s, noise(generators, shape) if settings.samples else None)
         frame = s - 1 - max(shifts)
         yield undelay(steps[..., frame : s + 1], shifts)[..., 0] if frame >= first else None
 
 
-def _check_finite(logits: Tensor, lm: LM) -> None:
-    if torch.isfinite(logits).all():
-        return
-    if all(torch.isfinite(parameter).all() for parameter in lm.parameters()):
-        raise ValueError(
-            f"the logits are not finite: the model overflows in {lm.dtype}; load it with dtype=torch.float32"
-        )
-    raise ValueError(
-        "the logits are not finite: the language model's weights hold NaN or infinity; load it again"
-    )
+def _pick(
+    logits: Tensor, exponential: Tensor | None, streams: int, weights: Tensor | None, settings: Settings
+) -> Tensor:
+    """Tokens [B, K] from the logits [n B, K, V] of the n `streams` of a `Guidance` and its `weights`."""
+    each = logits.chunk(streams)
+    if weights is not None:
+        # The mix replaces the prompts; its base is the stream after them, melody alone or null.
+        each = (mix(each[: len(weights)], weights, each[len(weights)]), *each[len(weights) :])
+    return choose(each, settings, exponential)
 
 
-def choose(streams: Sequence[Tensor], settings: Settings, generators: list[torch.Generator]) -> Tensor:
-    """Tokens [B, K] from the logits [B, K, V] of the streams: prompt; melody (double guidance); null."""
+def choose(streams: Sequence[Tensor], settings: Settings, exponential: Tensor | None) -> Tensor:
+    """Tokens [B, K] from the logits [B, K, V] of the streams: prompt; melody (double guidance); null.
+
+    `exponential` is Exp(1) noise [B, K, V] if the settings sample, else None.
+    """
     logits = streams[0]
     if len(streams) == 3:
         assert settings.cfg_coef_beta is not None
         logits = guide_double(logits, streams[1], streams[2], settings.cfg_coef, settings.cfg_coef_beta)
     elif len(streams) == 2:
         logits = guide(logits, streams[1], settings.cfg_coef)
-    if not settings.samples:
+    if exponential is None:
         return logits.argmax(dim=-1)
-    probs = probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
-    return draw(probs, noise(generators, tuple(probs.shape[1:])))
+    return draw(probabilities(logits, settings.temperature, settings.top_k, settings.top_p), exponential)

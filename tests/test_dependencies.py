@@ -33,7 +33,7 @@ MODEL = [
     },
     {"formats.decoding", "lm"},
     {"audio", "melody", "formats.tensor_files", "formats.variants"},
-    {"condition", "formats.layouts", "formats.audiocraft_files"},
+    {"condition", "steps", "formats.layouts", "formats.audiocraft_files"},
     {"generate", "model"},
     {"formats.huggingface_loader"},
     {"formats.audiocraft_loader"},

@@ -271,7 +271,7 @@ def test_temperature_zero_is_argmax_for_any_seed(layout: str) -> None:
 
 def test_choosing_without_sampling_is_argmax() -> None:
     logits = noise(3, 4, 32)
-    assert torch.equal(choose([logits], Settings(use_sampling=False), []), logits.argmax(-1))
+    assert torch.equal(choose([logits], Settings(use_sampling=False), None), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 32, 250])

@@ -1,0 +1,218 @@
+"""One step of a window after another: by ordinary calls of the model, or as a CUDA graph captured once.
+
+Axes: B batch, K codebooks, S delayed steps, P prefix positions, D width, H heads, V codebook size.
+
+    ordinary   lm(new steps, condition, cache)      a cache that grows; any model, hook and device
+    static     the same modules, one new position   a cache of fixed length and a mask, nothing read back
+               |
+               +- CUDA: captured after its first run, then replayed, a single launch a step
+
+A GPU finishes a step of `small` long before Python has launched its 500 kernels one by one. A graph launches
+them together, but it repeats exactly the recorded ones: shapes are fixed, positions are tensors, and no
+Python runs. So the first step of a window, which reads the prompt, is ordinary, and so are all steps of a
+model whose forward hooks have to run (`capturable`). Sampling is in the graph; its noise is drawn on the CPU
+by each sample's own generator, as without a GPU, and uploaded ahead.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+from torch.utils.hooks import RemovableHandle
+
+from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer
+from mgkit.positions import sinusoid
+
+UNKNOWN = -1  # a token still to be generated
+STATIC_ON = {"cuda"}  # device types; elsewhere a growing cache is faster
+WORTHWHILE = 16  # steps; capturing costs about as much as that many ordinary ones
+AHEAD = 8  # replays in flight; progress and stops lag behind by no more
+ALIGNED = 16  # positions; attention kernels want a multiple
+OURS = (LM, Layer, Attention, FeedForward, nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList)
+CAPTURE = threading.Lock()  # CUDA captures one graph at a time
+
+Choose = Callable[[Tensor, Tensor | None], Tensor]
+"""Tokens [B, K] from the logits [n B, K, V] of n streams, and from noise [B, K, V] if they are drawn."""
+
+
+class Steps:
+    """The steps of one window, written into the delayed `steps` [B, K, S] column by column."""
+
+    def __init__(self, lm: LM, conditions: Sequence[Condition], steps: Tensor, choose: Choose):
+        self.lm, self.conditions, self.steps, self.choose = lm, conditions, steps, choose
+        positions = [c.prefix_length + steps.shape[-1] - 1 for c in conditions]
+        self.caches = [
+            lm.cache(c.batch, -(-n // ALIGNED) * ALIGNED) for c, n in zip(conditions, positions, strict=True)
+        ]
+        self._done = 0  # columns that the caches hold
+        self._static: StaticStep | None = None
+
+    @torch.no_grad()
+    def fill(self, column: int, noise: Tensor | None) -> None:
+        """Generate the unknown tokens of a column from those before it."""
+        first = self._done == 0
+        # Whatever the caller's autocast says: the same request gives the same tokens.
+        with torch.autocast(self.lm.device.type, enabled=False):
+            if self._static is not None and self._static.current():
+                self._static.fill(column, noise)
+            else:
+                self._fill(column, noise)
+        if first and self.steps.shape[-1] - column > WORTHWHILE and capturable(self.lm):
+            self._static = StaticStep(self.lm, self.conditions, self.caches, self.steps, self.choose)
+        self._done = column
+
+    def _fill(self, column: int, noise: Tensor | None) -> None:
+        new = self.steps[..., self._done : column]
+        logits = torch.cat(
+            [
+                self.lm(new.repeat(c.batch // len(new), 1, 1), c, cache, last_only=True)[:, :, 0]
+                for c, cache in zip(self.conditions, self.caches, strict=True)
+            ]
+        )
+        if self._done == 0 or self.lm.device.type == "cpu":
+            _check_finite(logits, self.lm)
+        known = self.steps[..., column]
+        self.steps[..., column] = torch.where(known == UNKNOWN, self.choose(logits, noise), known)
+
+
+class StaticStep:
+    """The step of a window with fixed shapes, after the first; on CUDA, captured once and replayed."""
+
+    def __init__(
+        self,
+        lm: LM,
+        conditions: Sequence[Condition],
+        caches: Sequence[list[KVCache]],
+        steps: Tensor,
+        choose: Choose,
+    ):
+        self.lm, self.conditions, self.steps, self.choose = lm, conditions, steps, choose
+        self.caches = caches
+        # Of each condition: the position of the next step, after those in the cache.
+        self.positions = [torch.tensor([own[0].length], device=lm.device) for own in caches]
+        self.static = [
+            [StaticCache(cache, position) for cache in own]
+            for own, position in zip(caches, self.positions, strict=True)
+        ]
+        self.column = torch.zeros(1, dtype=torch.long, device=lm.device)
+        self.noise: Tensor | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._hooks = RemovableHandle.next_id
+        self._in_flight: deque[torch.cuda.Event] = deque()
+
+    def current(self) -> bool:
+        """Whether the model is still as it was captured; a new hook anywhere leads to a closer look."""
+        if self._hooks == RemovableHandle.next_id:
+            return True
+        if capturable(self.lm):
+            self._hooks = RemovableHandle.next_id
+            return True
+        return False
+
+    def fill(self, column: int, noise: Tensor | None) -> None:
+        """Generate the unknown tokens of the next `column`; `noise` [B, K, V] is on the CPU."""
+        cuda = self.lm.device.type == "cuda"
+        if noise is not None:
+            if self.noise is None:
+                self.noise = torch.empty_like(noise, device=self.lm.device)
+            self.noise.copy_(noise.pin_memory() if cuda else noise, non_blocking=True)
+        if self._graph is None:
+            self.column.fill_(column)
+            self.run()
+            if cuda:
+                self._capture()
+        else:
+            self._graph.replay()
+            self._wait()
+        for own in self.caches:
+            for cache in own:
+                cache.length += 1
+
+    def run(self) -> None:
+        """One step, from tensors to tensors, without a look at their values."""
+        new = self.steps.index_select(2, self.column - 1)
+        logits = torch.cat([self._logits(new, i) for i in range(len(self.conditions))])
+        tokens = self.choose(logits, self.noise)[..., None]
+        known = self.steps.index_select(2, self.column)
+        self.steps.index_copy_(2, self.column, torch.where(known == UNKNOWN, tokens, known))
+        self.column += 1
+        for position in self.positions:
+            position += 1
+
+    def _logits(self, new: Tensor, i: int) -> Tensor:
+        """Logits [B, K, V] under condition i, as `LM.forward` computes them, at a position in a tensor."""
+        lm, condition, position = self.lm, self.conditions[i], self.positions[i]
+        new = new.repeat(condition.batch // len(new), 1, 1)
+        x = torch.stack([embed(new[:, k]) for k, embed in enumerate(lm.embeddings)]).sum(dim=0)
+        padding = condition.padding
+        place = position if padding is None else (position - padding[:, None]).clamp(min=0)
+        x = x + sinusoid(place, lm.config.dim).to(x.dtype)
+
+        key = torch.arange(self.static[i][0].storage.shape[3], device=x.device)
+        allowed = (key <= position)[None, None, None]
+        if padding is not None:
+            allowed = allowed & (key >= padding[:, None, None, None])
+        # Added to the scores; the kernels would convert a mask of booleans in every layer.
+        mask = torch.zeros_like(allowed, dtype=x.dtype).masked_fill(~allowed, -math.inf)
+        for layer, cache in zip(lm.layers, self.static[i], strict=True):
+            x = layer(x, condition, cache, mask, False)
+        return lm.logits(lm.norm(x))[:, :, 0]
+
+    def _capture(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile.
+        with CAPTURE, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self.run()
+
+    def _wait(self) -> None:
+        """Let at most AHEAD replays be in flight."""
+        event = torch.cuda.Event()
+        event.record()
+        self._in_flight.append(event)
+        if len(self._in_flight) > AHEAD:
+            self._in_flight.popleft().synchronize()
+
+
+class StaticCache(KVCache):
+    """A cache that returns its whole storage, the new keys and values written at a position in a tensor."""
+
+    def __init__(self, cache: KVCache, position: Tensor):
+        super().__init__(cache.storage)
+        self.position, self.text = position, cache.text
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values [B, H, capacity, D / H]; a mask has to hide those after the position."""
+        self.storage[0].index_copy_(2, self.position, keys)
+        self.storage[1].index_copy_(2, self.position, values)
+        return self.storage[0], self.storage[1]
+
+
+def capturable(lm: LM) -> bool:
+    """Whether a graph of this model does all that its modules do: they are ours and without hooks."""
+    if lm.device.type not in STATIC_ON or torch_modules._global_forward_hooks:
+        return False
+    if torch_modules._global_forward_pre_hooks:
+        return False
+    return all(
+        type(module) in OURS
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "forward" not in vars(module)
+        for module in lm.modules()
+    )
+
+
+def _check_finite(logits: Tensor, lm: LM) -> None:
+    if torch.isfinite(logits).all():
+        return
+    if all(torch.isfinite(parameter).all() for parameter in lm.parameters()):
+        raise ValueError(
+            f"the logits are not finite: the model overflows in {lm.dtype}; load it with dtype=torch.float32"
+        )
+    raise ValueError(
+        "the logits are not finite: the language model's weights hold NaN or infinity; load it again"
+    )
