@@ -109,6 +109,17 @@ def test_melodies_stay_mostly_in_their_key(training):
         assert inside > (0.7 if piece.tune else 0.85), piece.attributes()
 
 
+def test_the_accompaniment_plays_the_chords_of_the_piece(training):
+    for piece in training:
+        starts = np.array([start for start, _ in piece.chords])
+        assert starts[0] == 0 and (np.diff(starts) > 0).all()
+        [track] = [track for track in piece.tracks if track.role == "chords"]
+        for start, _, pitch, _ in track.notes:
+            # humanized onsets may precede the beat
+            current = piece.chords[np.searchsorted(starts, start + 0.03, side="right") - 1][1]
+            assert pitch % 12 in current, piece.attributes()
+
+
 def test_training_spreads_over_all_values(training):
     for name in ("style", "lead", "key", "mood", "density"):
         counts = Counter(getattr(piece, name) for piece in training)

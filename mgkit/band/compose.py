@@ -97,7 +97,13 @@ def compose(seed: int, *, seconds: float = 10.0, **fixed: Unpack[Fixed]) -> Piec
             if begin < seconds - 0.05:
                 played.append((round(begin, 5), round(max(0.06, end - begin), 5), pitch, velocity))
         tracks.append(Track(role, program, tuple(sorted(played))))
-    return replace(piece, tracks=tuple(tracks))
+    bar = beat * piece.meter
+    chords = (
+        (round((i + j / len(names)) * bar, 5), chord)
+        for i, names in enumerate(harmony)
+        for j, chord in enumerate(names)
+    )
+    return replace(piece, tracks=tuple(tracks), chords=tuple(chords))
 
 
 # -- attributes --------------------------------------------------------------------------------------------

@@ -8,12 +8,9 @@ import random
 from collections.abc import Iterator
 from itertools import pairwise
 
-from mgkit.band.piece import Note, Piece
+from mgkit.band.piece import Chord, Note, Piece
 from mgkit.band.styles import FORMS, RHYTHMS, SCALES, SYNCOPATED, WALTZ_BEAT, Style
 from mgkit.band.tunes import Tune, bars, parse, pitch_class
-
-# Pitch classes of a chord, the root first.
-Chord = tuple[int, ...]
 
 # -- harmony ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from typing import Any, Self
 
 # (start in seconds, duration in seconds, MIDI pitch, velocity 1..127)
 Note = tuple[float, float, int, int]
+# Pitch classes of a chord, the root first.
+Chord = tuple[int, ...]
 Attribute = str | int | bool | None
 
 
@@ -28,7 +30,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Piece:
-    """Attributes and notes of one piece."""
+    """Attributes, notes and harmony of one piece."""
 
     seed: int
     style: str
@@ -42,13 +44,15 @@ class Piece:
     drums: bool
     tune: str | None  # title of a public-domain tune; None for a composed melody
     tracks: tuple[Track, ...]
+    chords: tuple[tuple[float, Chord], ...] = ()  # (start in seconds, chord), to the end of the last bar
 
     def attributes(self) -> dict[str, Attribute]:
-        """All fields except the tracks, ready for JSON."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "tracks"}
+        """All fields except tracks and chords, ready for JSON."""
+        names = [name for name in self.__dataclass_fields__ if name not in ("tracks", "chords")]
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Self:
-        """A piece without tracks, from `attributes()` or a line of pieces.jsonl: enough to caption it."""
-        names = cls.__dataclass_fields__.keys() - {"tracks"}
+        """A piece without notes, from `attributes()` or a line of pieces.jsonl: enough to caption it."""
+        names = cls.__dataclass_fields__.keys() - {"tracks", "chords"}
         return cls(**{name: attributes[name] for name in names}, tracks=())
