@@ -83,14 +83,18 @@ def _sentence(error: Exception) -> str:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from mgkit import MusicGen, audio
+    from mgkit import MusicGen, audio, melody, midi
     from mgkit.interrupt import CtrlC
     from mgkit.settings import Settings
 
     # Report these errors before minutes of work, not after.
     audio.check_output(arguments.out)
-    if arguments.melody and arguments.prompt_audio:
-        raise ValueError("--melody and --prompt-audio exclude each other; give one of them")
+    starts = ("melody", "chords", "prompt_audio")
+    given = [f"--{name.replace('_', '-')}" for name in starts if getattr(arguments, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
+    if arguments.chords is not None:
+        melody.chords(arguments.chords, arguments.bpm, arguments.beats)
     chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     Settings(**chosen)
@@ -107,9 +111,14 @@ def _generate(arguments: argparse.Namespace) -> None:
     # No Ctrl-C may fall between the last step and the file.
     with CtrlC() as common["stop"]:
         if arguments.melody:
-            separate = import_module("mgkit.melody").demucs() if arguments.separate else None
-            melody = audio.read(arguments.melody)
-            wave, manifests = model.generate_with_chroma(texts, *melody, separate=separate, **common)
+            separate = melody.demucs() if arguments.separate else None
+            tune = midi.read_melody(arguments.melody, model.sample_rate)
+            wave, manifests = model.generate_with_chroma(texts, *tune, separate=separate, **common)
+        elif arguments.chords is not None:
+            # The last window starts before the end.
+            tempo, seconds = (arguments.bpm, arguments.beats), model.duration + model.max_duration
+            tune = melody.chords(arguments.chords, *tempo, seconds, model.sample_rate)
+            wave, manifests = model.generate_with_chroma(texts, tune, **common)
         elif arguments.prompt_audio:
             wave, manifests = model.generate_continuation(
                 *audio.read(arguments.prompt_audio), texts, **common
@@ -169,6 +178,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     from mgkit.hub import NAMES
+    from mgkit.ranges import amount
     from mgkit.settings import SETTINGS_HELP, Settings
 
     parser = argparse.ArgumentParser(
@@ -187,7 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     option("-o", "--out", type=Path, default=Path("out.wav"), help="output: .wav, .flac, .ogg or .mp3")
     option("--model", default="nano", help=f"{', '.join(NAMES)}, a hub id or a folder")
     option("--device", help="cuda, mps or cpu; by default the fastest available")
-    option("--melody", type=Path, help="audio file with a melody to follow")
+    option("--melody", type=Path, help="audio or MIDI file with a melody to follow")
+    option("--chords", help="chords to follow, such as 'C G A:min F'; they repeat")
+    option("--bpm", type=amount, default=120.0, help="tempo of the chords in beats per minute")
+    option("--beats", type=amount, default=4.0, help="beats of each chord")
     option("--separate", action="store_true", help="remove drums and bass from the melody first (HDemucs)")
     option("--prompt-audio", type=Path, help="audio file to continue")
     option("--negative", help="description of music to avoid")

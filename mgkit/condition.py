@@ -40,7 +40,7 @@ class Conditioner(nn.Module):
         return [row[:length] for row, length in zip(projected, lengths, strict=True)]
 
     def forward(self, texts: list[Tensor], melody: Tensor | None = None) -> Condition:
-        """The condition of encoded `texts` [L, D] and of the melody's pitch classes [B, F].
+        """The condition of encoded `texts` [L, D] and the melody: pitch classes [B, F] or chroma [B, F, 12].
 
         A melody model without a melody gets the null melody.
         """
@@ -49,7 +49,8 @@ class Conditioner(nn.Module):
             return Condition(cross=cross, cross_mask=mask)
         if melody is None:
             melody = torch.zeros(len(texts), self.melody_frames, dtype=torch.long)
-        chroma = self.melody_proj(one_hot(melody.to(self.melody_proj.weight.device)))
+        chroma = one_hot(melody) if melody.dim() == 2 else melody.float()
+        chroma = self.melody_proj(chroma.to(self.melody_proj.weight.device))
         prefix, mask = pad_rows(
             [torch.cat([row, text]) for row, text in zip(chroma, texts, strict=True)], left=True
         )

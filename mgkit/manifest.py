@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgkit import __version__
 from mgkit.checkpoint import Model
+from mgkit.melody import one_hot
 from mgkit.prompts import parse_descriptions, parse_texts, plain
 from mgkit.request import Request, parse_seeds
 from mgkit.settings import Settings
@@ -43,9 +44,7 @@ def _sample(request: Request, i: int, codes: Tensor) -> dict:
         "negative": request.negative[i],
         "seed": request.seeds[i],
         "settings": asdict(request.settings),
-        "melody": {
-            str(start): pack(chroma[i]) for start, chroma in request.chroma.items() if start in starts
-        },
+        **pack_chroma({start: chroma[i] for start, chroma in request.chroma.items() if start in starts}),
         "prompt": pack(request.audio_prompt[i]),
         "frames": codes.shape[-1],
         "tokens": digest(codes),
@@ -63,7 +62,7 @@ def from_manifest(manifest: dict, codebooks: int) -> Request:
         return Request(
             texts=parse_descriptions([manifest["text"]]),
             negative=parse_texts([manifest["negative"]]),
-            chroma={int(start): unpack(row, WINDOW)[None] for start, row in manifest["melody"].items()},
+            chroma=unpack_chroma(manifest),
             audio_prompt=unpack(manifest["prompt"]).view(1, codebooks, -1),
             seeds=parse_seeds([manifest["seed"]], 1),
             settings=Settings(**manifest["settings"]),
@@ -80,6 +79,30 @@ def from_manifest(manifest: dict, codebooks: int) -> Request:
     ) as error:
         fault = f"lacks {error}" if isinstance(error, KeyError) else f"was changed ({str(error)[:200]})"
         raise ValueError(f"the manifest {fault}: it cannot be replayed") from None
+
+
+def pack_chroma(windows: dict[int, Tensor]) -> dict[str, dict[str, str]]:
+    """The entries of a manifest for the chroma [F, 12] of each window.
+
+    "melody" has pitch classes. "chords", absent if each frame has one pitch class, has sums of 2 ** class.
+    """
+    melody, chords = {}, {}
+    for start, chroma in windows.items():
+        if (chroma.sum(dim=1) == 1).all():
+            melody[str(start)] = pack(chroma.argmax(dim=1))
+        else:
+            chords[str(start)] = pack((chroma.long() << torch.arange(12)).sum(dim=1))
+    return {"melody": melody} | ({"chords": chords} if chords else {})
+
+
+def unpack_chroma(manifest: dict) -> dict[int, Tensor]:
+    """The chroma [1, F, 12] of each window, from the entries of a manifest."""
+    melody = {start: one_hot(unpack(row, WINDOW)) for start, row in manifest["melody"].items()}
+    chords = {
+        start: (unpack(row, WINDOW)[:, None] >> torch.arange(12) & 1).float()
+        for start, row in manifest.get("chords", {}).items()
+    }
+    return {int(start): chroma[None] for start, chroma in (melody | chords).items()}
 
 
 def fingerprint(model: Model) -> str:

@@ -4,9 +4,11 @@ Axes: C channels, N samples, F chroma frames.
 
     wave [C, N] -> (stems) -> STFT -> chroma [12, F] -> argmax -> classes [F] -> one-hot [F, 12] -> model
     wave [1, N] <- tones <- (edit) <- classes [F]
+    "C G A:min F" -> chords -> multi-hot [F, 12] -> model
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgkit.brief import brief
+from mgkit.chords import Progression, parse_progression
 from mgkit.spectra import stft
 
 N_FFT = 16384  # samples, also the window length
@@ -81,6 +84,52 @@ def parse_classes(classes: Tensor, name: str = "the melody") -> Tensor:
             "pitch classes are 0 (C) to 11 (B), and audio samples must be floats from -1 to 1"
         )
     return classes.detach().cpu().long()
+
+
+def chords(
+    progression: Progression,
+    bpm: float = 120,
+    beats: float = 4,
+    seconds: float | None = None,
+    rate: int = 32000,
+) -> Tensor:
+    """Multi-hot chroma [F, 12] of a chord progression: 1 for each pitch class of the chord that sounds.
+
+    `progression` is a text of chord names in Harte's notation (`mgkit.chords`), each lasting `beats` beats at
+    `bpm` beats a minute, which repeats until `seconds` if they are given; or a list of times and names,
+    [(0, "C"), (2, "A:min")], whose last chord ends at `seconds`. A frame takes the chord at its centre,
+    HOP / `rate` seconds after the previous one. "N", no chord, is pitch class 0, as silence is.
+
+    The published melody models were trained on one pitch class per frame; that they follow several was found
+    by MusicGen-Chord (arXiv:2412.00325).
+
+    Raises: ValueError for an invalid chord, with its position, invalid times, or a chord that lasts less than
+    a frame.
+
+    >>> chords("C A:min", bpm=120, beats=1).shape, chords([(0, "C"), (0.5, "A:min")], seconds=1).shape
+    (torch.Size([8, 12]), torch.Size([8, 12]))
+    """
+    parts, length = parse_progression(progression, bpm, beats, seconds, shortest=HOP / rate)
+    rows = torch.tensor([[float(pitch in notes) for pitch in range(12)] for _, notes in parts])
+    frames = math.ceil(round((seconds or length) * rate / HOP, 6))
+    starts, times = [start for start, _ in parts], [i * HOP / rate % length for i in range(frames)]
+    # a chord that starts at a frame's centre must not miss it by rounding
+    return rows[[bisect_right(starts, time + 1e-9) - 1 for time in times]]
+
+
+def parse_chroma(chroma: Tensor, name: str = "the chroma") -> Tensor:
+    """`chroma` [F, 12] as float32 on the CPU; `name` is for error messages.
+
+    Raises: ValueError for no frames, or values other than 0 and 1.
+    """
+    if chroma.dim() != 2 or len(chroma) == 0 or chroma.shape[1] != 12:
+        raise ValueError(f"{name} has shape {list(chroma.shape)}; chroma must be [frames, 12]")
+    chroma = chroma.detach().cpu().float()
+    if not ((chroma == 0) | (chroma == 1)).all():
+        raise ValueError(
+            f"{name} has values other than 0 and 1; mark the pitch classes that sound, as in (chroma > 0.5)"
+        )
+    return chroma
 
 
 def edit(classes: Tensor, to: str, start: float, end: float, rate: int) -> Tensor:

@@ -221,8 +221,9 @@ class MusicGen:
 
         `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves,
         and without a rate, it takes pitch classes, int64 [F], [B, F] or in the list (see
-        `mgkit.melody.classes`); a short melody repeats. `separate` removes drums and bass from the waves
-        first (`mgkit.melody.demucs()`; audiocraft always does).
+        `mgkit.melody.classes`), or chroma of 0 and 1, float [F, 12], [B, F, 12] or in the list, such as
+        `mgkit.melody.chords("C G A:min F")`; a short melody repeats. `separate` removes drums and bass from
+        the waves first (`mgkit.melody.demucs()`; audiocraft always does).
 
         Raises:
             ValueError: a model without melody conditioning, or a silent melody.

@@ -24,7 +24,7 @@ from mgkit.prompts import Descriptions, Texts, Timeline, parse_descriptions, par
 from mgkit.settings import Settings
 
 Waves: TypeAlias = Tensor | Sequence[Tensor | None]
-"""One wave [C, N] for all samples, [B, C, N], or a list with one each; melodies may also be pitch classes."""
+"""One wave [C, N] for all samples, [B, C, N], or a list with one each; melodies may also be chroma."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Request:
 
     texts: list[Timeline]
     negative: list[str]
-    chroma: dict[int, Tensor]  # first frame of a window: its pitch classes [B, F]; empty without a melody
+    chroma: dict[int, Tensor]  # first frame of a window: chroma [B, F, 12] of 0 and 1; empty without a melody
     audio_prompt: Tensor  # [B, K, T]; T = 0 without one
     seeds: list[int]
     settings: Settings
@@ -44,7 +44,7 @@ class Request:
         return Request(
             [self.texts[i] for i in rows],
             [self.negative[i] for i in rows],
-            {start: classes[list(rows)] for start, classes in self.chroma.items()},
+            {start: chroma[list(rows)] for start, chroma in self.chroma.items()},
             self.audio_prompt[list(rows)],
             [self.seeds[i] for i in rows],
             self.settings,
@@ -153,7 +153,7 @@ def parse_melodies(
     separate: melody.Separate | None = None,
     duration: float = math.inf,
 ) -> list[Tensor | None]:
-    """The melody of each sample: a wave [C, N] at the model's rate, pitch classes [F], or None.
+    """The melody of each sample: a wave [C, N] at the model's rate, chroma [F, 12], or None.
 
     Of a wave, the part that music of `duration` seconds does not reach is cut off before the work.
 
@@ -166,7 +166,7 @@ def parse_melodies(
         )
     melodies: list[Tensor | None] = []
     for tune in parse_waves(given, batch, "the melody", melodies=True):
-        if tune is not None and tune.dim() == 2:
+        if tune is not None and not _is_chroma(tune):
             audio.parse_rate(rate)
             if tune.shape[0] > 2:
                 tune = audio.to_channels(tune, model.channels)
@@ -186,23 +186,24 @@ def parse_melodies(
 
 
 def window_chroma(model: Model, melodies: Sequence[Tensor | None], start: int, several: bool) -> Tensor:
-    """Pitch classes [B, F] of the window at frame `start`, in a piece of `several` windows or one.
+    """Chroma [B, F, 12] of the window at frame `start`, in a piece of `several` windows or one.
 
     The melody plays in a loop; a window gets the part that plays from its own start.
     """
     length, past = model.conditioner.melody_frames, start * model.codec.config.hop
     assert length is not None
-    chroma = torch.zeros(len(melodies), length, dtype=torch.long)
-    for i, tune in enumerate(melodies):
+    null = melody.one_hot(torch.zeros(length, dtype=torch.long))
+    rows = []
+    for tune in melodies:
         if tune is None:
-            continue
-        if tune.dim() == 1:  # pitch classes
-            chroma[i] = melody.rotate(tune[None], round(past / melody.HOP), length)[0]
-            continue
-        if several or start:
-            tune = melody.rotate(tune, past, round(model.window * model.sample_rate))
-        chroma[i] = melody.classes(tune, model.sample_rate, length)
-    return chroma
+            rows.append(null)
+        elif _is_chroma(tune):
+            rows.append(melody.rotate(tune.T, round(past / melody.HOP), length).T)
+        else:
+            if several or start:
+                tune = melody.rotate(tune, past, round(model.window * model.sample_rate))
+            rows.append(melody.one_hot(melody.classes(tune, model.sample_rate, length)))
+    return torch.stack(rows)
 
 
 # --- single arguments -------------------------------------------------------------------------------------
@@ -235,10 +236,11 @@ def parse_seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
 def parse_waves(waves: Waves, batch: int, what: str, melodies: bool = False) -> list[Tensor | None]:
     """A wave [C, N] for each sample; a single one serves all.
 
-    With `melodies`, pitch classes are allowed too, int64 [F] (or [B, F]), and None for no melody.
+    With `melodies`, chroma [F, 12] (or [B, F, 12]) and pitch classes int64 [F] (or [B, F]) are allowed too,
+    which become chroma, and None for no melody.
 
     Raises:
-        ValueError: not a wave, not pitch classes, or another number of them.
+        ValueError: not a wave, not a melody, or another number of them.
     """
     if not isinstance(waves, list | tuple):
         batched = 2 if melodies and _is_pitch_classes(waves) else 3
@@ -246,7 +248,9 @@ def parse_waves(waves: Waves, batch: int, what: str, melodies: bool = False) -> 
     parsed: list[Tensor | None] = []
     for wave in waves:
         if melodies and _is_pitch_classes(wave):
-            parsed.append(melody.parse_classes(wave, what))
+            parsed.append(melody.one_hot(melody.parse_classes(wave, what)))
+        elif melodies and isinstance(wave, Tensor) and _is_chroma(wave):
+            parsed.append(melody.parse_chroma(wave, what))
         else:
             parsed.append(None if wave is None and melodies else audio.as_wave(wave, what, audio.CHANNELS))
     if len(parsed) == 1:
@@ -261,3 +265,8 @@ def parse_waves(waves: Waves, batch: int, what: str, melodies: bool = False) -> 
 def _is_pitch_classes(tune: object) -> bool:
     """Whether these are integers as from `melody.classes`; audio in integers has fewer bits."""
     return isinstance(tune, Tensor) and tune.dtype == torch.int64
+
+
+def _is_chroma(tune: Tensor) -> bool:
+    """Whether this is chroma [F, 12]: nobody's melody is a wave of 12 samples."""
+    return tune.dim() == 2 and tune.shape[1] == 12

@@ -17,6 +17,7 @@ from tiny import RATE, tiny, tune
 import mgkit
 from mgkit import audio
 from mgkit.__main__ import COMMANDS, TRAIN, main
+from mgkit.manifest import unpack_chroma
 from mgkit.settings import SETTINGS_HELP, Settings
 
 DATA = Path(__file__).parent.parent / "data"
@@ -196,6 +197,25 @@ def test_a_melody_is_followed(folder, tmp_path):
     assert tuned["tokens"] != bare["tokens"]
 
 
+def test_chords_and_midi_are_followed(folder, tmp_path):
+    """C and G, half a second each, as names, and as a MIDI file of mido's default 120 bpm."""
+    mido = pytest.importorskip("mido")
+    track = mido.MidiTrack()
+    for chord in (60, 64, 67), (67, 71, 74):
+        for kind, ticks in ("note_on", 0), ("note_off", 480):
+            first, *others = (mido.Message(kind, note=note) for note in chord)
+            track += [first.copy(time=ticks), *others]
+    mido.MidiFile(tracks=[track]).save(tmp_path / "a.mid")
+    common = ("generate", "calm", "--model", folder, "--duration", "0.3", "--seed", "7")
+    run(*common, "-o", tmp_path / "names.wav", "--chords", "C G", "--bpm", "120", "--beats", "1")
+    run(*common, "-o", tmp_path / "midi.wav", "--melody", tmp_path / "a.mid")
+    named, played = (
+        unpack_chroma(audio.read_manifest(tmp_path / f"{name}.wav"))[0] for name in ("names", "midi")
+    )
+    assert named[0, :8].equal(played[0, :8]) and named[0, 0].nonzero().flatten().tolist() == [0, 4, 7]
+    run("replay", tmp_path / "names.wav", "--model", folder)
+
+
 def test_an_audio_prompt_is_continued(folder, tmp_path):
     prompt = audio.write(tmp_path / "prompt.flac", audio.read(RECORDING)[0][:, :8820], 44100)  # 0.2 s
     run(
@@ -339,6 +359,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(
         (["--top-k", "-1"], "top_k"),
         (["--seed", "1.5"], "seed"),
         (["--melody", TUNE, "--prompt-audio", RECORDING], "--melody"),
+        (["--melody", TUNE, "--chords", "C"], "--melody and --chords"),
+        (["--chords", "C Am"], "chord 2 of 2: 'Am'"),
+        (["--chords", ""], "no chords"),
+        (["--chords", "C", "--bpm", "0"], "bpm"),
     ],
 )
 def test_an_invalid_option_is_refused_before_any_work(no_work, tmp_path, monkeypatch, capsys, argv, expected):
@@ -351,6 +375,7 @@ def test_an_invalid_option_is_refused_before_any_work(no_work, tmp_path, monkeyp
     ("argv", "expected"),
     [
         (["--melody", "no.wav"], "no.wav"),
+        (["--melody", "no.mid"], "no.mid"),
         (["--prompt-audio", "no.wav"], "no.wav"),
         (["--melody", __file__], "test_cli.py"),
         (["--prompt-audio", TUNE, "--duration", "0.5"], "duration"),

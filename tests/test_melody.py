@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mgkit import melody
+from mgkit.chords import QUALITIES, pitch_classes
 
 RATE = 32000
 
@@ -152,3 +153,91 @@ def test_stem_separation_keeps_rate_and_length(
     stems = melody.demucs()(wave, rate)
     assert stems.shape == (2, wave.shape[1])
     assert stems.isfinite().all()
+
+
+# --- chords -----------------------------------------------------------------------------------------------
+
+
+def names_of(chroma: torch.Tensor) -> list[str]:
+    """The pitch classes of each frame, as in "C E G"."""
+    return [" ".join(n for n, on in zip(melody.PITCH_CLASSES, row.tolist()) if on) for row in chroma]
+
+
+@pytest.mark.parametrize("root", ["C", "F#", "Bb", "Ebb", "B##"])
+@pytest.mark.parametrize("extra", ["", "/3", "/b7", "(*5)", "(b7)"])
+def test_chords_are_those_of_mir_eval(root: str, extra: str) -> None:
+    """Within an octave; mir_eval leaves out degrees beyond one."""
+    labels = pytest.importorskip("mir_eval.chord")
+    for quality in QUALITIES:
+        if "9" in quality or extra == "(*5)" and "5" not in QUALITIES[quality].split():
+            continue
+        name = f"{root}:{quality}{extra}"
+        base, bitmap, bass = labels.encode(name)
+        expected = {(base + i) % 12 for i in range(12) if bitmap[i]} | {(base + bass) % 12}
+        assert pitch_classes(name) == expected, name
+
+
+def test_each_chord_sounds_for_its_beats_and_the_progression_repeats() -> None:
+    chroma = melody.chords("C G A:min F", bpm=120, beats=1.024)  # 0.512 s, 4 frames each
+    assert names_of(chroma) == ["C E G"] * 4 + ["D G B"] * 4 + ["C E A"] * 4 + ["C F A"] * 4
+    longer = melody.chords("C G A:min F", bpm=120, beats=1.024, seconds=5)
+    assert len(longer) == math.ceil(5 * RATE / melody.HOP)
+    assert longer[16:32].equal(chroma) and longer[:7].equal(chroma[:7])
+
+
+def test_a_progression_does_not_drift_from_its_tempo() -> None:
+    """100 chords of 0.6 s: the chord of each frame is the one at its time."""
+    chroma = melody.chords("C F#:min", bpm=100, beats=1, seconds=60)
+    chord = [names == "C♯ F♯ A" for names in names_of(chroma)]
+    assert chord == [int(i * melody.HOP / RATE / 0.6 + 1e-9) % 2 == 1 for i in range(len(chord))]
+
+
+def test_chords_with_times_are_those_without() -> None:
+    timed = melody.chords([(0, "C"), (2.4, "G:7/3"), (4.8, "N")], seconds=7.2)
+    assert timed.equal(melody.chords("C G:7/3 N", bpm=100, beats=4))
+    assert names_of(timed)[-1] == "C"  # no chord is what silence is
+
+
+@pytest.mark.parametrize(
+    ("progression", "expected"),
+    [
+        ("C G Am F", "chord 3 of 4: 'Am'.*probably A:min"),
+        ("C H", "chord 2 of 2: 'H' is not a chord name"),
+        ("C:foo", "unknown quality 'foo'.*maj7"),
+        ("C:", "colon"),
+        ("C:(1,8)", "unknown degree '8'"),
+        ("C/x", "unknown degree 'x'"),
+        ("", "no chords"),
+        (7, "the chords are 7; give a text"),
+        ([(0, 5)], "chord 1 of 1 is 5"),
+        ([(1, "C")], "rise from 0"),
+        ([(0, "C"), (0, "G")], "rise from 0"),
+        ([(0, "C"), (9, "G")], "end at 8 s"),
+    ],
+)
+def test_an_invalid_progression_is_refused_with_its_position(progression: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected) as caught:
+        melody.chords(progression, seconds=8)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"bpm": 0}, "bpm is 0"),
+        ({"beats": math.nan}, "beats is nan"),
+        ({"seconds": 1e9}, "seconds is 1000000000.0"),
+        ({"bpm": True}, "bpm is True"),
+        ({"bpm": 3000}, "at least 0.128 s"),
+        ({"progression": [(0, "C")]}, "no end"),
+    ],
+)
+def test_an_invalid_tempo_or_length_is_refused(settings: dict, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        melody.chords(**{"progression": "C G"} | settings)
+
+
+@pytest.mark.parametrize("bad", [torch.full((4, 12), 0.5), torch.ones(0, 12), torch.ones(4, 11)])
+def test_chroma_other_than_0_and_1_is_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="the chroma has"):
+        melody.parse_chroma(bad)

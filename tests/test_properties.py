@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,12 @@ import torch
 from tiny import CODEC, RATE, noise, tiny, tune
 from torch import Tensor
 
-from mgkit import MusicGen, audio
+from mgkit import MusicGen, audio, melody
 from mgkit.delay import delay, delays, undelay
 from mgkit.generate import Guidance, Window, choose, frames, windows
 from mgkit.lm import Condition
-from mgkit.manifest import unpack
-from mgkit.melody import classes
+from mgkit.manifest import unpack, unpack_chroma
+from mgkit.melody import classes, one_hot
 from mgkit.sampling import draw, guide, guide_double, probabilities
 from mgkit.settings import Settings
 
@@ -696,6 +697,35 @@ def test_pitch_classes_are_rotated_to_each_window_and_repeat() -> None:
     grids = {int(start): unpack(grid).tolist() for start, grid in manifest["melody"].items()}
     assert {start: grid[0] for start, grid in grids.items()} == {0: 0, 51: 8, 102: 4}
     assert grids[102] == [(16 + i) % 20 % 12 for i in range(17)]
+
+
+def test_chords_give_the_same_music_alone_and_in_a_batch_and_replay() -> None:
+    """As chroma [F, 12], beside a wave, pitch classes and None; one pitch class per frame is a melody."""
+    model, told = model_of("melody"), melody.chords("C G A:min F", bpm=120, beats=1)
+    model.set_generation_params(duration=2.0)
+    heard, [manifest] = run_with_manifests(model, TEXTS[:1], melody=told)
+    assert not torch.equal(heard, run(model, TEXTS[:1], melody=told.argmax(dim=1)))
+    assert torch.equal(model.replay(json.loads(json.dumps(manifest)))[1], heard)
+    assert torch.equal(run(model, TEXTS[:2], melody=told)[:1], heard)
+    assert torch.equal(run(model, TEXTS[:2], melody=torch.stack([told, told]))[:1], heard)
+    wave = tune(3)
+    mixed = run(model, TEXTS, melody=[told, None, wave])
+    assert torch.equal(mixed[:1], heard)
+    assert torch.equal(mixed[1:], run(model, TEXTS, melody=[wave, None, wave])[1:])
+    single = one_hot(classes(wave, RATE, 79))
+    assert torch.equal(run(model, TEXTS[:1], melody=single), run(model, TEXTS[:1], melody=wave))
+
+
+def test_chords_are_rotated_to_each_window_and_repeat() -> None:
+    model = tiny(melody=True, window=2.048)
+    model.set_generation_params(duration=4.0, extend_stride=1.024)
+    told = melody.chords("C G A:min F E", bpm=120, beats=1.024)
+    _, [manifest] = run_with_manifests(model, ["calm piano"], melody=told)
+    windows = unpack_chroma(manifest)
+    assert {start: chroma.shape for start, chroma in windows.items()} == dict.fromkeys(
+        (0, 51, 102), (1, 17, 12)
+    )
+    assert torch.equal(windows[102][0], told[(torch.arange(17) + 16) % 20])
 
 
 def test_a_duration_of_61_s_gives_61_s() -> None:
