@@ -5,7 +5,7 @@ import pytest
 
 from mgkit.band import labels as labels_module
 from mgkit.band.compose import compose
-from mgkit.band.labels import BINARY, CLASSES, dataset_labels, frame_labels
+from mgkit.band.labels import BINARY, CLASSES, chord_bits, dataset_labels, frame_labels
 from mgkit.band.piece import Piece, Track
 
 
@@ -34,18 +34,19 @@ def test_labels_hold_the_notes_of_every_frame():
 
 def test_labels_from_several_processes_are_those_of_one(monkeypatch):
     pieces = [compose(seed).attributes() for seed in range(5)]
-    one = dataset_labels(pieces, 10.0, 500)
+    one = dataset_labels(pieces, 10.0, 500, 79)
     monkeypatch.setattr(labels_module, "FEW_CLIPS", 1)
     monkeypatch.setattr(labels_module.os, "cpu_count", lambda: 2)
-    assert np.array_equal(dataset_labels(pieces, 10.0, 500), one)
+    several = dataset_labels(pieces, 10.0, 500, 79)
+    assert all(np.array_equal(a, b) for a, b in zip(one, several, strict=True))
 
 
 def test_pieces_that_compose_differently_now_are_refused():
     pieces = [compose(3).attributes() | {"lead": "kazoo"}]
     with pytest.raises(ValueError, match="seed 3 now composes a different piece"):
-        dataset_labels(pieces, 1.0, 50)
+        dataset_labels(pieces, 1.0, 50, 8)
     with pytest.raises(ValueError, match="--auxiliary 0"):
-        dataset_labels([{"captions": ["a real recording"]}], 1.0, 50)
+        dataset_labels([{"captions": ["a real recording"]}], 1.0, 50, 8)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -53,3 +54,29 @@ def test_labels_are_valid_classes(seed):
     labels = frame_labels(compose(seed), 500)
     for values, count in zip(labels, CLASSES.values(), strict=False):
         assert values.min() >= 0 and values.max() < count
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_chords_are_those_that_sound_at_that_time(seed):
+    piece = compose(seed)
+    bits = chord_bits(piece, 79)
+    accompaniment = [track for track in piece.tracks if track.role in ("chords", "pad")]
+    ends = [*(start for start, _ in piece.chords[1:]), 20.0]
+    compared = 0
+    for (start, chord), end in zip(piece.chords, ends, strict=True):
+        for frame in range(79):
+            time = frame * 4096 / 32000
+            if not start <= time < end:
+                continue
+            tones = {pitch_class for pitch_class in range(12) if bits[frame] >> pitch_class & 1}
+            assert tones == set(chord) and 3 <= len(tones) <= 4
+            # Notes are played up to 20 ms early or late.
+            sounding = {
+                pitch % 12
+                for track in accompaniment
+                for begin, length, pitch, _ in track.notes
+                if start - 0.02 <= begin <= time < min(begin + length, end - 0.02)
+            }
+            assert sounding <= tones
+            compared += len(sounding)
+    assert compared > 20

@@ -1,5 +1,6 @@
 """Training the language model."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,12 +10,15 @@ import torch
 from tiny_runs import CAPTIONS, LM_SHAPE, TEXT_SHAPE, Music, lm_run
 
 from mgkit import lm as lm_module
+from mgkit.band.compose import compose
+from mgkit.band.labels import dataset_labels
 from mgkit.delay import delay, delays
 from mgkit.lm import LM, Condition
+from mgkit.melody import one_hot
 from mgkit.train import batches, loss
 from mgkit.train.align import align
 from mgkit.train.attributes import pretrain_text_encoder
-from mgkit.train.batches import CROPS, Augmentation, Batches, foreign_frames
+from mgkit.train.batches import CROPS, Augmentation, Batches, Planner, foreign_frames
 from mgkit.train.lm import LMLearner, validate_codebooks
 from mgkit.train.loss import losses
 from mgkit.train.model import new_model
@@ -51,35 +55,86 @@ def test_loss_with_another_history_counts_the_true_codes():
 
 def test_history_is_corrupted_by_whole_frames_of_the_next_clip():
     informed = np.arange(64) < 32
-    swapped = foreign_frames(500, informed, 0.5, np.random.default_rng(0))
-    assert np.array_equal(swapped, foreign_frames(500, informed, 0.5, np.random.default_rng(0)))
+    none = np.zeros(64, int)
+    swapped = foreign_frames(500, informed, none, 0.5, np.random.default_rng(0))
+    assert np.array_equal(swapped, foreign_frames(500, informed, none, 0.5, np.random.default_rng(0)))
     assert 20 < swapped.any(axis=1).sum() < 44
     # a third of the corrupted half
     assert 0.1 < swapped[:32].mean() < 0.25
     assert 0.05 < swapped[32:].mean() < 0.2
     assert swapped[:32, 0].any() and not swapped[32:, : batches.MIN_OWN].any()
-    assert not foreign_frames(500, informed, 0.0, np.random.default_rng(0)).any()
+    assert not foreign_frames(500, informed, none, 0.0, np.random.default_rng(0)).any()
+    given = np.full(64, 250)
+    assert not foreign_frames(500, informed, given, 1.0, np.random.default_rng(0))[:, :250].any()
 
 
 def test_a_batch_holds_its_clips_and_its_history_those_of_the_next_row(tokenizer):
     # every clip's codes are its number
     music = Music(80, frames=500)
     music.codes[:] = np.arange(80)[:, None, None]
-    run = lm_run(augmentation=Augmentation(corrupt_history=1.0), batch=64)
-    learner = LMLearner(run, music, music, tokenizer)
+    options = Augmentation(corrupt_history=1.0, continuation=0.0, chords=0.0)
+    learner = LMLearner(lm_run(augmentation=options, batch=64), music, music, tokenizer)
     batch, rows = learner.batches[0], torch.from_numpy(learner.batches.planner.rows(0))
     assert torch.equal(batch.codes, rows[:, None, None].expand_as(batch.codes))
     foreign = learner.batches.planner[0].foreign[:, None].expand_as(batch.codes)
     assert torch.equal(batch.history[~foreign], batch.codes[~foreign])
     assert torch.equal(batch.history[foreign], batch.codes.roll(1, 0)[foreign])
-    kept = batch.melody.any(dim=1)
-    assert torch.equal(batch.melody[kept], torch.from_numpy(music.melody)[rows][kept])
+    kept = batch.melody.argmax(dim=-1).any(dim=1)
+    assert torch.equal(batch.melody[kept], one_hot(torch.from_numpy(music.melody)[rows][kept]))
+    assert torch.equal(batch.melody[~kept], one_hot(torch.zeros_like(rows[~kept])[:, None].expand(-1, 4)))
+
+
+def test_beginnings_to_be_continued_are_true_and_uncounted_under_captions_without_key_and_tempo(tokenizer):
+    music = Music(80, frames=500)
+    music.codes[:] = np.arange(80)[:, None, None]
+    special = 1000
+    pieces = [compose(seed).attributes() for seed in range(80)]
+    planner = Planner(pieces, tokenizer, 500, 80, Augmentation(corrupt_history=1.0), 0)
+    data = Batches(music, planner, torch.device("cpu"), special)
+    for step in (0, 3):
+        plan, batch = planner[step], data[step]
+        chosen = plan.given > 0
+        assert 0.1 < chosen.float().mean() < 0.4
+        assert plan.given[chosen].min() >= 100 and plan.given.max() <= 0.6 * plan.frames
+        early = torch.arange(plan.frames) < plan.given[:, None]
+        assert (batch.codes[:, 0] == special).equal(early)
+        assert torch.equal(batch.history[:, 0][early], plan.rows[:, None].expand_as(early)[early])
+        assert not plan.keep_melody[chosen].any() and plan.foreign[chosen].any()
+        for text, row, first in zip(plan.captions, plan.rows.tolist(), chosen, strict=True):
+            if first:
+                assert not re.search(r"\d bpm|major|minor", text.lower()), text
+                assert pieces[row]["mood"] not in text.split(", ")
+    assert not (planner[1].given > 0).any()
+
+
+def test_chords_replace_the_melody_of_some_clips(tokenizer):
+    music, seconds = Music(80, frames=500), 10.0
+    music.melody = np.zeros((80, 79), np.int8)
+    pieces = [compose(seed, seconds=seconds) for seed in range(80)]
+    rows = [piece.attributes() for piece in pieces]
+    options = Augmentation(drop_all=0.0, drop_melody=0.0, continuation=0.0)
+    planner = Planner(rows, tokenizer, 500, 80, options, 0)
+    data = Batches(music, planner, torch.device("cpu"), 16, dataset_labels(rows, seconds, 500, 79))
+    for step in (0, 3):
+        plan, batch = planner[step], data[step]
+        assert 0.15 < plan.chords.sum() / plan.keep_melody.sum() < 0.35
+        for row in plan.chords.nonzero().flatten().tolist():
+            piece = pieces[plan.rows[row]]
+            for frame in range(78 - 5 * plan.start):
+                # 5 chroma frames last as long as 32 frames of codes
+                time = (5 * plan.start + frame) * 4096 / 32000
+                chord = [tones for start, tones in piece.chords if start <= time][-1]
+                expected = torch.zeros(12).index_fill_(0, torch.tensor(chord), 1.0)
+                assert torch.equal(batch.melody[row, frame], expected)
+        others = batch.melody[~plan.chords]
+        assert len(others) and others[..., 0].all() and not others[..., 1:].any()
 
 
 def test_batches_from_worker_processes_are_the_same_from_any_step(tokenizer):
     learner = LMLearner(lm_run(), Music(), Music(), tokenizer)
     plain = learner.batches
-    prefetched = Batches(Music(), plain.planner, torch.device("cpu"), learner.labels, workers=2)
+    labels = plain.labels.numpy(), plain.chords.numpy()
+    prefetched = Batches(Music(), plain.planner, torch.device("cpu"), plain.special, labels, workers=2)
     for step in (0, 1, 2, 7, 8, 3):
         one, other = plain[step], prefetched[step]
         for name in ("codes", "history", "ids", "mask", "melody", "keep_caption", "labels"):

@@ -6,6 +6,7 @@ instrument, synonyms, a sound font.
 
 import random
 import re
+from functools import lru_cache
 
 from mgkit.band.piece import Attribute, Piece
 
@@ -172,7 +173,13 @@ SENTENCES = (
     "{tempo} {style}, {kit}",
     "a recording of {lead} playing {mood} {style}, {tempo}",
     "{key}, {bpm}: {style} with {lead}, {kit}",
+    "{style} played on {lead}, {kit}",
+    "a {style} piece for {lead}, {kit}",
+    "{lead}, {density} {style} arrangement",
+    "{style} in {meter} with {lead}, {kit}",
 )
+# The slots that reveal key or tempo; a mood implies a mode and a range of tempos.
+KEY_AND_TEMPO = ("key", "mode", "mood", "tempo", "bpm")
 TAGS = ("style", "lead", "mood", "tempo", "bpm", "key", "kit", "density", "meter", "mode")
 TUNE_FORMS = ("the tune of {tune}", "{tune}", "melody of {tune}", "playing {tune}")
 
@@ -191,16 +198,26 @@ def synonyms(attribute: str, value: str | int | bool, held_out: bool = False) ->
     return tuple(word for word in WORDS[attribute][value] if (word in HELD_OUT_SYNONYMS) == held_out)
 
 
-def captions(piece: Piece, seed: int, n: int, *, held_out: bool = False) -> list[str]:
+def captions(
+    piece: Piece, seed: int, n: int, *, held_out: bool = False, omit: tuple[str, ...] = ()
+) -> list[str]:
     """`n` true captions of a piece, each naming some of its attributes; deterministic in the seed.
 
     With `held_out`, held-out synonyms are used wherever there are any: for evaluation, never for training.
+    The slots in `omit`, such as those in KEY_AND_TEMPO, are not used.
     """
     rng = random.Random(seed * 7919 + 17)
-    return [_caption(piece, rng, held_out) for _ in range(n)]
+    return [_caption(piece, rng, held_out, omit) for _ in range(n)]
 
 
-def _caption(piece: Piece, rng: random.Random, held_out: bool) -> str:
+@lru_cache
+def _templates(omit: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The sentences and the tags without the slots in `omit`."""
+    sentences = [text for text in SENTENCES if not any(f"{{{slot}}}" in text for slot in omit)]
+    return sentences, [tag for tag in TAGS if tag not in omit]
+
+
+def _caption(piece: Piece, rng: random.Random, held_out: bool, omit: tuple[str, ...]) -> str:
     def word(attribute: str, value: str | int | bool) -> str:
         words = synonyms(attribute, value, held_out) or synonyms(attribute, value)
         # The plain name of the value is the most frequent one in training captions.
@@ -227,14 +244,15 @@ def _caption(piece: Piece, rng: random.Random, held_out: bool) -> str:
         "bpm": rng.choice(numbers),
         "key": f"{key[0].upper() + key[1:] if rng.random() < 0.5 else key} {piece.mode}",
     }
+    sentences, tags = _templates(omit)
     if rng.random() < 0.5:
-        weights = [4 if tag in ("lead", "style", "bpm", "kit") else 2 for tag in TAGS]
+        weights = [4 if tag in ("lead", "style", "bpm", "kit") else 2 for tag in tags]
         count = rng.choices((2, 3, 4, 5, 6, 8), (1, 3, 4, 4, 2, 1))[0]
-        chosen = sorted(TAGS, key=lambda tag: -(rng.random() ** (1 / weights[TAGS.index(tag)])))[:count]
+        chosen = sorted(tags, key=lambda tag: -(rng.random() ** (1 / weights[tags.index(tag)])))[:count]
         rng.shuffle(chosen)
         text = ", ".join(slots[tag] for tag in chosen)
     else:
-        text = rng.choice(SENTENCES).format(**slots)
+        text = rng.choice(sentences).format(**slots)
     if piece.tune is not None and rng.random() < 0.4:
         text += ", " + rng.choice(TUNE_FORMS).format(tune=piece.tune)
     text = re.sub(r"\ba (?=[aeiou])", "an ", text)

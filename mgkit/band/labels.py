@@ -1,11 +1,12 @@
-"""Frame labels of a piece: key, beat, notes, drums and other attributes at each codec frame.
+"""Frame labels of a piece: key, beat, notes, drums and other attributes at each codec frame, and its chords.
 
-Axes: T frames.
+Axes: T frames, F chroma frames.
 
     piece -> frame_labels -> int8 [len(CLASSES) + len(BINARY), T]
+          -> chord_bits   -> int16 [F], one bit per pitch class
 
-The composer knows every note, so these labels are exact. They are the targets of the auxiliary head in
-`mgkit.train.auxiliary`.
+The composer knows every note, so these labels are exact. The frame labels are the targets of the auxiliary
+head in `mgkit.train.auxiliary`; the chords condition the language model in some examples.
 """
 
 import functools
@@ -23,6 +24,7 @@ from mgkit.band.piece import Piece
 from mgkit.band.styles import DENSITIES, LEADS, STYLES
 
 FRAME_RATE = 50  # frames per second
+CHROMA_RATE = 32000 / 4096  # chroma frames per second; the first one is centred on the first sample
 TEMPO_STEP = 0.04  # width of a tempo class, natural logarithm of bpm / 60
 LOWEST_PITCH = 36  # MIDI pitch of melody class 1; class 0 is silence
 # Starting processes takes longer than to compose fewer clips than this.
@@ -87,8 +89,23 @@ def frame_labels(piece: Piece, frames: int) -> np.ndarray:
     return labels
 
 
-def dataset_labels(rows: Sequence[Mapping[str, object]], seconds: float, frames: int) -> np.ndarray:
-    """Frame labels of a training set, int8 [clips, len(CLASSES) + len(BINARY), frames].
+def chord_bits(piece: Piece, frames: int) -> np.ndarray:
+    """The chord at the centre of each of `frames` chroma frames, int16 [frames]: bit 0 is C, bit 11 is B.
+
+    >>> bin(chord_bits(compose(0, tune="ode to joy", key=0), 1)[0])
+    '0b10010001'
+    """
+    starts = [start for start, _ in piece.chords]
+    bits = np.array([sum(1 << pitch_class for pitch_class in set(chord)) for _, chord in piece.chords])
+    times = np.arange(frames) / CHROMA_RATE
+    return bits[np.searchsorted(starts, times, side="right") - 1].astype(np.int16)
+
+
+def dataset_labels(
+    rows: Sequence[Mapping[str, object]], seconds: float, frames: int, chroma_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a training set: `frame_labels`, int8 [clips, len(CLASSES) + len(BINARY), frames], and
+    `chord_bits`, int16 [clips, chroma_frames].
 
     `rows` are the lines of pieces.jsonl; each piece is composed again from its seed, on all cores.
 
@@ -100,13 +117,14 @@ def dataset_labels(rows: Sequence[Mapping[str, object]], seconds: float, frames:
             "turn the auxiliary loss off with --auxiliary 0"
         )
     labels = np.empty((len(rows), len(CLASSES) + len(BINARY), frames), np.int8)
-    label = functools.partial(_row_labels, seconds=seconds, frames=frames)
+    chords = np.empty((len(rows), chroma_frames), np.int16)
+    label = functools.partial(_row_labels, seconds=seconds, frames=frames, chroma_frames=chroma_frames)
     workers = 1 if len(rows) < FEW_CLIPS else os.cpu_count() or 1
 
-    def fill(computed: Iterable[np.ndarray]) -> np.ndarray:
+    def fill(computed: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         for i, each in enumerate(tqdm(computed, desc="frame labels", total=len(rows), unit="clip")):
-            labels[i] = each
-        return labels
+            labels[i], chords[i] = each
+        return labels, chords
 
     if workers == 1:
         return fill(map(label, rows))
@@ -115,8 +133,10 @@ def dataset_labels(rows: Sequence[Mapping[str, object]], seconds: float, frames:
         return fill(pool.map(label, attributes, chunksize=32))
 
 
-def _row_labels(row: Mapping[str, object], seconds: float, frames: int) -> np.ndarray:
-    """Frame labels of one line of pieces.jsonl."""
+def _row_labels(
+    row: Mapping[str, object], seconds: float, frames: int, chroma_frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frame labels and chords of one line of pieces.jsonl."""
     seed = row["seed"]
     assert isinstance(seed, int)
     piece = compose(seed, seconds=seconds)
@@ -125,4 +145,4 @@ def _row_labels(row: Mapping[str, object], seconds: float, frames: int) -> np.nd
             f"seed {seed} now composes a different piece than the one in this dataset: "
             "render the clips again with `python -m mgkit train data`"
         )
-    return frame_labels(piece, frames)
+    return frame_labels(piece, frames), chord_bits(piece, chroma_frames)

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgkit.band.captions import KEY_AND_TEMPO
 from mgkit.band.dataset import ClipRow
+from mgkit.melody import one_hot
 from mgkit.text import tokenize
 from mgkit.train.tokenizer import frequent_words
 from mgkit.train.tokens import CHROMA_STRIDE, CODE_STRIDE, Tokens, new_caption
@@ -51,6 +53,8 @@ TEMPO_OR_KEY = re.compile(r"\d|major|minor", re.IGNORECASE)
 MEAN_OWN, MEAN_FOREIGN = 60, 30
 # Frames before the first segment of another clip, if the caption names neither key nor tempo
 MIN_OWN = 100
+# Fewest frames of a crop that can have a beginning to be continued: MIN_OWN or more, up to 60 % of the crop
+CONTINUATION = 200
 
 # Plans that each worker process prepares in advance, and the largest number of workers
 PREFETCH, MAX_WORKERS = 4, 8
@@ -72,6 +76,10 @@ class Augmentation:
     insert_words: float = 0.15
     # segments of another clip in the history
     corrupt_history: float = 0.5
+    # the chords in place of the melody, if the melody is kept
+    chords: float = 0.25
+    # the loss counts only what follows the clip's own beginning, in crops of CONTINUATION or more frames
+    continuation: float = 0.25
 
 
 def corrupt_caption(text: str, options: Augmentation, rng: np.random.Generator) -> str:
@@ -86,13 +94,16 @@ def corrupt_caption(text: str, options: Augmentation, rng: np.random.Generator) 
     return " ".join(words)
 
 
-def foreign_frames(frames: int, informed: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def foreign_frames(
+    frames: int, informed: np.ndarray, given: np.ndarray, share: float, rng: np.random.Generator
+) -> np.ndarray:
     """Frames [B, T] of a history that come from another clip, in a fraction `share` of the rows.
 
     In a training clip, the history predicts the next codes better than the caption does. Trained on true
     histories alone, the model stays in the key and tempo of its last few frames, right or wrong; corrupted
     histories train it to return to its condition. `informed` [B] marks captions with a key or tempo. Other
-    rows start with MIN_OWN frames or more of their own, since nothing else determines their continuation.
+    rows start with MIN_OWN frames or more of their own, since nothing else determines their continuation, and
+    the first `given` [B] frames of a row always are.
 
         informed, half of the rows    | foreign | own      | foreign | own ...
         informed, the other half      | own      | foreign | own ...
@@ -102,7 +113,7 @@ def foreign_frames(frames: int, informed: np.ndarray, share: float, rng: np.rand
     swapped = np.zeros((count, frames), bool)
     for row in np.flatnonzero(rng.random(count) < share):
         foreign = bool(informed[row] and rng.random() < 0.5)
-        start = 0 if informed[row] else MIN_OWN
+        start = max(int(given[row]), 0 if informed[row] else MIN_OWN)
         while start < frames:
             end = start + 1 + int(rng.exponential(MEAN_FOREIGN if foreign else MEAN_OWN))
             swapped[row, start:end] = foreign
@@ -125,12 +136,24 @@ class Plan(NamedTuple):
     # [B], False: dropped
     keep_caption: Tensor
     keep_melody: Tensor
+    # [B], True: the chords in place of the melody
+    chords: Tensor
+    # [B], frames of a beginning to be continued
+    given: Tensor
     # [B, T], frames of the history that come from the next clip of the batch
     foreign: Tensor
 
 
 class Planner:
-    """The plans of a training run; each one depends on the seed and its step alone."""
+    """The plans of a training run; each one depends on the seed and its step alone.
+
+    To continue an audio prompt in its key and tempo, the model must take both from the first seconds, in
+    spite of its own later errors. A quarter of the longer crops, a fifth of all frames, train this: the
+    caption names neither key nor tempo, the melody is dropped, the history begins with `given` frames of the
+    clip itself and may have segments of another clip after them, and the loss counts only what follows. In
+    most other crops the caption names the key or the tempo, and the beginning is not needed. Some of these
+    crops start at a random frame, because an audio prompt need not start with a bar.
+    """
 
     def __init__(
         self,
@@ -153,10 +176,15 @@ class Planner:
         rows, frames = self.rows(step), round(crop.length * self.total)
         # in units of CODE_STRIDE frames, where codes and chroma frames coincide
         start = int(rng.integers(1 + (self.total - frames) // CODE_STRIDE)) if crop.random_start else 0
-        captions = [corrupt_caption(new_caption(self.pieces[i], rng), options, rng) for i in rows]
+        given = self.beginnings(frames, len(rows), rng)
+        captions = [
+            new_caption(self.pieces[row], rng, KEY_AND_TEMPO if first else ())
+            for row, first in zip(rows, given, strict=True)
+        ]
+        captions = [corrupt_caption(text, options, rng) for text in captions]
 
         keep_caption = rng.random(len(rows)) >= options.drop_all
-        keep_melody = (rng.random(len(rows)) >= options.drop_melody) & keep_caption
+        keep_melody = (rng.random(len(rows)) >= options.drop_melody) & keep_caption & (given == 0)
         keep_caption &= ~(keep_melody & (rng.random(len(rows)) < options.drop_caption))
         # A null text is as long as the caption, as in guidance; in half of the cases it is that of an empty
         # caption.
@@ -165,10 +193,20 @@ class Planner:
             for text, keep in zip(captions, keep_caption, strict=True)
         ]
         informed = keep_caption & [bool(TEMPO_OR_KEY.search(text)) for text in captions]
-        foreign = foreign_frames(frames, informed, options.corrupt_history, rng)
+        foreign = foreign_frames(frames, informed, given, options.corrupt_history, rng)
+        chords = keep_melody & (rng.random(len(rows)) < options.chords)
         ids, mask = tokenize(self.tokenizer, captions)
-        numbers, *masks = (torch.from_numpy(x) for x in (rows, keep_caption, keep_melody, foreign))
-        return Plan(numbers, start, frames, captions, ids, mask, *masks)
+        arrays = (keep_caption, keep_melody, chords, given, foreign)
+        return Plan(
+            torch.from_numpy(rows), start, frames, captions, ids, mask, *map(torch.from_numpy, arrays)
+        )
+
+    def beginnings(self, frames: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Frames to be continued in each of `count` crops of `frames` frames [count]; 0 in most of them."""
+        if frames < CONTINUATION:
+            return np.zeros(count, np.int64)
+        lengths = rng.integers(MIN_OWN, int(0.6 * frames) + 1, count)
+        return lengths * (rng.random(count) < self.augmentation.continuation)
 
     def rows(self, step: int) -> np.ndarray:
         """Numbers of the clips of a batch; each pass over all clips has an order of its own."""
@@ -189,14 +227,14 @@ class Planner:
 class Batch:
     """The examples of one training step."""
 
-    # [B, K, T], the targets
+    # [B, K, T], the targets; the special token in frames that the loss does not count
     codes: Tensor
-    # [B, K, T], the inputs; equal to `codes` unless corrupted
+    # [B, K, T], the inputs; the true codes unless corrupted
     history: Tensor
     # [B, L], the captions' tokens and their mask, on the CPU
     ids: Tensor
     mask: Tensor
-    # [B, F] pitch classes; 0 if dropped
+    # [B, F, 12], chroma of melody or chords; pitch class 0 if dropped
     melody: Tensor
     # [B] on the CPU, False: condition on the null text, of the caption's length
     keep_caption: Tensor
@@ -231,16 +269,20 @@ class Batches:
         data: Tokens,
         planner: Planner,
         device: torch.device,
-        labels: np.ndarray | None = None,
+        special: int,
+        labels: tuple[np.ndarray, np.ndarray] | None = None,
         workers: int | None = None,
     ):
-        self.planner, self.device = planner, device
+        self.planner, self.device, self.special = planner, device, special
         if workers is None:
             workers = min(MAX_WORKERS, (os.cpu_count() or 1) // 2) if device.type == "cuda" else 0
         self.workers = workers
-        # All clips: codes [clips, K, T], melody [clips, F], labels int8 [clips, Q, T]
+        # All clips: codes [clips, K, T], melody [clips, F], labels int8 [clips, Q, T], chords [clips, F]
         self.codes, self.melody = (torch.from_numpy(x).to(device) for x in (data.codes, data.melody))
-        self.labels = None if labels is None else torch.from_numpy(labels).to(device)
+        self.labels: Tensor | None = None
+        self.chords: Tensor | None = None
+        if labels is not None:
+            self.labels, self.chords = (torch.from_numpy(x).to(device) for x in labels)
         self.plans: Iterator[Plan] = iter(())
         # the step of the next of `plans`
         self.next: int | None = None
@@ -251,14 +293,24 @@ class Batches:
         device, first = self.device, plan.start * CODE_STRIDE
         rows, crop = plan.rows.to(device), slice(first, first + plan.frames)
         codes = self.codes[..., crop][rows].long()
-        melody = self.melody[rows].long().roll(-plan.start * CHROMA_STRIDE, dims=1)
         history = torch.where(plan.foreign.to(device)[:, None], codes.roll(1, 0), codes)
+        counted = torch.arange(plan.frames, device=device) >= plan.given.to(device)[:, None]
+        codes = codes.where(counted[:, None], self.special)
+
+        # the melody repeats at the end of the clip
+        shift = -plan.start * CHROMA_STRIDE
+        melody = self.melody[rows].long() * plan.keep_melody.to(device)[:, None]
+        chroma = one_hot(melody).roll(shift, dims=1)
+        if self.chords is not None:
+            bits = self.chords[rows].roll(shift, dims=1)
+            tones = bits[..., None] >> torch.arange(12, device=device) & 1
+            chroma = torch.where(plan.chords.to(device)[:, None, None], tones.float(), chroma)
         return Batch(
             codes,
             history,
             plan.ids,
             plan.mask,
-            melody * plan.keep_melody.to(device)[:, None],
+            chroma,
             plan.keep_caption,
             None if self.labels is None else self.labels[..., crop][rows],
         )

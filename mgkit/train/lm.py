@@ -120,14 +120,16 @@ class LMLearner:
             texts = [new_caption(data.pieces[row], np.random.default_rng(row)) for row in rows]
             align(self.model, codes, texts, melody)
 
-        # 2. The auxiliary head and its labels
+        # 2. The auxiliary head and its labels; they include the chords
         self.auxiliary: AuxiliaryHead | None = None
         self.labels: np.ndarray | None = None
+        labels = None
         if run.auxiliary:
-            self.labels = dataset_labels(data.pieces, data.seconds, frames)
+            labels = dataset_labels(data.pieces, data.seconds, frames, data.melody.shape[1])
+            self.labels = labels[0]
             self.auxiliary = AuxiliaryHead(self.model.lm.config).to(device)
         planner = Planner(data.pieces, tokenizer, frames, run.batch, run.augmentation, run.seed)
-        self.batches = Batches(data, planner, device, self.labels)
+        self.batches = Batches(data, planner, device, self.model.lm.config.special, labels)
 
         # 3. Optimizers: Muon needs fewer steps than AdamW, but only applies to matrices.
         matrices = [p for p in self.model.lm.layers.parameters() if p.dim() == 2]

@@ -45,10 +45,11 @@ class ConditionalLM(nn.Module):
 
         If `keep_text` [B] is False, the text vectors are zero, as in the null condition of guidance.
         """
-        return self.condition_on_tokens(*self.conditioner.text.tokens(texts), melody, keep_text)
+        return self.condition_on_tokens(*self.conditioner.text.tokens(texts), one_hot(melody), keep_text)
 
     def condition_on_tokens(self, ids: Tensor, mask: Tensor, melody: Tensor, keep_text: Tensor) -> Condition:
-        """The same for texts as tokens [B, L] and their mask [B, L], both on the CPU.
+        """The same for texts as tokens [B, L] and their mask [B, L], both on the CPU, and for any chroma
+        `melody` [B, F, 12].
 
         `Conditioner` assembles the condition row by row; here a fixed number of operations serves all rows,
         which a GPU needs, and no result is read back from it.
@@ -63,7 +64,7 @@ class ConditionalLM(nn.Module):
         position = torch.arange(longest, device=device)
         if conditioner.melody_frames is None:
             return Condition(cross=text, cross_mask=position < lengths.to(device)[:, None])
-        chroma = conditioner.melody_proj(one_hot(melody.to(device)))
+        chroma = conditioner.melody_proj(melody.to(device))
         rows = torch.cat([chroma, text], dim=1)
         # Padding moves from the end of each row to its beginning.
         source = torch.arange(rows.shape[1], device=device) - (longest - lengths).to(device)[:, None]

@@ -155,9 +155,9 @@ class Tokens:
         return codes, pitch_classes.roll(-start * CHROMA_STRIDE, dims=1)
 
 
-def new_caption(piece: ClipRow, rng: np.random.Generator) -> str:
-    """A new random caption of a clip."""
-    return captions(Piece.from_attributes(piece), int(rng.integers(2**31)), 1)[0]
+def new_caption(piece: ClipRow, rng: np.random.Generator, omit: tuple[str, ...] = ()) -> str:
+    """A new random caption of a clip, without the slots in `omit`."""
+    return captions(Piece.from_attributes(piece), int(rng.integers(2**31)), 1, omit=omit)[0]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
