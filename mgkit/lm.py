@@ -12,16 +12,25 @@ The caller passes a `KVCache` per layer. Every part is called as a module: forwa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgkit.positions import causal_mask, sinusoid
+from mgkit.positions import causal_mask, positions, sinusoid
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 """An attention kernel: queries, keys, values [B, H, S, D / H]; mask (True: attend) or None; causal."""
+
+
+Tap = Callable[[int, str, Tensor], Tensor]
+"""Reads or replaces activations: layer, site and activation in, the activation to use out.
+
+Sites: "residual", the stream [B, P + S, D] at the input of layer 0 to L - 1 and, under L, after the last;
+"attention" and "cross_attention", the outputs of the heads [B, H, P + S, D / H]; "mlp", that of the
+feed-forward [B, P + S, D].
+"""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -119,9 +128,17 @@ class Attention(nn.Module):
         return self._split(self.k_proj(x)), self._split(self.v_proj(x))
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool, attend: Attend
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        attend: Attend,
+        tap: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         y = attend(self._split(self.q_proj(x)), keys, values, mask, causal)
+        y = y if tap is None else tap(y)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -158,19 +175,23 @@ class Layer(nn.Module):
         mask: Tensor | None = None,
         causal: bool = True,
         attend: Attend = attend,
+        tap: Callable[[str, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The residual stream [B, S, D] after this layer."""
+        """The residual stream [B, S, D] after this layer; `tap` is an `lm.Tap` for this layer."""
         y = self.norm1(x)
         keys, values = self.attention.keys_values(y)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        x = x + self.attention(y, keys, values, mask, causal, attend)
+        heads = tap and partial(tap, "attention")
+        x = x + self.attention(y, keys, values, mask, causal, attend, heads)
         if condition.cross is not None:
             text = cache and cache.text or self.cross_attention.keys_values(condition.cross.to(x.dtype))
             if cache is not None:
                 cache.text = text
-            x = x + self.cross_attention(self.norm_cross(x), *text, condition.text_mask, False, attend)
-        return x + self.feed_forward(self.norm2(x))
+            heads = tap and partial(tap, "cross_attention")
+            x = x + self.cross_attention(self.norm_cross(x), *text, condition.text_mask, False, attend, heads)
+        y = self.feed_forward(self.norm2(x))
+        return x + (y if tap is None else tap("mlp", y))
 
 
 class LM(nn.Module):
@@ -211,12 +232,13 @@ class LM(nn.Module):
         *,
         last_only: bool = False,
         attend: Attend = attend,
+        tap: Tap | None = None,
     ) -> Tensor:
         """Logits [B, K, S, V], float32, of delayed `steps` [B, K, S] that follow those in `cache`.
 
         With `last_only`, the logits of the last step, [B, K, 1, V].
         """
-        hidden = self.hidden(steps, condition, cache, attend)
+        hidden = self.hidden(steps, condition, cache, attend, tap)
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -229,9 +251,10 @@ class LM(nn.Module):
         condition: Condition | None = None,
         cache: list[KVCache] | None = None,
         attend: Attend = attend,
+        tap: Tap | None = None,
     ) -> Tensor:
         """The last layer's output after the final norm, [B, S, D], at the steps; arguments as `forward`."""
-        [last] = self.residuals(steps, condition, cache, layers=(len(self.layers),), attend=attend)
+        [last] = self.residuals(steps, condition, cache, layers=(len(self.layers),), attend=attend, tap=tap)
         return self.norm(last[:, -steps.shape[-1] :])
 
     def residuals(
@@ -242,6 +265,7 @@ class LM(nn.Module):
         *,
         layers: Sequence[int],
         attend: Attend = attend,
+        tap: Tap | None = None,
     ) -> list[Tensor]:
         """The residual stream [B, P + S, D] at the input of each of `layers`, numbers in rising order.
 
@@ -257,22 +281,15 @@ class LM(nn.Module):
             x = torch.cat([condition.prefix.to(x.dtype), x], dim=1)
         length, padding = x.shape[1], condition.padding
 
-        position = torch.arange(start, start + length, device=x.device)
-        if padding is not None:
-            position = (position - padding[:, None]).clamp(min=0)
-        x = x + sinusoid(position, self.config.dim).to(x.dtype)
-
-        # Without padding or cache the kernel's own causal mask is enough; a single query needs none.
-        causal = padding is None and start == 0 and length > 1
-        mask = None
-        if not causal and (length > 1 or padding is not None):
-            mask = causal_mask(start, length, padding, x.device)
-
+        x = x + sinusoid(positions(start, length, padding, x.device), self.config.dim).to(x.dtype)
+        mask, causal = causal_mask(start, length, padding, x.device)
         kept = []
-        for number, layer in enumerate(self.layers):
+        for number in range(len(self.layers) + 1):
+            x = x if tap is None else tap(number, "residual", x)
             if number in layers:
                 kept.append(x)
             if number == layers[-1]:
-                return kept
-            x = layer(x, condition, None if cache is None else cache[number], mask, causal, attend)
-        return [*kept, x]
+                break
+            here, own = tap and partial(tap, number), None if cache is None else cache[number]
+            x = self.layers[number](x, condition, own, mask, causal, attend, here)
+        return kept

@@ -40,7 +40,7 @@ MODEL = [
     {"formats.audiocraft_loader"},
     {"checkpoint"},
     {"export", "interrupt", "request"},
-    {"manifest", "perform"},
+    {"manifest", "perform", "score"},
     {"sessions", "progress"},
     {"musicgen"},
     {"trace", "audiocraft"},
