@@ -9,7 +9,7 @@ computes all steps, because each attends only to the steps before it.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ from mgkit.delay import delay, delays
 from mgkit.lm import LM, Attend, Condition, Tap, attend
 from mgkit.prompts import Texts, parse_texts
 
-if TYPE_CHECKING:
-    from mgkit.musicgen import MusicGen
+
+class Door(Protocol):
+    """A `MusicGen`."""
+
+    model: Model
 
 
-def score(
-    model: "MusicGen | Model", codes: Tensor, conditions: Texts | Condition, *, grad: bool = False
-) -> Tensor:
+def score(model: Door | Model, codes: Tensor, conditions: Texts | Condition, *, grad: bool = False) -> Tensor:
     """Log-likelihood of each token of `codes` [K, T] or [B, K, T], in nats and in their shape.
 
     `conditions` is a list of one text or None for all B pieces, or of one for each; or a `Condition`, for a
@@ -46,7 +47,7 @@ def score(
 
 
 def rank(
-    model: "MusicGen | Model",
+    model: Door | Model,
     candidates: Sequence[Tensor],
     conditions: Texts | Condition,
     *,
