@@ -48,8 +48,8 @@ def test_a_recipe_until_a_stage_ends_with_it():
 def test_clips_grow_with_budget_and_cores_within_limits():
     assert Recipe(0.01, "cpu", 2).clips() == nano.CLIPS[0]
     assert Recipe(1, "cpu", 2).clips() < Recipe(10, "cpu", 2).clips() < Recipe(10, "cpu", 8).clips()
-    assert CPU.clips() == nano.CLIPS[1]
-    assert GPU.clips() > 5000
+    assert Recipe(1200, "cpu", 2).clips() == nano.CLIPS[1]
+    assert 10_000 < GPU.clips() <= nano.CLIPS[1]
 
 
 def test_every_step_finds_the_folders_it_needs():

@@ -11,7 +11,9 @@ decoder also trains against a discriminator. The codebooks follow the latents by
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ from mgkit.train import storage
 from mgkit.train.channels_last import ChannelsLast
 from mgkit.train.clips import Clips, to_float
 from mgkit.train.codebooks import Codebooks
+from mgkit.train.cuda_graphs import Captured, Readback
 from mgkit.train.discriminator import Discriminator, LossBalancer
 from mgkit.train.distances import (
     LONG,
     SHORT,
+    WINDOWS,
     mel_distances,
     noise_between_partials,
     noise_level,
@@ -47,7 +51,7 @@ from mgkit.train.sounds import Sounds, read_recordings
 __all__ = ["CodecLearner", "CodecRun", "load", "main", "mel_distances", "si_sdr", "snapshot"]
 
 VALID_CLIPS = 8  # whole clips that a run is measured on
-MEASURE_EVERY = {"cpu": 100, "mps": 200, "cuda": 2000}  # steps; a checkpoint is written as often
+MEASURE_EVERY = {"cpu": 100, "mps": 200, "cuda": 4000}  # steps; a checkpoint is written as often
 WARMUP = 100  # steps, at most
 COMMIT = 0.2  # weight of the commitment loss
 # Steps of the decoder per step of the discriminator, which otherwise becomes too strong (EnCodec, §3.4) and
@@ -104,6 +108,7 @@ class CodecLearner:
     def __init__(self, run: CodecRun, data: Any, valid: Any):
         torch.manual_seed(run.seed)
         self.run, self.device, rate = run, best_device(), run.codec.sample_rate
+        self.fused = self.device.type == "cuda" or None
         recordings = read_recordings(run.recordings, rate) if run.recordings else []
         self.sounds = Sounds(data, run.data, recordings, self.device)
         self.codec = Codec(run.codec)
@@ -113,6 +118,11 @@ class CodecLearner:
             initialize(self.codec)
         self.codec.to(self.device)
         self.fast = ChannelsLast(self.codec, run.compiled)
+        self.encode = Captured(self._autocast(self.fast.encode), self.codec.encoder)
+        self.decode = Captured(self._autocast(self.fast.decode), self.codec.decoder)
+        self.spectral = {
+            window: Captured(partial(spectral_losses, rate=rate, window=window)) for window in WINDOWS
+        }
         self.generator = torch.Generator(self.device)
         self.books = Codebooks(self.codec.quantizer, self.generator)
         learned = [self.codec.decoder] if run.decoder_only else [self.codec.encoder, self.codec.decoder]
@@ -123,14 +133,19 @@ class CodecLearner:
         matrices = [layer.weight for layer in layers if min(layer.weight.flatten(1).shape) > 1 and run.muon]
         others = [p for p in self.learned if all(p is not m for m in matrices)]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, run.lr, betas=(0.8, 0.99), weight_decay=1e-3)
+            torch.optim.AdamW(others, run.lr, betas=(0.8, 0.99), weight_decay=1e-3, fused=self.fused)
         ]
         if matrices:
             dtype = torch.bfloat16 if supports_bf16(self.device) else torch.float32
             self.optimizers.append(Muon(matrices, run.lr, 1e-3, dtype, 0.9))
         self.discriminator = Discriminator().to(self.device)
         self.balancer = LossBalancer({"distance": 0.02, "adversarial": 0.01, "features": 0.02})
-        self.against = torch.optim.AdamW(self.discriminator.parameters(), 3e-4, betas=(0.5, 0.9))
+        self.discriminate = Captured(self._autocast(self.discriminator.loss), self.discriminator)
+        self.judge = Captured(self._autocast(self.discriminator.generator_losses), self.discriminator)
+        self.against = torch.optim.AdamW(
+            self.discriminator.parameters(), 3e-4, betas=(0.5, 0.9), fused=self.fused
+        )
+        self.readback = Readback()
         self.ema = EMA(self.codec, run.average)
         self.valid = to_float(valid.mix[:VALID_CLIPS])[:, None]
         self.valid_melody = to_float(valid.melody[: VALID_CLIPS // 2])[:, None]
@@ -143,9 +158,7 @@ class CodecLearner:
         self.generator.manual_seed((run.seed << 32) + step)
         wave = self.sounds.crops(rng, run.batch, run.frames * run.codec.hop)
         latents, commit = self._latents(wave, step, rng)
-        with autocast(self.device, self.run.bf16):
-            decoded = self.fast.decode(latents)
-        decoded = decoded.float()
+        decoded = self.decode(latents)
         losses = self._distances(wave, decoded, rng) | {"commit": commit}
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -165,18 +178,25 @@ class CodecLearner:
                 group["lr"] = lr
             optimizer.step()
         self.ema.update(self.codec, step)
-        values = torch.cat(
-            [torch.stack([v.detach() for v in losses.values()]), self.books.perplexity()]
-        ).tolist()
-        names = [*losses, *(f"book{k}" for k in range(run.codec.codebooks))]
-        return {"lr": lr} | dict(zip(names, values, strict=True))
+        books = {f"book{k}": value for k, value in enumerate(self.books.perplexity())}
+        return {"lr": lr} | self.readback(losses | books)
+
+    def _autocast(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` in bfloat16, if the run has it, with results in float32."""
+
+        def call(*tensors: Tensor) -> Any:
+            with autocast(self.device, self.run.bf16):
+                found = function(*tensors)
+            return found.float() if isinstance(found, Tensor) else tuple(part.float() for part in found)
+
+        return call
 
     def _distances(self, wave: Tensor, decoded: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
         """The loss of `decoded` against `wave`, [B, 1, N] each, and its parts."""
         run = self.run
         # a short and a long window each step: all five take as long as the codec itself
         windows = [int(rng.choice(group)) for group in (SHORT, LONG)]
-        found = [spectral_losses(wave, decoded, run.codec.sample_rate, window) for window in windows]
+        found = [self.spectral[window](wave, decoded) for window in windows]
         losses = {name: torch.stack([f[name] for f in found if name in f]).mean() for name in found[-1]}
         losses["noise"] = noise_level(wave, decoded).mean()
         loss = torch.stack([getattr(run, name) * value for name, value in losses.items()]).sum()
@@ -196,9 +216,7 @@ class CodecLearner:
             with torch.no_grad(), autocast(self.device, self.run.bf16):
                 found = torch.cat([self.codec.encoder(part).float() for part in many.split(8)])
             self.books.start(found.transpose(1, 2).flatten(0, 1))
-        with autocast(self.device, self.run.bf16):
-            latents = self.fast.encode(wave)
-        latents = latents.float()
+        latents = self.encode(wave)
         if step < run.books_from and not run.start:
             return latents, latents.new_zeros(())
         return self.books(latents, keep)
@@ -206,16 +224,14 @@ class CodecLearner:
     def _train_discriminator(self, wave: Tensor, decoded: Tensor) -> dict[str, Tensor]:
         """One step of the discriminator; its loss."""
         self.against.zero_grad()
-        with autocast(self.device, self.run.bf16):
-            loss = self.discriminator.loss(wave, decoded)
+        loss = self.discriminate(wave, decoded.detach())
         loss.backward()
         self.against.step()
         return {"discriminator": loss}
 
     def _against(self, wave: Tensor, decoded: Tensor, distance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Gradient for `decoded` [B, 1, N] that lowers distance and discriminator losses, and the latter."""
-        with autocast(self.device, self.run.bf16):
-            adversarial, features = self.discriminator.generator_losses(wave, decoded)
+        adversarial, features = self.judge(wave, decoded)
         losses = {"adversarial": adversarial, "features": features}
         return self.balancer.gradient({"distance": distance} | losses, decoded), losses
 

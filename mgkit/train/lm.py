@@ -33,6 +33,7 @@ from mgkit.train.align import align
 from mgkit.train.attributes import pretrain_text_encoder
 from mgkit.train.auxiliary import AuxiliaryHead
 from mgkit.train.batches import Augmentation, Batch, Batches, Planner
+from mgkit.train.cuda_graphs import Readback
 from mgkit.train.ema import EMA
 from mgkit.train.history import Metrics
 from mgkit.train.loop import train
@@ -148,6 +149,7 @@ class LMLearner:
         self.parameters: list[nn.Parameter] = [*matrices, *others, *t5]
         self.processes.broadcast(self.parameters)
         self.ema = EMA(self.model, run.average)
+        self.readback = Readback()
         weights = torch.tensor(CODEBOOK_WEIGHTS[: run.lm.codebooks], device=device)
         # [K], 1 on average
         self.codebook_weights = weights / weights.mean()
@@ -161,13 +163,10 @@ class LMLearner:
 
         weights = self.codebook_weights
         codebooks, auxiliary = values[: len(weights)] / weights, values[len(weights) :]
-        # one transfer from the device
-        results = torch.stack([norm, codebooks.mean(), auxiliary.sum(), *codebooks])
-        norm, loss, extra, *each = results.tolist()
-        row = {"loss": loss, "norm": norm}
+        row = {"loss": codebooks.mean(), "norm": norm}
         if self.auxiliary:
-            row["auxiliary"] = extra / self.run.auxiliary
-        return row | {f"book{k}": value for k, value in enumerate(each)}
+            row["auxiliary"] = auxiliary.sum() / self.run.auxiliary
+        return self.readback(row | {f"book{k}": value for k, value in enumerate(codebooks)})
 
     def loss(self, batch: Batch) -> Tensor:
         """Weighted losses to average: [K] of the codebooks, and [Q] of the auxiliary head if there is one."""

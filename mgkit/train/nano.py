@@ -12,6 +12,8 @@
     reinforce    7 %    the language model on its own samples
     export       1 %    write the model in float16
 
+On a GPU the data stage renders only the codec's clips; all others are rendered while the codec trains.
+
 A stage gets its share of the time that is left when it begins, so what one takes too long the others make up
 for. Every step is one of the other `train` commands, printed before it runs. The recipe can be interrupted at
 any time; the same command continues it. For a machine without a package registry:
@@ -22,9 +24,13 @@ any time; the same command continues it. For a machine without a package registr
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -61,22 +67,31 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 RUNS = {"codec": "codec", "decoder": "decoder", "lm": "lm", "reinforce": "reinforced"}
 # Core-seconds per ten-second clip, measured on a CPU with AVX-512: rendering it and its stem, and encoding it
 RENDER, ENCODE = 0.07, 0.2
-# Fewest and most clips to train on
-CLIPS = 24, 12_000
+# Fewest and most clips to train on, and how many of them train the codec if the others are rendered meanwhile
+CLIPS, CODEC_CLIPS = (24, 24_000), 2500
+# Cores that a training run on a GPU needs beside those that render
+FREE_CORES = 2
 # Steps of the text encoder alone: per minute of the language model, and at most
 TEXT_STEPS = 40, 1000
 
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes for a kind of device: the codec's filters, crops in its batch, clips in the LM's batch."""
+    """Sizes for a kind of device: of the codec its filters, crops per batch and peak learning rate; clips per
+    batch of the language model, and prompts per round of its reinforcement."""
 
     filters: int
     codec_batch: int
+    codec_lr: float
     lm_batch: int
+    prompts: int
 
 
-SIZES = {"cpu": Size(16, 8, 6), "mps": Size(16, 16, 12), "cuda": Size(24, 64, 48)}
+SIZES = {
+    "cpu": Size(16, 8, 1e-3, 6, 12),
+    "mps": Size(16, 16, 1e-3, 12, 12),
+    "cuda": Size(24, 64, 1.5e-3, 128, 64),
+}
 
 
 @dataclass(frozen=True)
@@ -107,21 +122,43 @@ class Recipe:
     def clips(self) -> int:
         """Clips to train on: as many as the stages' shares allow to render, and to encode without a GPU."""
         total = sum(SHARES[stage] for stage in self.stages())
-        power = 60 * self.budget / total * self.cores * 10 / self.seconds
-        count = SHARES["data"] * power / RENDER
+        power = 60 * self.budget / total * 10 / self.seconds
+        if self.renders_meanwhile:
+            # half of what the cores could do: they may be slower than those measured
+            time = SHARES["codec"] + SHARES["decoder"]
+            count = 0.5 * time * power * (self.cores - FREE_CORES) / RENDER
+        else:
+            count = SHARES["data"] * power * self.cores / RENDER
         if self.device == "cpu" and "tokens" in self.stages():
-            count = min(count, SHARES["tokens"] * power / ENCODE)
+            count = min(count, SHARES["tokens"] * power * self.cores / ENCODE)
         return round(min(max(count, CLIPS[0]), CLIPS[1]))
+
+    @property
+    def renders_meanwhile(self) -> bool:
+        """Whether the language model's clips are rendered while the codec trains on clips of its own."""
+        return self.device == "cuda" and "tokens" in self.stages()
+
+    def rendering(self, out: Path) -> list[str]:
+        """Arguments of `train data` for the language model's clips."""
+        workers = max(1, self.cores - FREE_CORES) if self.renders_meanwhile else self.cores
+        named = [f"--out={out / 'band'}", f"--clips={self.clips()}", f"--seconds={self.seconds:g}"]
+        return [*named, f"--workers={workers}"]
 
     def steps(self, stage: str, minutes: float, out: Path) -> list[tuple[str, list[str]]]:
         """(command, arguments) of each step of a stage with a budget of `minutes`; none for the export."""
         size, clips = SIZES[self.device], self.clips()
         band, valid, seconds = out / "band", out / "valid", f"--seconds={self.seconds:g}"
-        rendered = [f"--data={band}", f"--valid={valid}"]
-        encoded = [*rendered, f"--tokens={out / 'tokens'}", f"--valid-tokens={out / 'valid_tokens'}"]
+        sounds = out / "sounds" if self.renders_meanwhile else band
+        encoded = [
+            f"--data={band}",
+            f"--valid={valid}",
+            f"--tokens={out / 'tokens'}",
+            f"--valid-tokens={out / 'valid_tokens'}",
+        ]
         run = [f"--out={out / RUNS.get(stage, stage)}", f"--minutes={minutes:.6g}"]
         codec_run = [
-            *rendered,
+            f"--data={sounds}",
+            f"--valid={valid}",
             *run,
             f"--batch={size.codec_batch}",
             *(["--compile"] if self.compiled else []),
@@ -132,10 +169,12 @@ class Recipe:
                 f"--clips={min(256, max(4, clips // 20))}",
                 f"--first-seed={FIRST_VALID_SEED}",
             ]
-            many = [f"--out={band}", f"--clips={clips}"]
-            return [("data", [*many, seconds]), ("data", [*few, seconds]), ("stems", [f"--data={band}"])]
+            many = self.rendering(out)
+            if self.renders_meanwhile:
+                many = [f"--out={sounds}", f"--clips={min(clips, CODEC_CLIPS)}", seconds]
+            return [("data", many), ("data", [*few, seconds]), ("stems", [f"--data={sounds}"])]
         if stage == "codec":
-            return [("codec", [*codec_run, f"--filters={size.filters}"])]
+            return [("codec", [*codec_run, f"--filters={size.filters}", f"--lr={size.codec_lr:g}"])]
         if stage == "decoder":
             alone = [f"--start={out / 'codec'}", "--decoder-only", "--adversary-from=0", "--lr=6e-4"]
             return [("codec", [*codec_run, *alone])]
@@ -150,7 +189,8 @@ class Recipe:
             first = ["--align", f"--text-steps={text_steps}", f"--batch={size.lm_batch}"]
             return [("lm", [*encoded, *run, *first])]
         if stage == "reinforce":
-            return [("reinforce", [*encoded, *run, f"--start={out / 'lm'}"])]
+            more = [f"--prompts={size.prompts}", f"--batch={size.lm_batch}"]
+            return [("reinforce", [*encoded, *run, f"--start={out / 'lm'}", *more])]
         return []
 
 
@@ -213,23 +253,55 @@ def _used_up(folder: Path, minutes: float) -> bool:
     return storage.load(folder / "checkpoint.pt")["used"] >= 0.999 * 60 * minutes
 
 
-def follow(recipe: Recipe, out: str | Path) -> None:
-    """Does every step that is not finished in `out`; the model is `out`/model.
+class Rendering:
+    """The language model's clips, rendered by another process while the `with` block trains the codec."""
+
+    def __init__(self, recipe: Recipe, out: Path):
+        self.command = [sys.executable, "-m", "mgkit", "train", "data", *recipe.rendering(out)]
+        self.wanted, self.process = recipe.renders_meanwhile, None
+
+    def __enter__(self) -> "Rendering":
+        if self.wanted:
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            self.process = subprocess.Popen(self.command, **quiet)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process:
+            self.process.terminate()
+
+    def wait(self) -> None:
+        """Raises: RuntimeError if the clips could not be rendered."""
+        if self.process and self.process.wait():
+            raise RuntimeError(f"rendering failed; run it to see why: {shlex.join(self.command)}")
+
+
+def follow(recipe: Recipe, out: str | Path, after: Callable[[str], None] = lambda stage: None) -> None:
+    """Does every step that is not finished in `out`; the model is `out`/model. Calls `after` with the name of
+    each stage of training when it is finished.
 
     Raises: ValueError if `out` holds another recipe; KeyboardInterrupt if a step was interrupted.
     """
     out = Path(out)
     progress, threads = Progress(out, recipe), torch.get_num_threads()
-    for stage in recipe.stages():
-        for command, arguments in recipe.steps(stage, progress.begin(stage), out):
-            # The language model's stages halve it.
-            torch.set_num_threads(threads)
-            step = shlex.join(["train", command, *arguments])
-            progress.run(stage, step, partial(COMMANDS[command], arguments))
+    rendering = Rendering(recipe, out)
+    with contextlib.ExitStack() as stack:
+        for stage in recipe.stages():
+            if stage == "codec":
+                stack.enter_context(rendering)
+            if stage == "tokens":
+                rendering.wait()
+            for command, arguments in recipe.steps(stage, progress.begin(stage), out):
+                # The language model's stages halve it.
+                torch.set_num_threads(threads)
+                step = shlex.join(["train", command, *arguments])
+                progress.run(stage, step, partial(COMMANDS[command], arguments))
+            if stage in RUNS:
+                after(stage)
     if recipe.until == "export":
         folders = out / "decoder", out / "reinforced", out / "model"
         step = f"train export --out={out / 'model'}"
-        progress.run("export", step, lambda: export.export(*folders, recipe.seconds))
+        progress.run("export", step, partial(export.export, *folders, recipe.seconds))
     print(f"finished in {sum(progress.done.values()) / 60:.1f} min: {out}", flush=True)
 
 
@@ -262,18 +334,31 @@ def main(argv: list[str] | None = None) -> None:
     if args.device not in (None, device):
         raise ValueError(f"--device {args.device} is not available here; the best device is {device}")
     recipe = Recipe(args.budget, device, os.cpu_count() or 1, args.seconds, args.until, args.compile)
-    follow(recipe, args.out)
-    if args.parts:
-        bring(Path(args.out), Path(args.parts))
+    if not args.parts:
+        return follow(recipe, args.out)
+    out, parts = Path(args.out), Path(args.parts)
+    follow(recipe, out, lambda stage: bring(out, parts))
+    bring(out, parts)
 
 
 def bring(out: Path, parts: Path) -> None:
-    """Write the model, snapshots of the codec's runs and all curves into files of up to 15 MiB in `parts`."""
-    for folder in (out / "codec", out / "decoder"):
-        if (folder / "checkpoint.pt").is_file():
-            codec.snapshot(folder, folder / "snapshot.pt")
-    kept = [out / "model", *sorted(out.glob("*/snapshot.pt")), *sorted(out.glob("*/log.csv"))]
-    print(*pack.split([path for path in kept if path.exists()], out, parts), sep="\n")
+    """Write what the recipe has made so far into files of up to 15 MiB in `parts`, and all curves.
+
+    A finished model comes with the language model from before its reinforcement, in float16; before that, a
+    snapshot of the codec's latest run takes the model's place.
+    """
+    kept = [path for path in (out / "model", out / "lm" / "tokenizer") if path.exists()]
+    if (out / "lm" / "lm.pt").is_file():
+        saved = storage.load(out / "lm" / "lm.pt")
+        saved["weights"] = {name: weight.half() for name, weight in saved["weights"].items()}
+        storage.save(out / "lm" / "half.pt", saved)
+        kept.append(out / "lm" / "half.pt")
+    runs = [out / name for name in ("decoder", "codec") if (out / name / "checkpoint.pt").is_file()]
+    if runs and not (out / "model").exists():
+        codec.snapshot(runs[0], runs[0] / "snapshot.pt")
+        kept.append(runs[0] / "snapshot.pt")
+    shutil.rmtree(parts, ignore_errors=True)
+    print(*pack.split([*kept, *sorted(out.glob("*/log.csv"))], out, parts), sep="\n")
 
 
 if __name__ == "__main__":

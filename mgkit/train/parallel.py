@@ -123,4 +123,6 @@ def supports_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:
     """Autocast context for bfloat16, disabled unless `bf16` is set and the hardware supports it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and supports_bf16(device))
+    enabled = bf16 and supports_bf16(device)
+    # Converted weights are not kept: a step uses each of them once, and a CUDA graph must convert them anew.
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)

@@ -240,6 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     option("--out", default="runs/reinforced", help="folder of the run; an interrupted run is resumed")
     option("--minutes", type=ranges.amount, default=40.0, help="budget in minutes")
     option("--steps", type=ranges.count, help="budget in rounds, instead of minutes")
+    option("--batch", type=ranges.count, default=LMRun.batch, help="training clips per gradient step")
+    option("--prompts", type=ranges.count, default=ReinforceRun.prompts, help="prompts per round")
     option(
         "--policy-weight",
         type=ranges.weight,
@@ -264,6 +266,8 @@ def main(argv: list[str] | None = None) -> None:
         text_steps=0,
         steps=args.steps,
         minutes=None if args.steps else args.minutes,
+        batch=args.batch,
+        prompts=args.prompts,
         policy_weight=args.policy_weight,
         lr=args.lr,
         seed=args.seed,

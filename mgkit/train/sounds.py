@@ -34,6 +34,7 @@ from mgkit.band.synth import render
 from mgkit.train import storage
 
 ONSETS = 32  # note starts kept of each clip, drawn with replacement
+AT_ONSET = 0.5  # share of the crops with a note start in their first half
 
 
 def solo(piece: Piece, rng: random.Random) -> tuple[Piece, bool]:
@@ -101,55 +102,84 @@ def read_recordings(folder: str | Path, rate: int) -> list[np.ndarray]:
     return found
 
 
+class Source:
+    """Clips of one kind, one after another in `flat` [samples]: clip i is `lengths[i]` long from `begins[i]`.
+
+    `onsets` [clips, ONSETS] are note starts within each clip, if they are known.
+    """
+
+    def __init__(self, flat: np.ndarray | Tensor, lengths: np.ndarray, onsets: np.ndarray | None = None):
+        self.flat, self.lengths, self.onsets = flat, lengths, onsets
+        self.begins = np.concatenate([[0], lengths.cumsum()[:-1]])
+
+    def crops(self, rng: np.random.Generator, count: int, samples: int) -> Tensor:
+        """int16 [count, samples] from random places, half of them with a note start in their first half."""
+        clips = rng.integers(len(self.lengths), size=count)
+        last = self.lengths[clips] - samples
+        starts = rng.integers(last + 1)
+        if self.onsets is not None:
+            onsets = self.onsets[clips, rng.integers(ONSETS, size=count)] - rng.integers(
+                samples // 2, size=count
+            )
+            starts = np.where(rng.random(count) < AT_ONSET, np.clip(onsets, 0, last), starts)
+        starts = starts + self.begins[clips]
+        if isinstance(self.flat, Tensor):
+            places = torch.from_numpy(starts).to(self.flat.device)[:, None]
+            return self.flat[places + torch.arange(samples, device=places.device)]
+        rows = [self.flat[start : start + samples] for start in starts]
+        return torch.from_numpy(np.array(rows, np.int16).reshape(count, samples))
+
+
 class Sounds:
     """All sources of crops. On a GPU the clips are copied to its memory once, as int16."""
 
     SHARES = {"mix": 0.6, "stems": 0.23, "melody": 0.1, "recordings": 0.07}
-    AT_ONSET = 0.5  # share of the crops with a note start in their first half
     SILENT = 0.04  # share of the crops in which one half is silence
     FADE = 320  # samples of the edge of that silence
 
     def __init__(self, clips: Any, folder: str | Path, recordings: list[np.ndarray], device: torch.device):
         self.device, folder = device, Path(folder)
-        self.sources: dict[str, list[Any]] = {"mix": [clips.mix], "melody": [clips.melody]}
-        self.onsets: dict[str, np.ndarray] = {}
+        count, samples = clips.mix.shape
+        lengths, waves, onsets = np.full(count, samples), {"mix": clips.mix, "melody": clips.melody}, {}
         if (folder / "stems.json").is_file():
-            shape = clips.mix.shape
-            self.sources["stems"] = [np.memmap(folder / "stems.i16", np.int16, "r", shape=shape)]
-            self.onsets = dict(zip(("mix", "stems"), storage.read_array(folder / "onsets.npy"), strict=True))
+            waves["stems"] = np.memmap(folder / "stems.i16", np.int16, "r", shape=clips.mix.shape)
+            onsets = dict(zip(("mix", "stems"), storage.read_array(folder / "onsets.npy"), strict=True))
+        self.sources = {
+            name: Source(self._flat(wave), lengths, onsets.get(name)) for name, wave in waves.items()
+        }
         if recordings:
-            self.sources["recordings"] = recordings
-        if device.type == "cuda":
-            move = partial(_to_device, device=device)
-            self.sources = {name: [move(part) for part in parts] for name, parts in self.sources.items()}
-        self.names = list(self.sources)
-        shares = np.array([self.SHARES[name] for name in self.names])
+            flat = self._flat(np.concatenate(recordings, axis=1))
+            self.sources["recordings"] = Source(flat, np.array([part.shape[1] for part in recordings]))
+        shares = np.array([self.SHARES[name] for name in self.sources])
         self.shares = shares / shares.sum()
 
+    def _flat(self, wave: np.ndarray) -> np.ndarray | Tensor:
+        flat = wave.reshape(-1)
+        if self.device.type != "cuda":
+            return flat
+        return torch.from_numpy(np.ascontiguousarray(flat)).to(self.device)
+
     def crops(self, rng: np.random.Generator, count: int, samples: int) -> Tensor:
-        """Waves [count, 1, samples] on the device, at -14 to +2 dB; the same for the same `rng`."""
-        rows, gains = [], rng.uniform(-14, 2, count)
-        signs = rng.choice((-1.0, 1.0), count)
-        for name in rng.choice(self.names, count, p=self.shares):
-            parts = self.sources[name]
-            part = parts[rng.integers(len(parts))]
-            clip, start = int(rng.integers(len(part))), int(rng.integers(part.shape[1] - samples + 1))
-            if name in self.onsets and rng.random() < self.AT_ONSET:
-                onset = int(self.onsets[name][clip, rng.integers(ONSETS)])
-                start = min(max(0, onset - int(rng.integers(samples // 2))), part.shape[1] - samples)
-            cut = part[clip, start : start + samples]
-            rows.append(cut if isinstance(cut, Tensor) else torch.from_numpy(np.array(cut)))
-        scale = torch.from_numpy(10 ** (gains / 20) * signs).float()
-        wave = torch.stack(rows).float() / 32768 * scale.to(self.device)[:, None]
-        for row in np.flatnonzero(rng.random(count) < self.SILENT):
-            at = float(rng.integers(samples // 4, 3 * samples // 4))
-            edge = ((torch.arange(samples, device=self.device) - at) / self.FADE).clamp(0, 1)
-            wave[row] *= edge if rng.random() < 0.5 else 1 - edge
-        return wave.clamp(-1, 1)[:, None]
+        """Waves [count, 1, samples] on the device, at -14 to +2 dB, grouped by source; the same for the same
+        `rng`."""
+        counts = rng.multinomial(count, self.shares)
+        parts = [
+            source.crops(rng, int(part), samples)
+            for source, part in zip(self.sources.values(), counts, strict=True)
+        ]
+        scale = 10 ** (rng.uniform(-14, 2, count) / 20) * rng.choice((-1.0, 1.0), count) / 32768
+        wave = torch.cat(parts).float() * self._column(scale)
+        # 0 before and 1 after a random place in the middle half of the crop, or the other way round
+        places = torch.arange(samples, device=self.device) - self._column(
+            rng.uniform(samples / 4, 3 * samples / 4, count)
+        )
+        edge = (places / self.FADE * self._column(rng.choice((-1.0, 1.0), count)) + 0.5).clamp(0, 1)
+        kept = self._column(rng.random(count) >= self.SILENT)
+        return (wave * edge.maximum(kept)).clamp(-1, 1)[:, None]
 
-
-def _to_device(part: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(part)).to(device)
+    def _column(self, values: np.ndarray) -> Tensor:
+        """[count] as float32 [count, 1] on the device."""
+        return torch.from_numpy(values.astype(np.float32)).to(self.device)[:, None]
 
 
 def main(argv: list[str] | None = None) -> None:

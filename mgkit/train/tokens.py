@@ -26,7 +26,7 @@ from mgkit.codec import Codec
 from mgkit.musicgen import best_device
 from mgkit.train import codec as codec_training
 from mgkit.train import storage
-from mgkit.train.clips import Clips, to_float
+from mgkit.train.clips import Clips
 
 # Code frames and chroma frames of equal duration: 32 * 640 = 5 * 4096 samples. Crops start at multiples of
 # it.
@@ -98,9 +98,9 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     @torch.no_grad()
     def encode(start: int) -> int:
         part = slice(start, min(start + size, clips))
-        codes[part] = codec.encode(to_float(data.mix[part])[:, None].to(device)).short().cpu().numpy()
-        for clip in range(part.start, part.stop):
-            tune = to_float(data.melody[clip])[None]
+        mixes, tunes = (_on(device, waves[part]) for waves in (data.mix, data.melody))
+        codes[part] = codec.encode(mixes[:, None]).short().cpu().numpy()
+        for clip, tune in zip(range(part.start, part.stop), tunes[:, None], strict=True):
             pitch_classes[clip] = melody.classes(tune, config.sample_rate, pitch_classes.shape[1]).numpy()
         return part.stop - part.start
 
@@ -114,6 +114,11 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     np.save(out / "melody.npy", pitch_classes)
     text = json.dumps(metadata, indent=1) + "\n"
     audio.replace_file(out / "tokens.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _on(device: torch.device, pcm: np.ndarray) -> Tensor:
+    """Waves of `pcm` [B, N] on the device, where they become floats: int16 is half to copy."""
+    return torch.from_numpy(np.array(pcm)).to(device).float() / 32768
 
 
 class Tokens:
