@@ -47,6 +47,7 @@ class Crop(NamedTuple):
 # short crops from the beginning of a clip do.
 CROPS = (Crop(1.0, 1, False), Crop(0.2, 4, False), Crop(1.0, 1, False), Crop(0.4, 2, True))
 
+CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 # Matches captions with a tempo or a key.
 TEMPO_OR_KEY = re.compile(r"\d|major|minor", re.IGNORECASE)
 # Mean lengths, in frames, of the segments of a corrupted history: the clip's own, and another clip's
@@ -71,15 +72,25 @@ class Augmentation:
     # the caption alone, if the melody is kept
     drop_caption: float = 0.15
     # a quarter of the caption's words
-    drop_words: float = 0.3
-    # one to three random words inserted into the caption
-    insert_words: float = 0.15
+    drop_words: float = 0.35
+    # one to three random words, half of them invented, inserted into the caption
+    insert_words: float = 0.35
     # segments of another clip in the history
     corrupt_history: float = 0.5
     # the chords in place of the melody, if the melody is kept
     chords: float = 0.25
     # the loss counts only what follows the clip's own beginning, in crops of CONTINUATION or more frames
     continuation: float = 0.25
+
+
+def invented_word(rng: np.random.Generator) -> str:
+    """A word of two to four syllables that no caption has.
+
+    A prompt may have words that were in no training caption, and the tokenizer splits them into pieces in
+    unusual orders. The other words of the prompt must keep their effect.
+    """
+    syllables = rng.integers((len(CONSONANTS), len(VOWELS)), size=(rng.integers(2, 5), 2))
+    return "".join(CONSONANTS[first] + VOWELS[second] for first, second in syllables)
 
 
 def corrupt_caption(text: str, options: Augmentation, rng: np.random.Generator) -> str:
@@ -89,8 +100,8 @@ def corrupt_caption(text: str, options: Augmentation, rng: np.random.Generator) 
         words = [word for word in words if rng.random() > 0.25] or words
     if rng.random() < options.insert_words:
         for _ in range(rng.integers(1, 4)):
-            inserted = frequent_words()[rng.integers(len(frequent_words()))]
-            words.insert(rng.integers(len(words) + 1), inserted)
+            word = frequent_words()[rng.integers(len(frequent_words()))]
+            words.insert(rng.integers(len(words) + 1), word if rng.random() < 0.5 else invented_word(rng))
     return " ".join(words)
 
 
