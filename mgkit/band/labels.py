@@ -92,8 +92,10 @@ def frame_labels(piece: Piece, frames: int) -> np.ndarray:
 def chord_bits(piece: Piece, frames: int) -> np.ndarray:
     """The chord at the centre of each of `frames` chroma frames, int16 [frames]: bit 0 is C, bit 11 is B.
 
-    >>> bin(chord_bits(compose(0, tune="ode to joy", key=0), 1)[0])
-    '0b10010001'
+    Here a chord of B, G and D:
+
+    >>> f"{chord_bits(compose(0, tune='ode to joy', key=0), 1)[0]:b}"
+    '100010000100'
     """
     starts = [start for start, _ in piece.chords]
     bits = np.array([sum(1 << pitch_class for pitch_class in set(chord)) for _, chord in piece.chords])
