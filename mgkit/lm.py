@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgkit.linear import Linear
 from mgkit.positions import causal_mask, positions, sinusoid
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
@@ -120,7 +121,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(config.dim, config.dim, bias=False) for _ in range(4)
+            Linear(config.dim, config.dim, bias=False) for _ in range(4)
         )
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,8 +151,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LMConfig):
         super().__init__()
-        self.linear1 = nn.Linear(config.dim, config.feed_forward, bias=False)
-        self.linear2 = nn.Linear(config.feed_forward, config.dim, bias=False)
+        self.linear1 = Linear(config.dim, config.feed_forward, bias=False)
+        self.linear2 = Linear(config.feed_forward, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear2(F.gelu(self.linear1(x)))
@@ -206,7 +207,7 @@ class LM(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         self.heads = nn.ModuleList(
-            nn.Linear(config.dim, config.codebook_size, bias=False) for _ in range(config.codebooks)
+            Linear(config.dim, config.codebook_size, bias=False) for _ in range(config.codebooks)
         )
 
     @property

@@ -16,6 +16,7 @@ from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.formats.layouts import Plan, fill
 from mgkit.formats.readers import meta_t5, read_tokenizer
+from mgkit.linear import adjoin
 from mgkit.lm import LM, LMConfig
 from mgkit.text import TextEncoder
 
@@ -83,6 +84,9 @@ def allocate(model: Model, values: Plan, device: torch.device) -> None:
     """Allocate a model of the meta device and fill it; it is in inference mode, without gradients."""
     for module in (model.codec, model.lm, model.conditioner):
         module.to_empty(device=device)
+    for layer in model.lm.layers:
+        adjoin([layer.attention.q_proj.weight, layer.attention.k_proj.weight, layer.attention.v_proj.weight])
+    adjoin([head.weight for head in model.lm.heads])
     # `to_empty` separates these two names of one tensor.
     t5 = model.conditioner.text.t5
     t5.encoder.embed_tokens.weight = t5.shared.weight

@@ -20,11 +20,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_modules
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer
+from mgkit.fast import Step, as_published, hooked
+from mgkit.lm import LM, Condition, KVCache
 from mgkit.positions import sinusoid
 
 UNKNOWN = -1  # a token still to be generated
@@ -32,7 +32,6 @@ STATIC_ON = {"cuda"}  # device types; elsewhere a growing cache is faster
 WORTHWHILE = 16  # steps; capturing costs about as much as that many ordinary ones
 AHEAD = 8  # replays in flight; progress and stops lag behind by no more
 ALIGNED = 16  # positions; attention kernels want a multiple
-OURS = (LM, Layer, Attention, FeedForward, nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList)
 CAPTURE = threading.Lock()  # CUDA captures one graph at a time
 
 Choose = Callable[[Tensor, Tensor | None], Tensor]
@@ -45,8 +44,9 @@ class Steps:
     def __init__(self, lm: LM, conditions: Sequence[Condition], steps: Tensor, choose: Choose):
         self.lm, self.conditions, self.steps, self.choose = lm, conditions, steps, choose
         positions = [c.prefix_length + steps.shape[-1] - 1 for c in conditions]
-        self.caches = [
-            lm.cache(c.batch, -(-n // ALIGNED) * ALIGNED) for c, n in zip(conditions, positions, strict=True)
+        self.runs = [
+            Step(lm, c, -(-n // ALIGNED) * ALIGNED, plain=lm.device.type in STATIC_ON)
+            for c, n in zip(conditions, positions, strict=True)
         ]
         self._done = 0  # columns that the caches hold
         self._static: StaticStep | None = None
@@ -62,17 +62,13 @@ class Steps:
             else:
                 self._fill(column, noise)
         if first and self.steps.shape[-1] - column > WORTHWHILE and capturable(self.lm):
-            self._static = StaticStep(self.lm, self.conditions, self.caches, self.steps, self.choose)
+            caches = [run.cache for run in self.runs]
+            self._static = StaticStep(self.lm, self.conditions, caches, self.steps, self.choose)
         self._done = column
 
     def _fill(self, column: int, noise: Tensor | None) -> None:
         new = self.steps[..., self._done : column]
-        logits = torch.cat(
-            [
-                self.lm(new.repeat(c.batch // len(new), 1, 1), c, cache, last_only=True)[:, :, 0]
-                for c, cache in zip(self.conditions, self.caches, strict=True)
-            ]
-        )
+        logits = torch.cat([run(new.repeat(run.condition.batch // len(new), 1, 1)) for run in self.runs])
         if self._done == 0 or self.lm.device.type == "cpu":
             _check_finite(logits, self.lm)
         known = self.steps[..., column]
@@ -193,17 +189,8 @@ class StaticCache(KVCache):
 
 def capturable(lm: LM) -> bool:
     """Whether a graph of this model does all that its modules do: they are ours and without hooks."""
-    if lm.device.type not in STATIC_ON or torch_modules._global_forward_hooks:
-        return False
-    if torch_modules._global_forward_pre_hooks:
-        return False
-    return all(
-        type(module) in OURS
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and "forward" not in vars(module)
-        for module in lm.modules()
-    )
+    modules = list(lm.modules())
+    return lm.device.type in STATIC_ON and as_published(modules) and not hooked(modules)
 
 
 def _check_finite(logits: Tensor, lm: LM) -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"brief"},
+    {"brief", "linear"},
     {
         "formats.encoding",
         "files",
@@ -33,7 +33,7 @@ MODEL = [
         "settings",
     },
     {"formats.decoding", "lm"},
-    {"audio", "melody", "formats.tensor_files", "formats.variants"},
+    {"audio", "melody", "fast", "formats.tensor_files", "formats.variants"},
     {"condition", "midi", "steps", "formats.layouts", "formats.audiocraft_files"},
     {"generate", "model"},
     {"formats.huggingface_loader"},

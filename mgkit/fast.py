@@ -1,0 +1,212 @@
+"""The language model's step on a CPU, as fast as memory allows: the arithmetic of `lm.py` in fewer calls.
+
+Axes: B batch, K codebooks, S steps so far, D width, H heads, V codebook size.
+
+    Layer.forward, a call for each module     LayerStep.__call__
+    q, k, v: three products                   one, if their weights are adjacent in memory
+    GELU, residual additions: three passes    inside the products
+    attention to S steps: a general kernel    two weighted sums of rows, at the speed of memory
+
+Both give the same numbers up to rounding (1e-6). The fast one calls no module. So that a forward hook, an
+exchanged module or a replaced method has its effect, `Step` looks for them and, if there are any, calls `LM`.
+"""
+
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as every_module
+
+from mgkit.linear import Linear, joint, linear, linear_add, linear_gelu
+from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer
+from mgkit.positions import positions, sinusoid
+
+BLOCK = 256  # positions whose keys are stored together
+Norm: TypeAlias = tuple[Tensor, Tensor]
+"""Gain and bias of a LayerNorm."""
+
+
+class RowCache(KVCache):
+    """A `KVCache` in which the attention of a single step adds up rows of two tables.
+
+    A single query is bound by memory as a single row of a linear layer is, and general kernels reach half of
+    its speed or less. `torch.embedding_bag`, a weighted sum of a table's rows, reaches all of it:
+
+        values  [B * H, capacity, D / H]          sum over positions of weight * row
+        keys    [B * H, blocks, D / H, BLOCK]     sum over features of query * row: the scores of a block
+    """
+
+    def __init__(self, batch: int, heads: int, capacity: int, width: int, dtype: torch.dtype):
+        self.shape = (batch, heads, capacity, width)
+        self.keys = torch.zeros(batch * heads, -(-capacity // BLOCK), width, BLOCK, dtype=dtype)
+        self.values = torch.zeros(batch * heads, capacity, width, dtype=dtype)
+        self.length = 0
+        self.text: tuple[Tensor, Tensor] | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys (a copy) and values so far [B, H, length + S, D / H], the new ones included."""
+        (batch, heads, capacity, width), end = self.shape, self.length + keys.shape[2]
+        self.put(keys.flatten(0, 1), values.flatten(0, 1))
+        every = self.keys.transpose(2, 3).reshape(batch, heads, -1, width)
+        return every[:, :, :end], self.values.view(batch, heads, capacity, width)[:, :, :end]
+
+    def put(self, keys: Tensor, values: Tensor) -> None:
+        """Store the keys and values [B * H, S, D / H] of the next S positions."""
+        end, capacity = self.length + keys.shape[1], self.shape[2]
+        assert end <= capacity, f"the cache holds {capacity} positions; {end} are needed"
+        self.values[:, self.length : end] = values
+        while self.length < end:
+            block, place = divmod(self.length, BLOCK)
+            count = min(BLOCK - place, end - self.length)
+            self.keys[:, block, :, place : place + count] = keys[:, :count].transpose(1, 2)
+            keys, self.length = keys[:, count:], self.length + count
+
+
+class Rows:
+    """Which rows of a `RowCache` the attention of one step adds up; the same in every layer."""
+
+    def __init__(self, cache: RowCache, padding: Tensor | None):
+        """Attention to the positions in the cache and a next one; `padding` [B, 1, capacity] hides some."""
+        _, blocks, width, _ = cache.keys.shape
+        bags, capacity = cache.values.shape[:2]
+        self.length = cache.length + 1
+        self.blocks = -(-self.length // BLOCK)
+        first = torch.arange(bags, dtype=torch.int32)[:, None]
+        self.keys = (first * blocks * width + torch.arange(self.blocks * width, dtype=torch.int32)).flatten()
+        self.key_bags = torch.arange(bags * self.blocks + 1, dtype=torch.int32) * width
+        self.values = (first * capacity + torch.arange(self.length, dtype=torch.int32)).flatten()
+        self.value_bags = torch.arange(bags + 1, dtype=torch.int32) * self.length
+        self.padding = None if padding is None else padding[..., : self.length]
+
+    def attend(self, query: Tensor, cache: RowCache) -> Tensor:
+        """The attention's output [B, D] for a query [B, D]."""
+        batch, heads, _, width = cache.shape
+        query = (query * width**-0.5).view(-1, 1, width).expand(-1, self.blocks, -1)
+        scores = _sums(cache.keys.view(-1, BLOCK), self.keys, self.key_bags, query)
+        scores = scores.view(batch, heads, -1)[..., : self.length]
+        if self.padding is not None:
+            scores = scores.masked_fill(self.padding, -torch.inf)
+        weights = scores.softmax(dim=-1)
+        return _sums(cache.values.view(-1, width), self.values, self.value_bags, weights).view(batch, -1)
+
+
+def _sums(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
+    """For each bag the sum of weight * row over its rows of the table; bag i begins at rows[bags[i]]."""
+    return torch.embedding_bag(table, rows, bags, False, 0, False, weights.reshape(-1), True)[0]
+
+
+class LayerStep:
+    """A layer's forward pass for one step of generation, after the first."""
+
+    def __init__(self, layer: Layer, condition: Condition):
+        own = layer.attention
+        self.norm1, self.norm2 = _norm(layer.norm1), _norm(layer.norm2)
+        self.in_proj = [own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]
+        self.joint_in_proj = joint(self.in_proj)
+        self.out_proj = own.out_proj.weight
+        self.linear1, self.linear2 = layer.feed_forward.linear1.weight, layer.feed_forward.linear2.weight
+        self.text_mask = condition.text_mask
+        if condition.cross is not None:
+            self.norm_cross = _norm(layer.norm_cross)
+            self.cross_q_proj = layer.cross_attention.q_proj.weight
+            self.cross_out_proj = layer.cross_attention.out_proj.weight
+
+    def __call__(self, x: Tensor, cache: RowCache, rows: Rows) -> Tensor:
+        """The residual stream [B, D] after this layer."""
+        batch, heads, _, width = cache.shape
+        y = _normalize(x, self.norm1)
+        if self.joint_in_proj is not None:
+            query, key, value = linear(y, self.joint_in_proj).chunk(3, dim=-1)
+        else:
+            query, key, value = (linear(y, weight) for weight in self.in_proj)
+        cache.put(key.reshape(-1, 1, width), value.reshape(-1, 1, width))
+        x = linear_add(rows.attend(query.contiguous(), cache), self.out_proj, x)
+        if cache.text is not None:
+            query = linear(_normalize(x, self.norm_cross), self.cross_q_proj).view(batch, heads, 1, width)
+            y = F.scaled_dot_product_attention(query, *cache.text, self.text_mask)
+            x = linear_add(y.view(batch, -1), self.cross_out_proj, x)
+        y = linear_gelu(_normalize(x, self.norm2), self.linear1)
+        return linear_add(y, self.linear2, x)
+
+
+def _norm(module: nn.LayerNorm) -> Norm:
+    return module.weight, module.bias
+
+
+def _normalize(x: Tensor, norm: Norm) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], *norm)
+
+
+class Step:
+    """The steps of one window for one batch of conditions, with their cache.
+
+    A call takes the next steps [B, K, S] and gives the logits [B, K, V] after the last of them, float32.
+    """
+
+    @torch.no_grad()
+    def __init__(self, lm: LM, condition: Condition, length: int, plain: bool = False):
+        """The cache has room for `length` positions, prefix included. If `plain`, every step calls `lm`."""
+        self.lm, self.condition, config = lm, condition, lm.config
+        self.modules = list(lm.modules())
+        plain = plain or lm.device.type != "cpu" or lm.dtype != torch.float32
+        if plain or not as_published(self.modules):
+            self.cache: list[KVCache] = lm.cache(condition.batch, length)
+            return
+        shape = (condition.batch, config.heads, length, config.dim // config.heads)
+        self.rows = [RowCache(*shape, lm.dtype) for _ in lm.layers]
+        self.cache = [*self.rows]
+        self.layers = [LayerStep(layer, condition) for layer in lm.layers]
+        self.norm = _norm(lm.norm)
+        self.embeddings = [table.weight for table in lm.embeddings]
+        self.heads = [head.weight for head in lm.heads]
+        self.joint_heads = joint(self.heads)
+        self.padding = None
+        if condition.padding is not None:
+            self.padding = (torch.arange(length) < condition.padding[:, None])[:, None]
+        self.positions = sinusoid(positions(0, length, condition.padding, lm.device), config.dim)
+
+    def __call__(self, steps: Tensor) -> Tensor:
+        first = self.cache[0].length == 0 or steps.shape[-1] > 1
+        if first or not isinstance(self.cache[0], RowCache) or hooked(self.modules):
+            return self.lm(steps, self.condition, self.cache, last_only=True)[:, :, 0]
+        with torch.no_grad():
+            return self._fast(steps[..., 0])
+
+    def _fast(self, tokens: Tensor) -> Tensor:
+        """The logits [B, K, V] after one step of tokens [B, K]."""
+        x = torch.stack([F.embedding(tokens[:, k], table) for k, table in enumerate(self.embeddings)]).sum(
+            dim=0
+        )
+        x = x + self.positions[..., self.cache[0].length, :]
+        rows = Rows(self.rows[0], self.padding)
+        for layer, cache in zip(self.layers, self.rows, strict=True):
+            x = layer(x, cache, rows)
+        x = _normalize(x, self.norm)
+        if self.joint_heads is not None:
+            return linear(x, self.joint_heads).unflatten(-1, (len(self.heads), -1))
+        return torch.stack([linear(x, head) for head in self.heads], dim=1)
+
+
+# --- whether anything would notice -------------------------------------------------------------------------
+
+KINDS = (LM, Layer, Attention, FeedForward, Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList)
+PUBLISHED = {kind: dict(vars(kind)) for kind in KINDS}
+METHODS = {"forward", "hidden", "residuals", "logits", "keys_values"}
+
+
+def as_published(modules: list[nn.Module]) -> bool:
+    """Whether a language model consists of mgkit's own modules, none exchanged and no method replaced."""
+    return all(
+        type(module) in PUBLISHED
+        and not METHODS & vars(module).keys()
+        and (type(module) is not Linear or module.bias is None)
+        for module in modules
+    ) and all(vars(kind) == attributes for kind, attributes in PUBLISHED.items())
+
+
+def hooked(modules: list[nn.Module]) -> bool:
+    """Whether a forward hook is registered on any of the modules, or on all modules."""
+    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks) or any(
+        module._forward_hooks or module._forward_pre_hooks for module in modules
+    )
