@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+ONEDNN: Any = None
+if torch.backends.mkldnn.is_available():
+    ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class Linear(nn.Linear):
