@@ -82,25 +82,30 @@ def _sentence(error: Exception) -> str:
     )
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _generate(arguments: argparse.Namespace) -> int | None:
     from mgkit import MusicGen, audio, melody, midi
     from mgkit.interrupt import CtrlC
     from mgkit.settings import Settings
 
-    # Report these errors before minutes of work, not after.
-    audio.check_output(arguments.out)
+    if (arguments.csv is None) == (arguments.prompt is None):
+        raise ValueError("give a prompt, such as 'calm piano', or a table of them with --csv")
     starts = ("melody", "chords", "prompt_audio")
     given = [f"--{name.replace('_', '-')}" for name in starts if getattr(arguments, name) is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
-    if arguments.chords is not None:
-        melody.chords(arguments.chords, arguments.bpm, arguments.beats)
     chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     Settings(**chosen)
+    if arguments.csv is not None:
+        return _generate_table(arguments, given, chosen)
+    # Report these errors before minutes of work, not after.
+    out = Path("out.wav") if arguments.out is None else arguments.out
+    audio.check_output(out)
+    if arguments.chords is not None:
+        melody.chords(arguments.chords, arguments.bpm, arguments.beats)
     model = MusicGen.get_pretrained(arguments.model, arguments.device)
     model.set_generation_params(**{"duration": model.duration, **chosen})
-    audio.check_output(arguments.out, model.sample_rate, model.audio_channels, model.duration)
+    audio.check_output(out, model.sample_rate, model.audio_channels, model.duration)
     common: dict[str, Any] = {
         "progress": True,
         "seed": arguments.seed,
@@ -127,10 +132,35 @@ def _generate(arguments: argparse.Namespace) -> None:
             wave, manifests = model.generate(texts, **common)
         if wave.shape[-1] == 0:
             raise ValueError("stopped before the first frame; no file was written")
-        path = audio.write_or_rescue(
-            arguments.out, wave[0], model.sample_rate, arguments.strategy, manifests[0]
-        )
+        path = audio.write_or_rescue(out, wave[0], model.sample_rate, arguments.strategy, manifests[0])
         print(f"{printable(path)}: {wave.shape[-1] / model.sample_rate:g} s, seed {manifests[0]['seed']}")
+    return None
+
+
+def _generate_table(arguments: argparse.Namespace, starts: list[str], chosen: dict[str, Any]) -> int:
+    """Generate the files of `--csv`; 130 if Ctrl-C stopped it before the last."""
+    from mgkit import MusicGen
+    from mgkit.interrupt import CtrlC
+    from mgkit.jobs import process, run_table
+    from mgkit.progress import ProgressBar
+    from mgkit.table import read_jobs
+
+    if starts or arguments.separate:
+        raise ValueError(f"with --csv, {' and '.join(starts) or '--separate'} must be a column of the table")
+    if arguments.out is None:
+        raise ValueError("a table needs a folder for its files: add --out FOLDER")
+    named = ("seed", "negative", "bpm", "beats")
+    chosen |= {name: getattr(arguments, name) for name in named if getattr(arguments, name) is not None}
+    jobs = read_jobs(arguments.csv, chosen)
+    shard, device = process(arguments.shard, arguments.device)
+    model = MusicGen.get_pretrained(arguments.model, device)
+    with CtrlC() as stop, ProgressBar(None, " frames") as bar:
+        how = (arguments.batch, shard, arguments.strategy)
+        files = run_table(model.model, jobs, arguments.out, *how, on_frame=bar, stop=stop)
+    print(f"{printable(arguments.out)}: {len(files)} files, results.csv, manifest.jsonl")
+    if stop.pressed:
+        print("mgkit: stopped; the same command continues", file=sys.stderr)
+    return 130 if stop.pressed else 0
 
 
 def _replay(arguments: argparse.Namespace) -> None:
@@ -178,7 +208,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     from mgkit.hub import NAMES
-    from mgkit.ranges import amount
+    from mgkit.ranges import amount, count, shard
     from mgkit.settings import SETTINGS_HELP, Settings
 
     parser = argparse.ArgumentParser(
@@ -193,8 +223,18 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="generate music from a text prompt", formatter_class=form)
     generate.set_defaults(command=_generate)
     option = generate.add_argument
-    option("prompt", help="description of the music, such as 'calm piano'; '' for none")
-    option("-o", "--out", type=Path, default=Path("out.wav"), help="output: .wav, .flac, .ogg or .mp3")
+    option("prompt", nargs="?", help="description of the music, such as 'calm piano'; '' for none")
+    option(
+        "-o",
+        "--out",
+        type=Path,
+        help="output: .wav, .flac, .ogg or .mp3, by default out.wav; a folder with --csv",
+    )
+    option(
+        "--csv", type=Path, help="table with a row for each piece, in place of a prompt; see mgkit/table.py"
+    )
+    option("--shard", type=shard, help="part of the table for this process, such as 1/4 or 4/4")
+    option("--batch", type=count, help="pieces of the table generated together; by default as memory permits")
     option("--model", default="nano", help=f"{', '.join(NAMES)}, a hub id or a folder")
     option("--device", help="cuda, mps or cpu; by default the fastest available")
     option("--melody", type=Path, help="audio or MIDI file with a melody to follow")

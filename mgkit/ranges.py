@@ -46,6 +46,18 @@ def fraction(text: str) -> float:
     return value
 
 
+def shard(text: str) -> tuple[int, int]:
+    """A part of a whole, counted from 1, as (index from 0, number of parts).
+
+    >>> shard("2/4")
+    (1, 4)
+    """
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/4, 2/4, 3/4 or 4/4")
+    return int(part) - 1, int(parts)
+
+
 def _integer(text: str, low: int) -> int:
     try:
         value = int(text)

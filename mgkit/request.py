@@ -161,9 +161,7 @@ def parse_melodies(
         ValueError: a model without melody conditioning, or a silent melody.
     """
     if model.conditioner.melody_frames is None:
-        raise ValueError(
-            f"the model {model.name!r} takes no melody; nano, melody, melody-large and stereo-melody do"
-        )
+        raise ValueError(no_melody(model))
     melodies: list[Tensor | None] = []
     for tune in parse_waves(given, batch, "the melody", melodies=True):
         if tune is not None and not _is_chroma(tune):
@@ -183,6 +181,11 @@ def parse_melodies(
                 )
         melodies.append(tune)
     return melodies
+
+
+def no_melody(model: Model) -> str:
+    """The message for a melody where the model takes none."""
+    return f"the model {model.name!r} takes no melody; nano, melody, melody-large and stereo-melody do"
 
 
 def window_chroma(model: Model, melodies: Sequence[Tensor | None], start: int, several: bool) -> Tensor:

@@ -486,9 +486,7 @@ def test_the_list_of_commands_names_each_with_a_line(capsys):
             assert re.search(rf"^    {name}\s+\w", shown, re.MULTILINE), name
 
 
-@pytest.mark.parametrize(
-    "argv", [[], ["generate"], ["sing"], ["generate", "calm", "--loud"], ["train", "drums"]]
-)
+@pytest.mark.parametrize("argv", [[], ["sing"], ["generate", "calm", "--loud"], ["train", "drums"]])
 def test_an_unknown_command_shows_the_usage(capsys, argv):
     assert "error:" in error_of(capsys, *argv)
 
