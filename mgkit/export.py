@@ -30,18 +30,18 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = _tensors(model, dtype)
+    named = tensors(model, dtype)
     metadata = {"format": "pt", "licence": model.licence, "window": f"{model.window:.6f}"}
     preprocessor = json.dumps(_preprocessor(model), indent=2) + "\n"
 
     def write(draft: Path) -> None:
         try:
-            save_file(tensors, draft / "model.safetensors", metadata=metadata)
+            save_file(named, draft / "model.safetensors", metadata=metadata)
         except SafetensorError as error:
             # A full disk, for example.
             raise OSError(str(error)) from None
         with quiet_transformers():
-            _config(model, dtype).save_pretrained(draft)
+            config(model, dtype).save_pretrained(draft)
             _generation_config(model).save_pretrained(draft)
         model.conditioner.text.tokenizer.save_pretrained(draft)
         (draft / "preprocessor_config.json").write_text(preprocessor, encoding="utf-8")
@@ -52,12 +52,14 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
     replace_files(folder, write)
 
 
-def _tensors(model: Model, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Every tensor of the model under its name in the Hugging Face layout."""
+def tensors(
+    model: Model, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> dict[str, Tensor]:
+    """Every tensor of the model under its name in the Hugging Face layout, on `device`."""
     tensors: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():
         name = hugging_face(ours)
-        value = parameter.detach().to("cpu", dtype or parameter.dtype)
+        value = parameter.detach().to(device, dtype or parameter.dtype)
         if name.endswith("conv.weight"):
             # Weight norm, w = g v / |v|: our weight serves as the direction v, its norm as the gain g.
             gain = value.float().flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
@@ -69,12 +71,12 @@ def _tensors(model: Model, dtype: torch.dtype | None) -> dict[str, Tensor]:
             # Statistics from training, which transformers requires and does not use.
             stem = name.removesuffix("embed")
             tensors[f"{stem}embed_avg"] = value.clone()
-            tensors[f"{stem}cluster_size"] = torch.ones(len(value), dtype=value.dtype)
-            tensors[f"{stem}inited"] = torch.ones(1, dtype=value.dtype)
+            tensors[f"{stem}cluster_size"] = value.new_ones(len(value))
+            tensors[f"{stem}inited"] = value.new_ones(1)
     return tensors
 
 
-def _config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
+def config(model: Model, dtype: torch.dtype | None = None) -> "PretrainedConfig":
     """transformers' config of the model, the content of config.json."""
     import transformers
 
@@ -103,15 +105,15 @@ def _config(model: Model, dtype: torch.dtype | None) -> "PretrainedConfig":
         bos_token_id=lm.special,
         pad_token_id=lm.special,
     )
-    config = getattr(transformers, f"{kind}Config")(
+    whole = getattr(transformers, f"{kind}Config")(
         text_encoder=t5.to_dict(),
         audio_encoder=encodec.to_dict(),
         decoder=decoder.to_dict(),
         **({} if frames is None else {"chroma_length": frames}),
     )
-    config.architectures = [f"{kind}ForConditionalGeneration"]
-    config.dtype = dtype or model.lm.dtype
-    return config
+    whole.architectures = [f"{kind}ForConditionalGeneration"]
+    whole.dtype = dtype or model.lm.dtype
+    return whole
 
 
 def _generation_config(model: Model) -> "GenerationConfig":

@@ -44,7 +44,7 @@ MODEL = [
     {"manifest", "perform", "score"},
     {"jobs", "sessions", "progress"},
     {"musicgen"},
-    {"trace", "audiocraft"},
+    {"trace", "audiocraft", "shapes"},
     {"bench"},
 ]
 # The floors above it: a floor imports the model, itself and the floors before it.
