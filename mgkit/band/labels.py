@@ -27,8 +27,8 @@ FRAME_RATE = 50  # frames per second
 CHROMA_RATE = 32000 / 4096  # chroma frames per second; the first one is centred on the first sample
 TEMPO_STEP = 0.04  # width of a tempo class, natural logarithm of bpm / 60
 LOWEST_PITCH = 36  # MIDI pitch of melody class 1; class 0 is silence
-# Starting processes takes longer than to compose fewer clips than this.
-FEW_CLIPS = 500
+# For fewer clips than this, starting processes takes longer than composing them in one.
+FEW_CLIPS = 2000
 
 # General MIDI percussion keys by kind of drum; "light" is hi-hat, cymbals, shakers and the like.
 DRUM_GROUPS = {
