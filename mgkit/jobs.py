@@ -200,11 +200,14 @@ def run_table(
     index, count = shard
     own = batches(model, list(paths), size)[index::count]
     own = [batch for batch in own if not all(paths[job].exists() for job in batch)]
-    tables, progress = Tables(folder, named), Progress(on_frame, sum(_frames(model, batch) for batch in own))
+    tables, progress = (
+        Tables(folder, named),
+        Progress(on_frame, sum(count_frames(model, batch) for batch in own)),
+    )
     for batch in own:
         if stop is not None and stop.is_set():
             break
-        progress.size = _frames(model, batch)
+        progress.size = count_frames(model, batch)
         for sample in generate_batch(model, batch, progress, stop):
             if not paths[sample.job].exists():
                 audio.write(paths[sample.job], sample.wave, sample.rate, strategy, sample.manifest)
@@ -228,7 +231,8 @@ class Progress:
             self.on_frame(self.before + self.size * done // total, self.total)
 
 
-def _frames(model: Model, batch: Sequence[Job]) -> int:
+def count_frames(model: Model, batch: Sequence[Job]) -> int:
+    """Frames of all samples of a batch."""
     return len(batch) * round(settings_of(model, batch[0]).duration * model.frame_rate)
 
 
