@@ -47,7 +47,7 @@ class Sweep(DataFrame):
 
         By default, `across` is the last setting that was varied, or the seed.
 
-        Raises: ValueError for a column that was not varied, more than 100 rows, or a combination without a row.
+        Raises: ValueError for an unknown column, more than 100 rows, or a combination without a row.
         """
         if not 0 < len(self) <= SHOWN:
             raise ValueError(f"the grid has {len(self)} players; select from 1 to {SHOWN} rows first")
