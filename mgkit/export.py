@@ -25,8 +25,10 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
 
     Files already there are replaced only once all the new ones are written.
 
-    Raises: OSError for a full or read-only disk.
+    Raises: ValueError for adapters that are not merged; OSError for a full or read-only disk.
     """
+    if model.tuner is not None:
+        raise ValueError("the model has adapters, and this layout has no place for them: merge() them first")
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -8,14 +8,17 @@ import hashlib
 import zlib
 from dataclasses import asdict
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mgkit import __version__
+from mgkit.brief import brief
 from mgkit.checkpoint import Model
 from mgkit.melody import one_hot
+from mgkit.model import Adapter
 from mgkit.prompts import parse_descriptions, parse_texts, plain
 from mgkit.request import Request, parse_seeds
 from mgkit.settings import Settings
@@ -25,14 +28,20 @@ WINDOW = 4096  # most chroma frames of a window: nine minutes
 
 
 def manifests(model: Model, request: Request, tokens: Tensor) -> list[dict]:
-    """A manifest for each sample of `tokens` [B, K, T], enough to generate it again, alone."""
-    origin = {
+    """A manifest for each sample of `tokens` [B, K, T], enough to generate it again, alone.
+
+    "adapters" is None if adapters were loaded, changed or merged while the music was made.
+    """
+    origin: dict[str, Any] = {
         "mgkit": __version__,
         "model": model.name,
         "weights": fingerprint(model),
         "licence": model.licence,
         "machine": machine(model),
     }
+    if request.adapters or model.adapters:
+        same = request.adapters == model.adapters
+        origin["adapters"] = [asdict(adapter) for adapter in model.adapters] if same else None
     return [origin | _sample(request, i, codes) for i, codes in enumerate(tokens)]
 
 
@@ -103,6 +112,32 @@ def unpack_chroma(manifest: dict) -> dict[int, Tensor]:
         for start, row in manifest.get("chords", {}).items()
     }
     return {int(start): chroma[None] for start, chroma in (melody | chords).items()}
+
+
+def require_model(manifest: dict, model: Model) -> None:
+    """Raises: ValueError unless the manifest was made with these weights and adapters."""
+    try:
+        stored = tuple(Adapter(**entry) for entry in manifest.get("adapters", ()))
+        needed = ", ".join(
+            f"{brief(one.name)} at {one.strength:g}{' (merged)' if one.merged else ''}" for one in stored
+        )
+    except (TypeError, ValueError):
+        raise ValueError(
+            "the manifest cannot be replayed: adapters were changed while the music was made, or their entry "
+            "since"
+        ) from None
+    if manifest.get("weights") != fingerprint(model):
+        merged = f", and load and merge its adapters: {needed}" if needed else ""
+        raise ValueError(
+            f"the manifest was made with other weights than those of {model.name!r} here: "
+            f"load the model that made it{merged}"
+        )
+    used, here = ([(a.digest, a.strength) for a in all if not a.merged] for all in (stored, model.adapters))
+    if used != here:
+        raise ValueError(
+            f"the manifest was made with {f'the adapters {needed}' if used else 'no adapters'}, and this "
+            f"model has {len(here) or 'none'}: load the same ones with load_adapter, in the same order"
+        )
 
 
 def fingerprint(model: Model) -> str:

@@ -6,7 +6,7 @@ configs -> on_meta: shapes alone -> layouts.plan: all shapes compared -> allocat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter loaded into a model; once it is `merged`, it is part of the weights."""
+
+    name: str
+    digest: str
+    strength: float
+    merged: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name within PEFT."""
+        return f"mgkit_{self.digest}"
+
+
 @dataclass
 class Model:
     """The three parts of a MusicGen; `window` is the length of its training clips in seconds."""
@@ -34,6 +49,8 @@ class Model:
     name: str = ""
     window: float = 30.0
     licence: str = "unknown: ask who made these weights"
+    adapters: tuple[Adapter, ...] = ()
+    tuner: Any = None  # PEFT's LoraModel, while there are adapters that are not merged
 
     @property
     def sample_rate(self) -> int:
@@ -56,9 +73,11 @@ class Model:
         return round(self.window * self.frame_rate)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every parameter under its full name: `codec.…`, `lm.…` or `conditioner.…`."""
+        """Every parameter but those of adapters, by its full name: `codec.…`, `lm.…` or `conditioner.…`."""
         for part in ("codec", "lm", "conditioner"):
-            yield from getattr(self, part).named_parameters(prefix=part)
+            for name, parameter in getattr(self, part).named_parameters(prefix=part):
+                if ".mgkit_" not in name:
+                    yield name.replace(".base_layer.", "."), parameter
 
     def memory(self, seconds: float = 0.0) -> float:
         """Approximate bytes of weights and KV cache for `seconds` of music on a CPU; see `hub.memory`."""

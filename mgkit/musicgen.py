@@ -21,11 +21,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from mgkit import checkpoint, export, hub, melody
+from mgkit import adapters, checkpoint, export, hub, melody
 from mgkit.brief import brief
 from mgkit.generate import Stop
 from mgkit.interrupt import CtrlC
-from mgkit.manifest import digest, fingerprint, from_manifest, machine, manifests
+from mgkit.manifest import digest, from_manifest, machine, manifests, require_model
 from mgkit.perform import OnStep, decode_whole, request_frames, say_stopped
 from mgkit.progress import ProgressBar
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
@@ -86,6 +86,22 @@ class MusicGen:
     def save_pretrained(self, folder: str, dtype: torch.dtype | None = None) -> None:
         """Write the model in the Hugging Face layout, for `transformers` and `get_pretrained(folder)`."""
         export.save(self.model, folder, dtype)
+
+    def load_adapter(self, path: str | os.PathLike, strength: float = 1.0) -> None:
+        """Add a LoRA adapter, a folder of `train tune --lora` or of PEFT, to those loaded before.
+
+        It changes the music in proportion to `strength`; loading it again sets another one, and 0 removes it.
+
+        Raises:
+            ImportError: PEFT is not installed.
+            FileNotFoundError: there is no adapter.
+            ValueError: an adapter of another kind or another model, or a strength that is not a number.
+        """
+        adapters.load(self.model, path, strength)
+
+    def merge(self) -> None:
+        """Add the loaded adapters to the weights, at their strengths: the speed is then that of the model."""
+        adapters.merge(self.model)
 
     # --- properties ----------------------------------------------------------------------------------------
 
@@ -316,17 +332,13 @@ class MusicGen:
         """Generate a sample again from its `manifest` (`audio.read_manifest`): wave [1, C, N] and tokens.
 
         Raises:
-            ValueError: other weights than those of the manifest, or other tokens.
+            ValueError: other weights or adapters than those of the manifest, or other tokens.
         """
         if not isinstance(manifest, dict):
             raise ValueError(
                 f"the manifest is a {type(manifest).__name__}; it must be a dict, as from audio.read_manifest"
             )
-        if manifest.get("weights") != fingerprint(self.model):
-            raise ValueError(
-                f"the manifest was made with other weights than those of {self.name!r} here: "
-                "load the model that made it"
-            )
+        require_model(manifest, self.model)
         request = from_manifest(manifest, self.lm.config.codebooks)
         prompt = request.audio_prompt.to(self.lm.device)
         plan = plan_windows(self.model, request.settings, prompt.shape[-1], request.texts[0])

@@ -20,6 +20,7 @@ from mgkit import audio, melody
 from mgkit.brief import brief
 from mgkit.checkpoint import Model
 from mgkit.generate import Window, windows
+from mgkit.model import Adapter
 from mgkit.prompts import Descriptions, Texts, Timeline, parse_descriptions, parse_texts
 from mgkit.settings import Settings
 
@@ -38,6 +39,7 @@ class Request:
     seeds: list[int]
     settings: Settings
     plans: list[list[Window]]
+    adapters: tuple[Adapter, ...] = ()  # of the model, when the request was made
 
     def rows(self, rows: Sequence[int]) -> "Request":
         """The request of these samples alone."""
@@ -49,6 +51,7 @@ class Request:
             [self.seeds[i] for i in rows],
             self.settings,
             [self.plans[i] for i in rows],
+            self.adapters,
         )
 
 
@@ -96,7 +99,8 @@ def parse_request(
         several = plans[0][-1].end > model.window_frames
         starts = sorted({window.start for plan in plans for window in plan})
         chroma = {start: window_chroma(model, melodies, start, several) for start in starts}
-    return Request(texts, negatives, chroma, codes, parse_seeds(seed, batch), settings, plans)
+    seeds = parse_seeds(seed, batch)
+    return Request(texts, negatives, chroma, codes, seeds, settings, plans, model.adapters)
 
 
 def plan_windows(model: Model, settings: Settings, prompt: int, timeline: Timeline) -> list[Window]:

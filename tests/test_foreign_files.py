@@ -199,7 +199,7 @@ def test_an_adapter_is_named(folder: Path) -> None:
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "facebook/musicgen-small"}')
     save_file({"base_model.x.lora_A.weight": torch.zeros(2, 2)}, adapter / "adapter_model.safetensors")
-    refusal(lambda: load(adapter), "adapter", "musicgen-small", "merge_and_unload")
+    refusal(lambda: load(adapter), "adapter", "musicgen-small", "load_adapter")
 
 
 # --- audiocraft's trainings ---------------------------------------------------------------------------------

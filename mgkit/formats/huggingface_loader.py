@@ -30,9 +30,8 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
     if (folder / "adapter_config.json").exists() and not file.exists():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise WeightsError(
-            f"{folder} holds an adapter (LoRA or another of PEFT) for {short(base)}, not a model; mgkit does "
-            "not load adapters yet: merge it with merge_and_unload of PEFT, save that model, and load its "
-            "folder"
+            f"{folder} holds an adapter for {short(base)}, not a model: load that model, then the adapter "
+            "with load_adapter, or with --adapter on the command line"
         )
     if not file.exists():
         raise FileNotFoundError(

@@ -6,9 +6,11 @@ Axes: B batch, C channels, K codebooks, T frames, F chroma frames, N samples.
 
 Works for text and melody models, mono and stereo. Codec and T5 stay frozen: a few recordings would harm them
 more than help. `layers` trains only the last layers of the transformer, which saves memory (gradients,
-optimizer state) and time (no backward pass through the layers below).
+optimizer state) and time (no backward pass through the layers below). `lora` trains an adapter of this rank
+beside the layers, see `lora`, which saves memory too and takes little room on a disk.
 
-    model/        the result, for MusicGen.get_pretrained and transformers
+    model/        the result, for MusicGen.get_pretrained and transformers, or
+    adapter/      the result with `lora`, for MusicGen.load_adapter and PEFT
     index.html    samples before and after
     tokens.safetensors     the recordings as tokens
     run.json, checkpoint.pt, log.csv, log.png    see `loop`
@@ -29,7 +31,7 @@ from torch import Tensor, nn
 from mgkit import hub, ranges
 from mgkit.lab import figures
 from mgkit.musicgen import MusicGen
-from mgkit.train import history
+from mgkit.train import history, lora
 from mgkit.train.ema import EMA
 from mgkit.train.folder import Example, Recording, find, fingerprint, strides, tokenize
 from mgkit.train.history import Metrics
@@ -54,6 +56,7 @@ class TuneRun:
     batch: int = 4
     seconds: float | None = None  # length of a crop; None for the model's window
     layers: int | None = None  # number of trained layers, counted from the last; None for all
+    lora: int | None = None  # rank of the adapter that is trained instead of the weights
     lr: float = 1e-4
     drop_all: float = 0.2  # probability of dropping both text and melody
     drop_melody: float = 0.5  # probability of dropping the melody
@@ -93,7 +96,10 @@ class TuneLearner:
         self.run, self.model, self.data, self.valid = run, model, data, valid
         self.processes = Processes()
         self.frames = round(crop_seconds(run, model) * model.frame_rate)
-        self.parameters = nn.ParameterList(trainable_parameters(model, run.layers))
+        parameters = trainable_parameters(model, run.layers)
+        if run.lora is not None:
+            parameters = lora.attach(model.model, run.lora, run.layers, run.seed)
+        self.parameters = nn.ParameterList(parameters)
         self.optimizer = torch.optim.AdamW(self.parameters, run.lr, betas=(0.9, 0.95), weight_decay=0.01)
         self.ema = EMA(self.parameters, run.average)
         # Files are drawn in proportion to their length, so that every second is equally likely.
@@ -186,10 +192,13 @@ class TuneLearner:
         self.ema.weights = state["average"]
 
     def save(self, out: Path) -> None:
-        """Write `out`/model: the averaged weights in float16, and a model card with their origin."""
+        """Write `out`/model, the averaged weights in float16, or `out`/adapter; and a model card."""
         with self.ema.swapped_into(self.parameters):
-            self.model.save_pretrained(str(out / "model"), torch.float16)
-        (out / "model" / "README.md").write_text(model_card(self.model), encoding="utf-8")
+            if self.run.lora is not None:
+                lora.save(self.model.model, out / "adapter", model_card(self.model, "a LoRA adapter of "))
+            else:
+                self.model.save_pretrained(str(out / "model"), torch.float16)
+                (out / "model" / "README.md").write_text(model_card(self.model), encoding="utf-8")
 
 
 def crop_seconds(run: TuneRun, model: MusicGen) -> float:
@@ -229,12 +238,12 @@ def trainable_parameters(model: MusicGen, layers: int | None) -> list[nn.Paramet
     return parameters
 
 
-def model_card(model: MusicGen) -> str:
-    """README.md of the fine-tuned model."""
+def model_card(model: MusicGen, what: str = "") -> str:
+    """README.md of the fine-tuned model, or of `what` belongs to it."""
     tag = {hub.MIT: "mit", hub.CC_BY_NC: "cc-by-nc-4.0"}.get(model.licence, "other")
     return (
         f"---\nlicense: {tag}\npipeline_tag: text-to-audio\ntags: [music, MusicGen]\n---\n\n"
-        f"{model.name}, fine-tuned on a folder of recordings with `python -m mgkit train tune`.\n\n"
+        f"{what}{model.name}, fine-tuned on a folder of recordings with `python -m mgkit train tune`.\n\n"
         f"The licence of the original weights applies to these, too: {model.licence}. The recordings have "
         "licences of their own; ask the person who trained the model.\n"
     )
@@ -257,6 +266,8 @@ def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Metrics, Metrics]:
     out, recordings, processes = Path(out), find(run.folder), Processes()
     model = MusicGen.get_pretrained(run.model, processes.device, torch.float32)
     crop_seconds(run, model)
+    if run.lora is not None:
+        lora.parse_rank(model.model, run.lora)
     # Captions that are too long for T5 are reported before the recordings are encoded.
     model.conditioner.text.tokens([recording.caption for recording in recordings])
     run = replace(run, recordings=fingerprint(recordings), weights=digest(model.lm.heads))
@@ -276,7 +287,9 @@ def tune(run: TuneRun, out: str | Path) -> tuple[MusicGen, Metrics, Metrics]:
     finally:
         torch.set_num_threads(threads)
     start = history.read(out / "log.csv")[0]
-    tuned = MusicGen.get_pretrained(str(out / "model"), processes.device)
+    tuned = MusicGen.get_pretrained(str(out / "model") if run.lora is None else run.model, processes.device)
+    if run.lora is not None:
+        tuned.load_adapter(out / "adapter")
     if processes.rank == 0:
         write_page(out, tuned, before, sample(tuned, recordings), start, end)
     return tuned, start, end
@@ -322,7 +335,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--layers", type=ranges.count, help="train only this many last layers, to save memory and time"
     )
-    parser.add_argument("--lr", type=ranges.amount, default=TuneRun.lr, help="peak learning rate")
+    parser.add_argument(
+        "--lora", type=ranges.count, metavar="RANK", help="train a LoRA adapter of this rank, such as 8"
+    )
+    parser.add_argument(
+        "--lr",
+        type=ranges.amount,
+        help=f"peak learning rate; default: {TuneRun.lr:g}, or {lora.LR:g} with --lora",
+    )
     parser.add_argument(
         "--seed", type=ranges.index, default=TuneRun.seed, help="seed of crops and validation split"
     )
@@ -335,7 +355,8 @@ def main(argv: list[str] | None = None) -> None:
         batch=args.batch,
         seconds=args.seconds,
         layers=args.layers,
-        lr=args.lr,
+        lora=args.lora,
+        lr=args.lr or (TuneRun.lr if args.lora is None else lora.LR),
         seed=args.seed,
     )
     _, start, end = tune(run, args.out)
@@ -343,7 +364,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     print(json.dumps({"before": {name: start[name] for name in end}, "after": end}))
     print(f"listen: {args.out}/index.html")
-    print(f"load it with  MusicGen.get_pretrained({args.out + '/model'!r})")
+    if args.lora is None:
+        print(f"load it with  MusicGen.get_pretrained({args.out + '/model'!r})")
+    else:
+        name, adapter = args.model, args.out + "/adapter"
+        print(f"load it with  MusicGen.get_pretrained({name!r})  and  model.load_adapter({adapter!r})")
 
 
 if __name__ == "__main__":
