@@ -23,6 +23,7 @@ from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer
 from mgkit.positions import positions, sinusoid
 
 BLOCK = 256  # positions whose keys are stored together
+STEADY = 8  # rows, up to which oneDNN's sums do not depend on the number of threads
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Gain and bias of a LayerNorm."""
 
@@ -165,6 +166,11 @@ class Step:
         if condition.padding is not None:
             self.padding = (torch.arange(length) < condition.padding[:, None])[:, None]
         self.positions = sinusoid(positions(0, length, condition.padding, lm.device), config.dim)
+
+    @property
+    def steady(self) -> bool:
+        """Whether steps after the first give the same bits in any number of threads."""
+        return isinstance(self.cache[0], RowCache) and self.condition.batch <= STEADY
 
     def __call__(self, steps: Tensor) -> Tensor:
         first = self.cache[0].length == 0 or steps.shape[-1] > 1

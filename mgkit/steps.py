@@ -18,6 +18,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from mgkit.fast import Step, as_published, hooked
 from mgkit.lm import LM, Condition, KVCache
 from mgkit.positions import sinusoid
+from mgkit.threads import Threads
 
 UNKNOWN = -1  # a token still to be generated
 STATIC_ON = {"cuda"}  # device types; elsewhere a growing cache is faster
@@ -48,6 +50,7 @@ class Steps:
             Step(lm, c, -(-n // ALIGNED) * ALIGNED, plain=lm.device.type in STATIC_ON)
             for c, n in zip(conditions, positions, strict=True)
         ]
+        self.threads = Threads() if all(run.steady for run in self.runs) else None
         self._done = 0  # columns that the caches hold
         self._static: StaticStep | None = None
 
@@ -60,7 +63,8 @@ class Steps:
             if self._static is not None and self._static.current():
                 self._static.fill(column, noise)
             else:
-                self._fill(column, noise)
+                with nullcontext() if first or self.threads is None else self.threads.step():
+                    self._fill(column, noise)
         if first and self.steps.shape[-1] - column > WORTHWHILE and capturable(self.lm):
             caches = [run.cache for run in self.runs]
             self._static = StaticStep(self.lm, self.conditions, caches, self.steps, self.choose)

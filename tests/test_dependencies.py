@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"brief", "linear"},
+    {"brief", "linear", "threads"},
     {
         "formats.encoding",
         "files",
