@@ -4,7 +4,7 @@ Axes: B batch, K codebooks, S delayed steps, P prefix positions, D width, H head
 
     ordinary   lm(new steps, condition, cache)      a cache that grows; any model, hook and device
     static     the same modules, one new position   a cache of fixed length and a mask, nothing read back
-               |
+               |                                    few rows in half precision: `kernels` in their place
                +- CUDA: captured after its first run, then replayed, a single launch a step
 
 A GPU finishes a step of `small` long before Python has launched its 500 kernels one by one. A graph launches
@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,8 +30,12 @@ from mgkit.lm import LM, Condition, KVCache
 from mgkit.positions import sinusoid
 from mgkit.threads import Threads
 
+if TYPE_CHECKING:
+    from mgkit.kernels import Decoder
+
 UNKNOWN = -1  # a token still to be generated
 STATIC_ON = {"cuda"}  # device types; elsewhere a growing cache is faster
+KERNELS_ON = {"cuda"}
 WORTHWHILE = 16  # steps; capturing costs about as much as that many ordinary ones
 AHEAD = 8  # replays in flight; progress and stops lag behind by no more
 ALIGNED = 16  # positions; attention kernels want a multiple
@@ -98,6 +103,10 @@ class StaticStep:
             [StaticCache(cache, position) for cache in own]
             for own, position in zip(caches, self.positions, strict=True)
         ]
+        self.decoders = [
+            _decoder(lm, condition, own, position)
+            for condition, own, position in zip(conditions, caches, self.positions, strict=True)
+        ]
         self.column = torch.zeros(1, dtype=torch.long, device=lm.device)
         self.noise: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -147,6 +156,9 @@ class StaticStep:
         """Logits [B, K, V] under condition i, as `LM.forward` computes them, at a position in a tensor."""
         lm, condition, position = self.lm, self.conditions[i], self.positions[i]
         new = new.repeat(condition.batch // len(new), 1, 1)
+        decoder = self.decoders[i]
+        if decoder is not None:
+            return decoder.logits(new[..., 0])
         x = torch.stack([embed(new[:, k]) for k, embed in enumerate(lm.embeddings)]).sum(dim=0)
         padding = condition.padding
         place = position if padding is None else (position - padding[:, None]).clamp(min=0)
@@ -189,6 +201,18 @@ class StaticCache(KVCache):
         self.storage[0].index_copy_(2, self.position, keys)
         self.storage[1].index_copy_(2, self.position, values)
         return self.storage[0], self.storage[1]
+
+
+def _decoder(lm: LM, condition: Condition, caches: list[KVCache], position: Tensor) -> "Decoder | None":
+    """The kernels for this condition; None if they cannot be used here."""
+    if lm.device.type not in KERNELS_ON:
+        return None
+    try:
+        from mgkit import kernels
+    except ImportError:
+        # Triton comes with torch's CUDA wheels for Linux only.
+        return None
+    return kernels.Decoder(lm, condition, caches, position) if kernels.usable(lm, condition) else None
 
 
 def capturable(lm: LM) -> bool:

@@ -33,7 +33,7 @@ MODEL = [
         "settings",
     },
     {"formats.decoding", "lm"},
-    {"audio", "melody", "fast", "formats.tensor_files", "formats.variants"},
+    {"audio", "kernels", "melody", "fast", "formats.tensor_files", "formats.variants"},
     {"condition", "midi", "steps", "formats.layouts", "formats.audiocraft_files"},
     {"generate", "model", "formats.adapter_files"},
     {"formats.huggingface_loader"},

@@ -271,7 +271,7 @@ def test_captured_logits_of_small_are_those_of_ordinary_steps(small, monkeypatch
     expected, found = ordinary(monkeypatch, logits), logits()
     # The capture itself records the choice without making it.
     assert found.isfinite().all()
-    assert (found[:70] - expected[:70]).norm() / expected.norm() < 0.01
+    assert (found[:70] - expected[:70]).norm() / expected.norm() < 0.03
 
 
 def test_memory_returns_after_a_piece(small):
