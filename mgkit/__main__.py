@@ -20,7 +20,7 @@ COMMANDS = {
     "app": ("mgkit.lab.app", "open the studio as a web page"),
     "bench": ("mgkit.bench", "time generation on this machine, side by side with transformers"),
     "gallery": ("mgkit.lab.gallery", "run the notebooks and render them as a web site"),
-    "measure": ("mgkit.evals.report", "compute the metrics of a model's music"),
+    "measure": ("mgkit.evals.measure", "compute the metrics of a model's music, or of any recordings"),
     "memorization": ("mgkit.evals.memorization", "compare a model's music with the nearest training clips"),
 }
 TRAIN = {

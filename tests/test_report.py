@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mgkit.band.compose import compose
-from mgkit.evals import estimates, metrics, musicnn, protocol, report, scores
+from mgkit.evals import estimates, measure, metrics, musicnn, protocol, report, scores
 from mgkit.evals.estimates import Estimate
 from mgkit.evals.scores import CHANCE, GUIDANCE_3, SHUFFLED, Goal, Row
 
@@ -158,13 +158,13 @@ def test_only_a_full_evaluation_enters_the_card(tmp_path, monkeypatch):
     monkeypatch.setattr(report.hub, "find", Path)
     card = tmp_path / "README.md"
     card.write_text("a\n<!-- scores -->\nold\n<!-- end of scores -->\nb\n")
-    report.main([str(tmp_path), "--count", "12", "--out", str(tmp_path)])
+    measure.main([str(tmp_path), "--count", "12", "--out", str(tmp_path)])
     assert "old" in card.read_text() and "50%: met" in (tmp_path / "scores.md").read_text()
     assert json.loads((tmp_path / "scores.json").read_text())[0]["goal"]["met"] is True
-    report.main([str(tmp_path), "--out", str(tmp_path)])
+    measure.main([str(tmp_path), "--out", str(tmp_path)])
     assert "old" not in card.read_text() and "50%: met" in card.read_text()
     with pytest.raises(ValueError, match="8 to 10 seconds"):
-        report.main([str(tmp_path), "--seconds", "4"])
+        measure.main([str(tmp_path), "--seconds", "4"])
 
 
 @pytest.mark.parametrize("module", [estimates, report])

@@ -1,11 +1,10 @@
-"""`python -m mgkit measure`: scores of a model as Markdown tables, in files and in its model card.
+"""Scores of a model as Markdown tables, in files and in its model card (`python -m mgkit measure MODEL`).
 
 measurements -> rows (scores) -> scores.json, scores.md
                               -> every row into the model card
                               -> rows with a goal into README, if the model is the one in the repository
 """
 
-import argparse
 import json
 import math
 import time
@@ -17,7 +16,7 @@ from statistics import median
 
 import torch
 
-from mgkit import audio, hub, ranges
+from mgkit import audio, hub
 from mgkit.band import synth
 from mgkit.band.captions import MEASURING_FONT
 from mgkit.evals import basic_pitch, musicnn, protocol, scores, shards
@@ -149,55 +148,36 @@ def insert_tables(card: str, text: str) -> str:
     return f"{before}{mark}\n{text}\n{end}{after}" if mark and end else card
 
 
-# -- command line ------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------
 
 
-def main(argv: list[str] | None = None) -> None:
-    """`python -m mgkit measure`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mgkit measure", description="Score a model on held-out prompts."
-    )
-    parser.add_argument("model", nargs="?", default="nano", help="name or folder of the model")
-    parser.add_argument(
-        "--count",
-        type=ranges.count,
-        default=CARD_COUNT,
-        help=f"number of held-out prompts; with at least {CARD_COUNT}, the scores enter the model card",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=ranges.amount,
-        default=CARD_SECONDS,
-        help="duration of each clip; less than 10 for a trial",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/measure"), help="folder for scores.md, scores.json and caches"
-    )
-    args = parser.parse_args(argv)
-    if args.count < 2 or not 8 <= args.seconds <= CARD_SECONDS:
+def run(model: str, out: Path, count: int = CARD_COUNT, seconds: float = CARD_SECONDS) -> None:
+    """Score a model; write scores.json and scores.md into `out`, and the model card if there are enough.
+
+    Raises: ValueError for too few prompts or seconds; as `evaluate`.
+    """
+    if count < 2 or not 8 <= seconds <= CARD_SECONDS:
         raise ValueError(
-            f"--count is {args.count} and --seconds {args.seconds:g}; at least 2 prompts and 8 to 10 seconds "
+            f"--count is {count} and --seconds {seconds:g}; at least 2 prompts and 8 to 10 seconds "
             "are needed (the tempo is estimated on half a clip)"
         )
-    rows = evaluate(args.model, args.out, args.count, args.seconds)
+    rows = evaluate(model, out, count, seconds)
     caption = (
-        f"{args.count} held-out prompts, clips of {args.seconds:g} s, seeds 0, 1, 2, …; "
+        f"{count} held-out prompts, clips of {seconds:g} s, seeds 0, 1, 2, …; "
         "95 % confidence intervals in parentheses.\n\n"
     )
     records = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
-    audio.replace_file(args.out / "scores.json", partial(Path.write_text, data=records))
-    audio.replace_file(args.out / "scores.md", partial(Path.write_text, data=caption + tables(rows) + "\n"))
-    if args.count >= CARD_COUNT and args.seconds == CARD_SECONDS:
-        folder = hub.find(args.model)
+    audio.replace_file(out / "scores.json", partial(Path.write_text, data=records, encoding="utf-8"))
+    audio.replace_file(
+        out / "scores.md", partial(Path.write_text, data=caption + tables(rows) + "\n", encoding="utf-8")
+    )
+    if count >= CARD_COUNT and seconds == CARD_SECONDS:
+        folder = hub.find(model)
         cards = {folder / "README.md": tables(rows)}
         if folder.resolve() == hub.embedded().resolve():
             cards[hub.embedded().parents[1] / "README.md"] = summary(rows)
         for card, text in cards.items():
             if card.is_file():
                 filled = insert_tables(card.read_text(encoding="utf-8"), caption + text)
-                audio.replace_file(card, partial(Path.write_text, data=filled))
+                audio.replace_file(card, partial(Path.write_text, data=filled, encoding="utf-8"))
     print(caption + tables(rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -52,6 +52,7 @@ BAND_CODE = (
 )
 METRIC_CODE = (
     "mgkit.brief",
+    "mgkit.chords",
     "mgkit.evals.basic_pitch",
     "mgkit.evals.metrics",
     "mgkit.evals.musicnn",
@@ -213,14 +214,14 @@ def measure(model: str, folder: Path, count: int, seconds: float) -> Measurement
 
 
 def _run_all(shards: Sequence[Shard]) -> None:
-    workers = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _start_worker)
+    workers = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), start_worker)
     with workers as pool, tqdm(total=len(shards), unit="shard") as bar:
         for shard, _ in zip(shards, pool.map(Shard.run, shards), strict=True):
             bar.set_description(shard.name)
             bar.update()
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Limit a worker to one thread, and leave Ctrl-C to the parent process.
 
     Multithreaded workers would block each other at every operation. After Ctrl-C, they complete their shards.
