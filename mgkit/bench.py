@@ -149,6 +149,7 @@ class Bench:
             label = f"mgkit {str(dtype).removeprefix('torch.')}"
             ours = Mgkit(model)
             duration = min(self.duration, model.max_duration)
+            batches = [batch for batch in batches if self._fits(model, batch)]
             rows = {batch: self._row(name, label, batch, model, duration) for batch in batches}
             ours.piece(1.0, 1)  # the first run of each is not timed
             self._reset_memory()
@@ -203,6 +204,13 @@ class Bench:
         for position in row.floor:
             if not self._late():
                 row.steps[position] = spread(path.steps(float(position), row.batch))
+
+    def _fits(self, model: MusicGen, batch: int) -> bool:
+        """Whether the keys and values of a window fit into half of a GPU's free memory."""
+        if self.device.type != "cuda":
+            return True
+        lm, frames = model.lm, model.model.window_frames
+        return bytes_of_a_step(lm, 2 * batch, frames) < torch.cuda.mem_get_info()[0] / 2
 
     def _late(self) -> bool:
         return time.monotonic() > self.end
@@ -260,16 +268,22 @@ def bench(
     dtypes = [torch.float32] if device.type == "cpu" else [torch.float16]
     run = Bench(device, dtypes, duration, pairs, limit)
     print(f"memory bandwidth {run.bandwidth / 1e9:.0f} GB/s", flush=True)
-    batches = [1, 8] if device.type == "cpu" else [1, 8, 64]
+    failed = {}
     for name in models:
-        run.measure(name, batches)
+        try:
+            run.measure(name, [1, 8] if device.type == "cpu" else [1, 8, 64])
+        except RuntimeError as error:
+            # Out of memory, for example: the other models are measured all the same.
+            failed[name] = str(error).splitlines()[0]
+            print(f"{name}: failed: {failed[name]}", flush=True)
     if any(row.scaled for row in run.rows):
         print(f"* scaled from {REFERENCE:g} s")
     if file is not None:
         result = {
             "machine": machine(device),
             "bandwidth": run.bandwidth,
-            "rows": [asdict(r) for r in run.rows],
+            "rows": [asdict(row) for row in run.rows],
+            "failed": failed,
         }
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(printable(file))
