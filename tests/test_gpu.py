@@ -206,7 +206,8 @@ def test_a_stream_gives_the_tokens_of_generate(captured):
     waves = list(stream)
     wave, codes = model.generate(["calm"], seed=1, return_tokens=True)
     assert captured and torch.equal(stream.tokens, codes)
-    torch.testing.assert_close(torch.cat(waves, dim=-1), wave, rtol=1e-2, atol=1e-3)
+    # cuDNN multiplies in TF32, and other lengths in another order.
+    assert (torch.cat(waves, dim=-1) - wave).norm() < 0.01 * wave.norm()
 
 
 def test_a_manifest_replays(captured):
