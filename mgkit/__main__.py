@@ -7,13 +7,10 @@ import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mgkit import __version__
 from mgkit.files import printable
-
-if TYPE_CHECKING:
-    from mgkit import MusicGen
 
 # Name, module with a `main(argv)` and a --help of its own, line in the list of commands.
 COMMANDS = {
@@ -86,89 +83,14 @@ def _sentence(error: Exception) -> str:
 
 
 def _generate(arguments: argparse.Namespace) -> int | None:
-    from mgkit import MusicGen, audio, melody, midi
-    from mgkit.interrupt import CtrlC
-    from mgkit.settings import Settings
+    from mgkit.command import generate
 
-    if (arguments.csv is None) == (arguments.prompt is None):
-        raise ValueError("give a prompt, such as 'calm piano', or a table of them with --csv")
-    starts = ("melody", "chords", "prompt_audio")
-    given = [f"--{name.replace('_', '-')}" for name in starts if getattr(arguments, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other; give one of them")
-    chosen = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    Settings(**chosen)
-    if arguments.csv is not None:
-        return _generate_table(arguments, given, chosen)
-    # Report these errors before minutes of work, not after.
-    out = Path("out.wav") if arguments.out is None else arguments.out
-    audio.check_output(out)
-    if arguments.chords is not None:
-        melody.chords(arguments.chords, arguments.bpm, arguments.beats)
-    model = MusicGen.get_pretrained(arguments.model, arguments.device)
-    _load_adapters(model, arguments.adapter, merge=True)
-    model.set_generation_params(**{"duration": model.duration, **chosen})
-    audio.check_output(out, model.sample_rate, model.audio_channels, model.duration)
-    common: dict[str, Any] = {
-        "progress": True,
-        "seed": arguments.seed,
-        "negative": arguments.negative,
-        "return_manifests": True,
-    }
-    texts = [arguments.prompt]
-    # No Ctrl-C may fall between the last step and the file.
-    with CtrlC() as common["stop"]:
-        if arguments.melody:
-            separate = melody.demucs() if arguments.separate else None
-            tune = midi.read_melody(arguments.melody, model.sample_rate)
-            wave, manifests = model.generate_with_chroma(texts, *tune, separate=separate, **common)
-        elif arguments.chords is not None:
-            # The last window starts before the end.
-            tempo, seconds = (arguments.bpm, arguments.beats), model.duration + model.max_duration
-            tune = melody.chords(arguments.chords, *tempo, seconds, model.sample_rate)
-            wave, manifests = model.generate_with_chroma(texts, tune, **common)
-        elif arguments.prompt_audio:
-            wave, manifests = model.generate_continuation(
-                *audio.read(arguments.prompt_audio), texts, **common
-            )
-        else:
-            wave, manifests = model.generate(texts, **common)
-        if wave.shape[-1] == 0:
-            raise ValueError("stopped before the first frame; no file was written")
-        path = audio.write_or_rescue(out, wave[0], model.sample_rate, arguments.strategy, manifests[0])
-        print(f"{printable(path)}: {wave.shape[-1] / model.sample_rate:g} s, seed {manifests[0]['seed']}")
-    return None
-
-
-def _generate_table(arguments: argparse.Namespace, starts: list[str], chosen: dict[str, Any]) -> int:
-    """Generate the files of `--csv`; 130 if Ctrl-C stopped it before the last."""
-    from mgkit import MusicGen
-    from mgkit.interrupt import CtrlC
-    from mgkit.jobs import process, run_table
-    from mgkit.progress import ProgressBar
-    from mgkit.table import read_jobs
-
-    if starts or arguments.separate:
-        raise ValueError(f"with --csv, {' and '.join(starts) or '--separate'} must be a column of the table")
-    if arguments.out is None:
-        raise ValueError("a table needs a folder for its files: add --out FOLDER")
-    named = ("seed", "negative", "bpm", "beats")
-    chosen |= {name: getattr(arguments, name) for name in named if getattr(arguments, name) is not None}
-    jobs = read_jobs(arguments.csv, chosen)
-    shard, device = process(arguments.shard, arguments.device)
-    model = MusicGen.get_pretrained(arguments.model, device)
-    with CtrlC() as stop, ProgressBar(None, " frames") as bar:
-        how = (arguments.batch, shard, arguments.strategy)
-        files = run_table(model.model, jobs, arguments.out, *how, on_frame=bar, stop=stop)
-    print(f"{printable(arguments.out)}: {len(files)} files, results.csv, manifest.jsonl")
-    if stop.pressed:
-        print("mgkit: stopped; the same command continues", file=sys.stderr)
-    return 130 if stop.pressed else 0
+    return generate(arguments)
 
 
 def _replay(arguments: argparse.Namespace) -> None:
     from mgkit import MusicGen, audio
+    from mgkit.command import load_adapters
 
     manifest = audio.read_manifest(arguments.file)
     if arguments.out:
@@ -176,20 +98,13 @@ def _replay(arguments: argparse.Namespace) -> None:
     model = MusicGen.get_pretrained(arguments.model or _model_of(manifest), arguments.device)
     entries = manifest.get("adapters")
     merged = isinstance(entries, list) and any(isinstance(one, dict) and one.get("merged") for one in entries)
-    _load_adapters(model, arguments.adapter, merged)
+    load_adapters(model, arguments.adapter, merged)
     wave, tokens = model.replay(manifest, progress=True)
     print(f"the tokens are identical: {tokens.shape[-1]} frames")
     if arguments.out:
         strategy = manifest.get("strategy", "loudness")
         path = audio.write_or_rescue(arguments.out, wave[0], model.sample_rate, strategy, manifest)
         print(printable(path))
-
-
-def _load_adapters(model: "MusicGen", given: list[tuple[str, float]], merge: bool) -> None:
-    for path, strength in given:
-        model.load_adapter(path, strength)
-    if merge and model.model.tuner is not None:
-        model.merge()
 
 
 def _adapter(text: str) -> tuple[str, float]:
@@ -270,8 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--adapter", **adapters)
     option("--melody", type=Path, help="audio or MIDI file with a melody to follow")
     option("--chords", help="chords to follow, such as 'C G A:min F'; they repeat")
-    option("--bpm", type=amount, default=120.0, help="tempo of the chords in beats per minute")
+    option("--bpm", type=amount, default=120.0, help="tempo of chords and loops in beats per minute")
     option("--beats", type=amount, default=4.0, help="beats of each chord")
+    option("--loop", type=amount, metavar="BEATS", help="make a loop of this many beats, cut at a beat")
     option("--separate", action="store_true", help="remove drums and bass from the melody first (HDemucs)")
     option("--prompt-audio", type=Path, help="audio file to continue")
     option("--negative", help="description of music to avoid")

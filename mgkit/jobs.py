@@ -154,24 +154,6 @@ def _melody(model: Model, job: Job, settings: Settings) -> Tensor | None:
     return parsed
 
 
-# --- processes --------------------------------------------------------------------------------------------
-
-
-def process(shard: tuple[int, int] | None, device: str | None) -> tuple[tuple[int, int], str | None]:
-    """The shard and the device of this process: as given, or as `accelerate launch` or `torchrun` set them.
-
-    Raises: ValueError for a shard in a process that has been given one already.
-    """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        return shard or (0, 1), device
-    if shard is not None:
-        raise ValueError(f"there are {count} processes, and each has its shard: leave --shard out")
-    if device in (None, "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return (int(os.environ["RANK"]), count), device
-
-
 # --- a folder of files ------------------------------------------------------------------------------------
 
 
@@ -238,7 +220,7 @@ def count_frames(model: Model, batch: Sequence[Job]) -> int:
 
 def file_names(model: Model, jobs: Sequence[Job], strategy: str) -> list[str]:
     """The name of each job's file: its prompt, its seed, and a digest of all that determines the file."""
-    weights, contents = fingerprint(model), dict[Path, str]()
+    weights, contents = [fingerprint(model), *map(asdict, model.adapters)], dict[Path, str]()
     names = []
     for job in jobs:
         for path in filter(None, (job.melody, job.audio_prompt)):

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from mgkit import adapters, checkpoint, export, hub, melody
+from mgkit.between import rejoin
 from mgkit.brief import brief
 from mgkit.generate import Stop
 from mgkit.interrupt import CtrlC
+from mgkit.loops import recut
 from mgkit.manifest import digest, from_manifest, machine, manifests, require_model
 from mgkit.perform import OnStep, decode_whole, request_frames, say_stopped
 from mgkit.progress import ProgressBar
@@ -351,6 +353,9 @@ class MusicGen:
                 f"{brief(manifest.get('machine'), 200)}, "
                 f"this is {machine(self.model)}; another processor or version rounds differently"
             )
+        for entry, finish in (("loop", recut), ("between", rejoin)):
+            if entry in manifest:
+                return finish(self.model, manifest[entry], tokens)
         return self.generate_audio(tokens), tokens
 
     def generate_audio(self, tokens: Tensor) -> Tensor:

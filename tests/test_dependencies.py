@@ -43,9 +43,11 @@ MODEL = [
     {"table"},
     {"manifest", "perform", "score"},
     {"jobs", "sessions", "progress"},
+    {"candidates"},
+    {"between", "loops"},
     {"musicgen"},
     {"trace", "audiocraft", "shapes"},
-    {"bench"},
+    {"bench", "command"},
 ]
 # The floors above it: a floor imports the model, itself and the floors before it.
 FLOORS = ["model", "lab", "band", "train", "evals"]
