@@ -23,7 +23,7 @@ COMMANDS = {
 TRAIN = {
     "data": ("mgkit.band.dataset", "compose, render and caption training clips"),
     "preview": ("mgkit.band.preview", "write a page with a few training clips"),
-    "stems": ("mgkit.train.sounds", "render single instruments of the clips, for the codec"),
+    "stems": ("mgkit.band.stems", "render single instruments of the clips, for the codec"),
     "codec": ("mgkit.train.codec", "train the codec"),
     "tokens": ("mgkit.train.tokens", "encode the training clips"),
     "lm": ("mgkit.train.lm", "train the language model on the tokens"),

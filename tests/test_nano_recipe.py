@@ -76,7 +76,7 @@ def test_later_stages_make_up_for_lost_time_and_keep_their_minutes(tmp_path):
     planned = progress.begin("codec")
     progress.done["a slow step"] = 300 * 60
     assert progress.begin("codec") == planned
-    assert progress.begin("lm") == pytest.approx(300 * 0.28 / 0.36)
+    assert progress.begin("lm") == pytest.approx(300 * 0.25 / 0.38)
     assert Progress(tmp_path, CPU).begin("lm") == progress.begin("lm")
     progress.done["another"] = 10**6
     assert progress.begin("reinforce") > 0

@@ -203,8 +203,7 @@ def test_matrices_updated_together_are_updated_alike():
             one.grad = other.grad = torch.randn(one.shape, generator=generator)
         optimizers[0].step()
         [group] = optimizers[1].param_groups
-        optimizers[1].update_together([together[0], together[2]], group)
-        optimizers[1].update_together([together[1]], group)
+        optimizers[1]._update_together(together, group)
     for one, other in zip(each, together, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
         assert not torch.equal(one, torch.ones_like(one))

@@ -3,9 +3,7 @@
 import argparse
 import functools
 import json
-import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -15,7 +13,9 @@ from tqdm import tqdm
 from mgkit import ranges
 from mgkit.band.captions import captions
 from mgkit.band.compose import compose
-from mgkit.band.synth import RATE, render, require_synthesizer
+from mgkit.band.stems import write_stems
+from mgkit.band.synth import RATE, processes, render, require_synthesizer
+from mgkit.files import replace_file
 
 CAPTIONS_PER_CLIP = 6
 
@@ -56,6 +56,7 @@ def write_dataset(
     seconds: float = 10.0,
     workers: int | None = None,
     soundfont: str = "fluidr3mono",
+    stems: bool = False,
 ) -> None:
     """Render `clips` pieces with seeds from `first_seed` into `folder`, unless they are already there.
 
@@ -63,11 +64,10 @@ def write_dataset(
     pieces.jsonl          one object per clip: seed, attributes, six captions
     dataset.json          clips, samples, rate, seconds, first_seed, soundfont; written last
 
+    With `stems` it renders those too; see `mgkit.band.stems`.
+
     Raises: FileNotFoundError or ImportError with the package to install.
     """
-    # Imported here because it imports torch, which the rendering workers do not need.
-    from mgkit import audio
-
     folder = Path(folder)
     metadata: Metadata = {
         "clips": clips,
@@ -78,28 +78,34 @@ def write_dataset(
         "soundfont": soundfont,
     }
     finished = folder / "dataset.json"
-    if _is_finished(finished, metadata):
+    if _is_finished(finished, metadata) and not stems:
         return
     # A missing sound font or synthesizer is reported here rather than by a worker.
     require_synthesizer(soundfont)
     folder.mkdir(parents=True, exist_ok=True)
-    finished.unlink(missing_ok=True)
-    make_clip = functools.partial(_make_clip, seconds=seconds, soundfont=soundfont)
-    seeds = range(first_seed, first_seed + clips)
+    with processes(workers) as pool:
+        if not _is_finished(finished, metadata):
+            finished.unlink(missing_ok=True)
+            _write_clips(folder, metadata, pool)
+            text = json.dumps(metadata, indent=1) + "\n"
+            replace_file(finished, lambda draft: draft.write_text(text, encoding="utf-8"))
+        if stems:
+            write_stems(folder, pool)
+
+
+def _write_clips(folder: Path, metadata: Metadata, pool: Executor) -> None:
+    make_clip = functools.partial(_make_clip, seconds=metadata["seconds"], soundfont=metadata["soundfont"])
+    seeds = range(metadata["first_seed"], metadata["first_seed"] + metadata["clips"])
     with (
         open(folder / "mix.i16", "wb") as mixes,
         open(folder / "melody.i16", "wb") as melodies,
         open(folder / "pieces.jsonl", "w", encoding="utf-8") as pieces,
-        ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool,
     ):
         rendered = pool.map(make_clip, seeds, chunksize=4)
-        for mix, melody, row in tqdm(rendered, total=clips, desc=folder.name, unit="clip"):
+        for mix, melody, row in tqdm(rendered, total=len(seeds), desc=folder.name, unit="clip"):
             mixes.write(mix.tobytes())
             melodies.write(melody.tobytes())
             pieces.write(json.dumps(row) + "\n")
-    audio.replace_file(
-        finished, lambda draft: draft.write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
-    )
 
 
 def _is_finished(file: Path, metadata: Metadata) -> bool:
@@ -136,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--soundfont", default="fluidr3mono", help="fluidr3mono, or musescore for evaluation sets"
     )
+    parser.add_argument("--stems", action="store_true", help="render single instruments too, for the codec")
     args = parser.parse_args(argv)
     write_dataset(
         args.out,
@@ -144,6 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         seconds=args.seconds,
         workers=args.workers,
         soundfont=args.soundfont,
+        stems=args.stems,
     )
 
 

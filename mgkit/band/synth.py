@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,11 @@ def find_soundfont(name: str = "fluidr3mono") -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; install it with: sudo apt-get install {package}")
     return path
+
+
+def processes(workers: int | None = None) -> ProcessPoolExecutor:
+    """A pool of rendering processes, one per core by default; each decodes its soundfont once."""
+    return ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn"))
 
 
 def render(

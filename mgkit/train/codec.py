@@ -11,7 +11,6 @@ decoder also trains against a discriminator. The codebooks follow the latents by
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from mgkit.train import storage
 from mgkit.train.channels_last import ChannelsLast
 from mgkit.train.clips import Clips, to_float
 from mgkit.train.codebooks import Codebooks
-from mgkit.train.cuda_graphs import Captured, Readback
+from mgkit.train.cuda_graphs import Captured, Readback, Replayed
 from mgkit.train.discriminator import Discriminator, LossBalancer
 from mgkit.train.distances import (
     LONG,
@@ -118,11 +117,9 @@ class CodecLearner:
             initialize(self.codec)
         self.codec.to(self.device)
         self.fast = ChannelsLast(self.codec, run.compiled)
-        self.encode = Captured(self._autocast(self.fast.encode), self.codec.encoder)
-        self.decode = Captured(self._autocast(self.fast.decode), self.codec.decoder)
-        self.spectral = {
-            window: Captured(partial(spectral_losses, rate=rate, window=window)) for window in WINDOWS
-        }
+        self.encode = Captured(self._encode, self.codec.encoder)
+        self.decode = Captured(self._decode, self.codec.decoder)
+        self.spectral = {window: Replayed(partial(self._spectral, window)) for window in WINDOWS}
         self.generator = torch.Generator(self.device)
         self.books = Codebooks(self.codec.quantizer, self.generator)
         learned = [self.codec.decoder] if run.decoder_only else [self.codec.encoder, self.codec.decoder]
@@ -140,8 +137,8 @@ class CodecLearner:
             self.optimizers.append(Muon(matrices, run.lr, 1e-3, dtype, 0.9))
         self.discriminator = Discriminator().to(self.device)
         self.balancer = LossBalancer({"distance": 0.02, "adversarial": 0.01, "features": 0.02})
-        self.discriminate = Captured(self._autocast(self.discriminator.loss), self.discriminator)
-        self.judge = Captured(self._autocast(self.discriminator.generator_losses), self.discriminator)
+        self.discriminate = Captured(self._discriminate, self.discriminator)
+        self.oppose = Replayed(self._oppose)
         self.against = torch.optim.AdamW(
             self.discriminator.parameters(), 3e-4, betas=(0.5, 0.9), fused=self.fused
         )
@@ -159,19 +156,24 @@ class CodecLearner:
         wave = self.sounds.crops(rng, run.batch, run.frames * run.codec.hop)
         latents, commit = self._latents(wave, step, rng)
         decoded = self.decode(latents)
-        losses = self._distances(wave, decoded, rng) | {"commit": commit}
+        losses, gradients = self._distances(wave, decoded, rng)
+        losses["commit"] = commit
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         if run.adversary_from is None or step < run.adversary_from:
-            (losses["loss"] + COMMIT * commit).backward()
+            gradient = gradients["distance"]
         else:
             if step % DISCRIMINATOR_EVERY == 0:
-                losses |= self._train_discriminator(wave, decoded)
-            gradient, found = self._against(wave, decoded, losses["loss"])
+                self.against.zero_grad()
+                losses["discriminator"] = self.discriminate(wave, decoded.detach())
+                losses["discriminator"].backward()
+                self.against.step()
+            found, more = self.oppose(wave, decoded)
             losses |= found
-            parts = [(decoded, gradient), (commit, torch.full_like(commit, COMMIT))]
-            parts = [pair for pair in parts if pair[0].requires_grad]
-            torch.autograd.backward(*zip(*parts, strict=True))
+            gradient = self.balancer(gradients | more)
+        parts = [(decoded, gradient), (commit, torch.full_like(commit, COMMIT))]
+        parts = [pair for pair in parts if pair[0].requires_grad]
+        torch.autograd.backward(*zip(*parts, strict=True))
         losses["norm"] = nn.utils.clip_grad_norm_(self.learned, 3.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -181,26 +183,53 @@ class CodecLearner:
         books = {f"book{k}": value for k, value in enumerate(self.books.perplexity())}
         return {"lr": lr} | self.readback(losses | books)
 
-    def _autocast(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` in bfloat16, if the run has it, with results in float32."""
-
-        def call(*tensors: Tensor) -> Any:
-            with autocast(self.device, self.run.bf16):
-                found = function(*tensors)
-            return found.float() if isinstance(found, Tensor) else tuple(part.float() for part in found)
-
-        return call
-
-    def _distances(self, wave: Tensor, decoded: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        """The loss of `decoded` against `wave`, [B, 1, N] each, and its parts."""
-        run = self.run
+    def _distances(
+        self, wave: Tensor, decoded: Tensor, rng: np.random.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss of `decoded` against `wave`, [B, 1, N] each, its parts, and its gradient for `decoded`."""
+        run, noisy = self.run, decoded.detach().requires_grad_()
+        noise = noise_level(wave, noisy).mean()
+        (gradient,) = torch.autograd.grad(run.noise * noise, noisy)
         # a short and a long window each step: all five take as long as the codec itself
         windows = [int(rng.choice(group)) for group in (SHORT, LONG)]
         found = [self.spectral[window](wave, decoded) for window in windows]
-        losses = {name: torch.stack([f[name] for f in found if name in f]).mean() for name in found[-1]}
-        losses["noise"] = noise_level(wave, decoded).mean()
+        losses = {name: torch.stack([f[name] for f, _ in found if name in f]).sum() for name in found[-1][0]}
+        losses["noise"] = noise.detach()
         loss = torch.stack([getattr(run, name) * value for name, value in losses.items()]).sum()
-        return {"loss": loss} | losses
+        return {"loss": loss} | losses, {"distance": gradient + found[0][1] + found[1][1]}
+
+    def _spectral(self, window: int, wave: Tensor, decoded: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of one window, halved where the other window has them too, and their gradient."""
+        decoded = decoded.detach().requires_grad_()
+        found = spectral_losses(wave, decoded, self.run.codec.sample_rate, window)
+        losses = {name: value if name == "fine" else value / 2 for name, value in found.items()}
+        total = torch.stack([getattr(self.run, name) * value for name, value in losses.items()]).sum()
+        (gradient,) = torch.autograd.grad(total, decoded)
+        return {name: value.detach() for name, value in losses.items()}, gradient
+
+    def _encode(self, wave: Tensor) -> Tensor:
+        with autocast(self.device, self.run.bf16):
+            return self.fast.encode(wave).float()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        with autocast(self.device, self.run.bf16):
+            return self.fast.decode(latents).float()
+
+    def _discriminate(self, wave: Tensor, decoded: Tensor) -> Tensor:
+        """The discriminator's own loss."""
+        with autocast(self.device, self.run.bf16):
+            return self.discriminator.loss(wave, decoded).float()
+
+    def _oppose(self, wave: Tensor, decoded: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The decoder's losses against the discriminator, and the gradient of each for `decoded`."""
+        decoded = decoded.detach().requires_grad_()
+        with autocast(self.device, self.run.bf16):
+            found = self.discriminator.generator_losses(wave, decoded)
+        losses = dict(zip(("adversarial", "features"), found, strict=True))
+        gradients = {
+            name: torch.autograd.grad(loss, decoded, retain_graph=True)[0] for name, loss in losses.items()
+        }
+        return {name: loss.detach().float() for name, loss in losses.items()}, gradients
 
     def _latents(self, wave: Tensor, step: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """The decoder's input for `wave`, [B, D, T], and the commitment loss."""
@@ -220,20 +249,6 @@ class CodecLearner:
         if step < run.books_from and not run.start:
             return latents, latents.new_zeros(())
         return self.books(latents, keep)
-
-    def _train_discriminator(self, wave: Tensor, decoded: Tensor) -> dict[str, Tensor]:
-        """One step of the discriminator; its loss."""
-        self.against.zero_grad()
-        loss = self.discriminate(wave, decoded.detach())
-        loss.backward()
-        self.against.step()
-        return {"discriminator": loss}
-
-    def _against(self, wave: Tensor, decoded: Tensor, distance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradient for `decoded` [B, 1, N] that lowers distance and discriminator losses, and the latter."""
-        adversarial, features = self.judge(wave, decoded)
-        losses = {"adversarial": adversarial, "features": features}
-        return self.balancer.gradient({"distance": distance} | losses, decoded), losses
 
     @torch.no_grad()
     def measure(self) -> Metrics:

@@ -23,11 +23,12 @@ class _Part(nn.Module):
 
 
 class Captured:
-    """`function` of tensors with the parameters of `modules`, captured at the first call on a GPU.
+    """`function` of tensors with the parameters of `modules`, captured at its first call on a GPU, to be
+    followed by one backward pass each time.
 
     Later calls must have the same shapes; their results are overwritten by the next call. The function must
     neither copy to the CPU nor draw random numbers. Without gradients, or on another device, it is called
-    as it is.
+    plainly.
     """
 
     def __init__(self, function: Callable[..., Any], *modules: nn.Module):
@@ -43,6 +44,42 @@ class Captured:
             part = _Part(self.function, self.modules)
             self.replay = torch.cuda.make_graphed_callables(part, samples, allow_unused_input=True)
         return self.replay(*tensors)
+
+
+class Replayed:
+    """`function` of tensors, captured at its second call on a GPU. It may change tensors in place, and
+    differentiate within itself; its results have no gradients. Otherwise as `Captured`."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.called = function, False
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+        self.results: Any = None
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        """The function's results."""
+        if tensors[0].device.type != "cuda":
+            return self.function(*tensors)
+        if not self.called:
+            self.called = True
+            return self._first(tensors)
+        if self.graph is None:
+            self.inputs = [tensor.detach().clone() for tensor in tensors]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.results = self.function(*self.inputs)
+        torch._foreach_copy_(self.inputs, [tensor.detach() for tensor in tensors])
+        self.graph.replay()
+        return self.results
+
+    def _first(self, tensors: tuple[Tensor, ...]) -> Any:
+        """A plain call on a stream of its own, as a capture needs it: libraries set themselves up in it."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            results = self.function(*tensors)
+        torch.cuda.current_stream().wait_stream(stream)
+        return results
 
 
 class Readback:

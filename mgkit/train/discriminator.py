@@ -87,12 +87,11 @@ class LossBalancer:
         self.weights = weights
         self.sizes: dict[str, Tensor] = {}  # moving average of the norm of each loss's gradient
 
-    def gradient(self, losses: dict[str, Tensor], decoded: Tensor) -> Tensor:
-        """Gradient for `decoded` [B, 1, N]; the norms of its parts are `weights`, on average."""
-        total = torch.zeros_like(decoded)
-        for name, loss in losses.items():
-            (part,) = torch.autograd.grad(loss, decoded, retain_graph=True)
+    def __call__(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Sum of each loss's gradient for the decoded waves [B, 1, N], scaled to `weights` as mean norms."""
+        parts = []
+        for name, part in gradients.items():
             size = part.norm()
             self.sizes[name] = self.DECAY * self.sizes.get(name, size) + (1 - self.DECAY) * size
-            total += self.weights[name] * part / self.sizes[name].clamp(min=1e-12)
-        return total
+            parts.append(self.weights[name] * part / self.sizes[name].clamp(min=1e-12))
+        return torch.stack(parts).sum(dim=0)

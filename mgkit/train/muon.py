@@ -9,14 +9,16 @@ matrices in parallel.
 """
 
 import math
-import operator
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby, repeat
 from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+from mgkit.train.cuda_graphs import Replayed
 
 # Newton-Schulz iteration: a x + b x³ + c x⁵ takes singular values in (0, 1] close to 1 in few steps.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
@@ -65,34 +67,43 @@ class Muon(torch.optim.Optimizer):
     ):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
+        self.replayed: Replayed | None = None
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if matrices and matrices[0].is_cuda:
-                shape = operator.attrgetter("shape")
-                for _, same in groupby(sorted(matrices, key=shape), key=shape):
-                    self.update_together(list(same), group)
+                self._update_together(matrices, group)
             else:
                 with ThreadPoolExecutor(THREADS) as pool:
                     list(pool.map(self._update, matrices, repeat(group)))
 
     @torch.no_grad()
-    def update_together(self, matrices: list[Tensor], group: ParamGroup) -> None:
-        """Update matrices of one shape with the operations of one: a GPU waits for launches otherwise."""
-        for matrix in matrices:
-            if not self.state[matrix]:
-                self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
-        means = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-        grads = [matrix.grad for matrix in matrices]
-        torch._foreach_lerp_(means, grads, 1 - group["momentum"])
-        mixed = torch.stack(torch._foreach_lerp(grads, means, group["momentum"])).flatten(2)
-        updates = orthogonalize(mixed, self.dtype)
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        scale = 0.2 * math.sqrt(max(updates.shape[1:]))
-        shaped = updates.to(matrices[0].dtype).view(len(matrices), *matrices[0].shape)
-        torch._foreach_add_(matrices, list(shaped.unbind()), alpha=-group["lr"] * scale)
+    def _update_together(self, matrices: list[Tensor], group: ParamGroup) -> None:
+        """Update all matrices on a GPU, those of one shape together; at every step the same ones must have
+        gradients."""
+        if self.replayed is None:
+            for matrix in matrices:
+                if not self.state[matrix]:
+                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+            self.replayed = Replayed(partial(self._update_shapes, matrices, group))
+        lr = torch.full((), group["lr"], device=matrices[0].device)
+        self.replayed(lr, *(matrix.grad for matrix in matrices))
+
+    def _update_shapes(self, matrices: list[Tensor], group: ParamGroup, lr: Tensor, *grads: Tensor) -> None:
+        places = sorted(range(len(matrices)), key=lambda i: matrices[i].shape)
+        for _, same in groupby(places, key=lambda i: matrices[i].shape):
+            chosen = list(same)
+            own, gradients = [matrices[i] for i in chosen], [grads[i] for i in chosen]
+            means = [self.state[matrix]["momentum_buffer"] for matrix in own]
+            torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+            mixed = torch.stack(torch._foreach_lerp(gradients, means, group["momentum"])).flatten(2)
+            updates = orthogonalize(mixed, self.dtype)
+            scale = 0.2 * math.sqrt(max(updates.shape[1:]))
+            steps = updates.to(own[0].dtype).view(len(own), *own[0].shape) * (-scale * lr)
+            torch._foreach_mul_(own, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(own, list(steps.unbind()))
 
     # Not around `step`: gradient mode belongs to a thread, and each update runs in a thread of the pool.
     @torch.no_grad()

@@ -5,11 +5,11 @@
 
     stage       share   what it does
     data         8 %    compose and render clips, validation clips and stems, on all cores
-    codec       38 %    encoder, codebooks and decoder together
-    decoder     14 %    the decoder alone, against the discriminator; the tokens stay the same
-    tokens       4 %    encode all clips
-    lm          28 %    the language model and its text encoder
-    reinforce    7 %    the language model on its own samples
+    codec       36 %    encoder, codebooks and decoder together
+    decoder     13 %    the decoder alone, against the discriminator; the tokens stay the same
+    tokens       5 %    encode all clips
+    lm          25 %    the language model and its text encoder
+    reinforce   12 %    the language model on its own samples
     export       1 %    write the model in float16
 
 On a GPU the data stage renders only the codec's clips; all others are rendered while the codec trains.
@@ -44,20 +44,19 @@ from mgkit import audio, ranges
 from mgkit.band import dataset
 from mgkit.band.captions import FIRST_VALID_SEED
 from mgkit.musicgen import best_device
-from mgkit.train import codec, export, lm, pack, reinforce, sounds, storage, tokens
+from mgkit.train import codec, export, lm, pack, reinforce, storage, tokens
 
 SHARES = {
     "data": 0.08,
-    "codec": 0.38,
-    "decoder": 0.14,
-    "tokens": 0.04,
-    "lm": 0.28,
-    "reinforce": 0.07,
+    "codec": 0.36,
+    "decoder": 0.13,
+    "tokens": 0.05,
+    "lm": 0.25,
+    "reinforce": 0.12,
     "export": 0.01,
 }
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": dataset.main,
-    "stems": sounds.main,
     "codec": codec.main,
     "tokens": tokens.main,
     "lm": lm.main,
@@ -68,29 +67,32 @@ RUNS = {"codec": "codec", "decoder": "decoder", "lm": "lm", "reinforce": "reinfo
 # Core-seconds per ten-second clip, measured on a CPU with AVX-512: rendering it and its stem, and encoding it
 RENDER, ENCODE = 0.07, 0.2
 # Fewest and most clips to train on, and how many of them train the codec if the others are rendered meanwhile
-CLIPS, CODEC_CLIPS = (24, 24_000), 2500
+CLIPS, CODEC_CLIPS = (24, 24_000), 1600
 # Cores that a training run on a GPU needs beside those that render
 FREE_CORES = 2
-# Steps of the text encoder alone: per minute of the language model, and at most
-TEXT_STEPS = 40, 1000
+# Steps of the text encoder alone, at most
+MOST_TEXT_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes for a kind of device: of the codec its filters, crops per batch and peak learning rate; clips per
-    batch of the language model, and prompts per round of its reinforcement."""
+    """Sizes for a kind of device: of the codec its filters, crops per batch and peak learning rate, and crops per
+    batch with the discriminator, which takes most of the time; of the language model clips per batch, steps of its text encoder alone per minute, prompts per round of
+    reinforcement."""
 
     filters: int
     codec_batch: int
     codec_lr: float
+    decoder_batch: int
     lm_batch: int
+    text_steps: int
     prompts: int
 
 
 SIZES = {
-    "cpu": Size(16, 8, 1e-3, 6, 12),
-    "mps": Size(16, 16, 1e-3, 12, 12),
-    "cuda": Size(24, 64, 1.5e-3, 128, 64),
+    "cpu": Size(16, 8, 1e-3, 8, 6, 40, 12),
+    "mps": Size(16, 16, 1e-3, 16, 12, 40, 12),
+    "cuda": Size(24, 64, 1.5e-3, 32, 128, 200, 64),
 }
 
 
@@ -160,24 +162,24 @@ class Recipe:
             f"--data={sounds}",
             f"--valid={valid}",
             *run,
-            f"--batch={size.codec_batch}",
             *(["--compile"] if self.compiled else []),
         ]
         if stage == "data":
             few = [
                 f"--out={valid}",
-                f"--clips={min(256, max(4, clips // 20))}",
+                f"--clips={min(96, max(4, clips // 20))}",
                 f"--first-seed={FIRST_VALID_SEED}",
             ]
             many = self.rendering(out)
             if self.renders_meanwhile:
                 many = [f"--out={sounds}", f"--clips={min(clips, CODEC_CLIPS)}", seconds]
-            return [("data", many), ("data", [*few, seconds]), ("stems", [f"--data={sounds}"])]
+            return [("data", [*many, "--stems"]), ("data", [*few, seconds])]
         if stage == "codec":
-            return [("codec", [*codec_run, f"--filters={size.filters}", f"--lr={size.codec_lr:g}"])]
+            fresh = [f"--batch={size.codec_batch}", f"--filters={size.filters}", f"--lr={size.codec_lr:g}"]
+            return [("codec", [*codec_run, *fresh])]
         if stage == "decoder":
             alone = [f"--start={out / 'codec'}", "--decoder-only", "--adversary-from=0", "--lr=6e-4"]
-            return [("codec", [*codec_run, *alone])]
+            return [("codec", [*codec_run, *alone, f"--batch={size.decoder_batch}"])]
         if stage == "tokens":
             pairs = ((band, out / "tokens"), (valid, out / "valid_tokens"))
             return [
@@ -185,7 +187,7 @@ class Recipe:
                 for data, folder in pairs
             ]
         if stage == "lm":
-            text_steps = max(1, min(TEXT_STEPS[1], round(TEXT_STEPS[0] * minutes)))
+            text_steps = max(1, min(MOST_TEXT_STEPS, round(size.text_steps * minutes)))
             first = ["--align", f"--text-steps={text_steps}", f"--batch={size.lm_batch}"]
             return [("lm", [*encoded, *run, *first])]
         if stage == "reinforce":

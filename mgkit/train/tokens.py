@@ -26,12 +26,14 @@ from mgkit.codec import Codec
 from mgkit.musicgen import best_device
 from mgkit.train import codec as codec_training
 from mgkit.train import storage
+from mgkit.train.channels_last import ChannelsLast
 from mgkit.train.clips import Clips
 
 # Code frames and chroma frames of equal duration: 32 * 640 = 5 * 4096 samples. Crops start at multiples of
 # it.
 CODE_STRIDE, CHROMA_STRIDE = 32, 5
-GPU_CLIPS = 16  # encoded together on a GPU
+# Clips encoded together on a GPU, where the LSTM's steps take as long for many, and batches in preparation
+GPU_CLIPS, GPU_BATCHES = 64, 4
 
 
 class Metadata(TypedDict):
@@ -93,19 +95,21 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     codec = codec.to(device)
     # On a CPU one clip and one thread per core: a clip's working set fits a core's cache, and cores sharing
     # an operation wait for each other.
-    size = 1 if device.type == "cpu" else GPU_CLIPS
+    size, batches = (1, os.cpu_count()) if device.type == "cpu" else (GPU_CLIPS, GPU_BATCHES)
+    encoder = codec.encoder if device.type == "cpu" else ChannelsLast(codec).encode
 
     @torch.no_grad()
     def encode(start: int) -> int:
         part = slice(start, min(start + size, clips))
         mixes, tunes = (_on(device, waves[part]) for waves in (data.mix, data.melody))
-        codes[part] = codec.encode(mixes[:, None]).short().cpu().numpy()
+        latents = encoder(mixes[:, None])
+        codes[part] = codec.quantizer.encode(latents, config.codebooks).short().cpu().numpy()
         for clip, tune in zip(range(part.start, part.stop), tunes[:, None], strict=True):
             pitch_classes[clip] = melody.classes(tune, config.sample_rate, pitch_classes.shape[1]).numpy()
         return part.stop - part.start
 
     with (
-        ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(batches, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         tqdm(total=clips, desc="tokens", unit="clip") as bar,
     ):
         for count in pool.map(encode, range(0, clips, size)):
