@@ -76,16 +76,18 @@ MOST_TEXT_STEPS = 1000
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes for a kind of device: of the codec its filters, crops per batch and peak learning rate, and crops per
-    batch with the discriminator, which takes most of the time; of the language model clips per batch, steps of its text encoder alone per minute, prompts per round of
-    reinforcement."""
+    """Sizes for a kind of device."""
 
+    # of the codec: width, crops per batch, peak learning rate
     filters: int
     codec_batch: int
     codec_lr: float
+    # Crops per batch with the discriminator, which takes most of the time
     decoder_batch: int
+    # of the language model: clips per batch, and steps of its text encoder alone per minute
     lm_batch: int
     text_steps: int
+    # Prompts per round of reinforcement
     prompts: int
 
 
