@@ -11,6 +11,7 @@ Both give the same numbers up to rounding (1e-6). The fast one calls no module. 
 exchanged module or a replaced method has its effect, `Step` looks for them and, if there are any, calls `LM`.
 """
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -38,12 +39,21 @@ class RowCache(KVCache):
         keys    [B * H, blocks, D / H, BLOCK]     sum over features of query * row: the scores of a block
     """
 
-    def __init__(self, batch: int, heads: int, capacity: int, width: int, dtype: torch.dtype):
-        self.shape = (batch, heads, capacity, width)
-        self.keys = torch.zeros(batch * heads, -(-capacity // BLOCK), width, BLOCK, dtype=dtype)
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, block: int | None = None):
+        """`shape` is B, H, capacity, D / H."""
+        batch, heads, capacity, width = self.shape = tuple(shape)
+        self.block = block or BLOCK
+        self.keys = torch.zeros(batch * heads, -(-capacity // self.block), width, self.block, dtype=dtype)
         self.values = torch.zeros(batch * heads, capacity, width, dtype=dtype)
         self.length = 0
         self.text: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor) -> "RowCache":
+        """A cache of just these keys and values [B, H, L, D / H], in a single block."""
+        cache = cls(keys.shape, keys.dtype, block=keys.shape[2])
+        cache.put(keys.flatten(0, 1), values.flatten(0, 1))
+        return cache
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys (a copy) and values so far [B, H, length + S, D / H], the new ones included."""
@@ -58,33 +68,32 @@ class RowCache(KVCache):
         assert end <= capacity, f"the cache holds {capacity} positions; {end} are needed"
         self.values[:, self.length : end] = values
         while self.length < end:
-            block, place = divmod(self.length, BLOCK)
-            count = min(BLOCK - place, end - self.length)
+            block, place = divmod(self.length, self.block)
+            count = min(self.block - place, end - self.length)
             self.keys[:, block, :, place : place + count] = keys[:, :count].transpose(1, 2)
             keys, self.length = keys[:, count:], self.length + count
 
 
 class Rows:
-    """Which rows of a `RowCache` the attention of one step adds up; the same in every layer."""
+    """Which rows of a `RowCache` an attention adds up; the same in every layer."""
 
-    def __init__(self, cache: RowCache, padding: Tensor | None):
-        """Attention to the positions in the cache and a next one; `padding` [B, 1, capacity] hides some."""
-        _, blocks, width, _ = cache.keys.shape
+    def __init__(self, cache: RowCache, length: int, padding: Tensor | None):
+        """Attention to the first `length` positions, but those where `padding` [B, 1, capacity] is True."""
+        _, blocks, width, size = cache.keys.shape
         bags, capacity = cache.values.shape[:2]
-        self.length = cache.length + 1
-        self.blocks = -(-self.length // BLOCK)
+        self.length, self.blocks = length, -(-length // size)
         first = torch.arange(bags, dtype=torch.int32)[:, None]
         self.keys = (first * blocks * width + torch.arange(self.blocks * width, dtype=torch.int32)).flatten()
         self.key_bags = torch.arange(bags * self.blocks + 1, dtype=torch.int32) * width
-        self.values = (first * capacity + torch.arange(self.length, dtype=torch.int32)).flatten()
-        self.value_bags = torch.arange(bags + 1, dtype=torch.int32) * self.length
-        self.padding = None if padding is None else padding[..., : self.length]
+        self.values = (first * capacity + torch.arange(length, dtype=torch.int32)).flatten()
+        self.value_bags = torch.arange(bags + 1, dtype=torch.int32) * length
+        self.padding = None if padding is None else padding[..., :length]
 
     def attend(self, query: Tensor, cache: RowCache) -> Tensor:
         """The attention's output [B, D] for a query [B, D]."""
         batch, heads, _, width = cache.shape
         query = (query * width**-0.5).view(-1, 1, width).expand(-1, self.blocks, -1)
-        scores = _sums(cache.keys.view(-1, BLOCK), self.keys, self.key_bags, query)
+        scores = _sums(cache.keys.view(-1, cache.block), self.keys, self.key_bags, query)
         scores = scores.view(batch, heads, -1)[..., : self.length]
         if self.padding is not None:
             scores = scores.masked_fill(self.padding, -torch.inf)
@@ -100,22 +109,23 @@ def _sums(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
 class LayerStep:
     """A layer's forward pass for one step of generation, after the first."""
 
-    def __init__(self, layer: Layer, condition: Condition):
+    def __init__(self, layer: Layer, text: bool):
         own = layer.attention
         self.norm1, self.norm2 = _norm(layer.norm1), _norm(layer.norm2)
         self.in_proj = [own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]
         self.joint_in_proj = joint(self.in_proj)
         self.out_proj = own.out_proj.weight
         self.linear1, self.linear2 = layer.feed_forward.linear1.weight, layer.feed_forward.linear2.weight
-        self.text_mask = condition.text_mask
-        if condition.cross is not None:
+        if text:
             self.norm_cross = _norm(layer.norm_cross)
             self.cross_q_proj = layer.cross_attention.q_proj.weight
             self.cross_out_proj = layer.cross_attention.out_proj.weight
 
-    def __call__(self, x: Tensor, cache: RowCache, rows: Rows) -> Tensor:
+    def __call__(
+        self, x: Tensor, cache: RowCache, rows: Rows, text: RowCache | None, text_rows: Rows | None
+    ) -> Tensor:
         """The residual stream [B, D] after this layer."""
-        batch, heads, _, width = cache.shape
+        width = cache.shape[-1]
         y = _normalize(x, self.norm1)
         if self.joint_in_proj is not None:
             query, key, value = linear(y, self.joint_in_proj).chunk(3, dim=-1)
@@ -123,10 +133,9 @@ class LayerStep:
             query, key, value = (linear(y, weight) for weight in self.in_proj)
         cache.put(key.reshape(-1, 1, width), value.reshape(-1, 1, width))
         x = linear_add(rows.attend(query.contiguous(), cache), self.out_proj, x)
-        if cache.text is not None:
-            query = linear(_normalize(x, self.norm_cross), self.cross_q_proj).view(batch, heads, 1, width)
-            y = F.scaled_dot_product_attention(query, *cache.text, self.text_mask)
-            x = linear_add(y.view(batch, -1), self.cross_out_proj, x)
+        if text is not None and text_rows is not None:
+            query = linear(_normalize(x, self.norm_cross), self.cross_q_proj)
+            x = linear_add(text_rows.attend(query, text), self.cross_out_proj, x)
         y = linear_gelu(_normalize(x, self.norm2), self.linear1)
         return linear_add(y, self.linear2, x)
 
@@ -155,9 +164,11 @@ class Step:
             self.cache: list[KVCache] = lm.cache(condition.batch, length)
             return
         shape = (condition.batch, config.heads, length, config.dim // config.heads)
-        self.rows = [RowCache(*shape, lm.dtype) for _ in lm.layers]
+        self.rows = [RowCache(shape, lm.dtype) for _ in lm.layers]
         self.cache = [*self.rows]
-        self.layers = [LayerStep(layer, condition) for layer in lm.layers]
+        self.layers = [LayerStep(layer, text=condition.cross is not None) for layer in lm.layers]
+        self.texts: list[RowCache | None] = []  # after the first step
+        self.text_rows: Rows | None = None
         self.norm = _norm(lm.norm)
         self.embeddings = [table.weight for table in lm.embeddings]
         self.heads = [head.weight for head in lm.heads]
@@ -185,13 +196,24 @@ class Step:
             dim=0
         )
         x = x + self.positions[..., self.cache[0].length, :]
-        rows = Rows(self.rows[0], self.padding)
-        for layer, cache in zip(self.layers, self.rows, strict=True):
-            x = layer(x, cache, rows)
+        rows = Rows(self.rows[0], self.rows[0].length + 1, self.padding)
+        for layer, cache, text in zip(self.layers, self.rows, self._texts(), strict=True):
+            x = layer(x, cache, rows, text, self.text_rows)
         x = _normalize(x, self.norm)
         if self.joint_heads is not None:
             return linear(x, self.joint_heads).unflatten(-1, (len(self.heads), -1))
         return torch.stack([linear(x, head) for head in self.heads], dim=1)
+
+    def _texts(self) -> Sequence[RowCache | None]:
+        """The keys and values of the text in every layer, which the first step left in the cache."""
+        if not self.texts:
+            self.texts = [cache.text and RowCache.of(*cache.text) for cache in self.rows]
+            if self.texts[0]:
+                mask = self.condition.text_mask
+                self.text_rows = Rows(
+                    self.texts[0], self.texts[0].length, None if mask is None else ~mask[:, 0]
+                )
+        return self.texts
 
 
 # --- whether anything would notice -------------------------------------------------------------------------
