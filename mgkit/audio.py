@@ -24,6 +24,7 @@ from mgkit import files
 from mgkit.brief import brief
 from mgkit.files import replace_file as replace_file
 from mgkit.formats import decoding
+from mgkit.formats.decoding import READABLE as READABLE
 from mgkit.formats.encoding import FORMATS as FORMATS
 from mgkit.formats.encoding import encode as encode
 from mgkit.formats.encoding import parse_rate as parse_rate

@@ -14,7 +14,7 @@ import torch
 
 from mgkit import hub
 from mgkit.files import finish, printable
-from mgkit.formats.audiocraft_files import EXPORTED, TRAINING, state_of, unwrapped
+from mgkit.formats.audiocraft_files import language_model, state_of, unwrapped
 from mgkit.formats.audiocraft_loader import from_audiocraft
 from mgkit.formats.huggingface_loader import from_hugging_face
 from mgkit.formats.layouts import Plan, audiocraft, plan
@@ -81,10 +81,7 @@ def _audiocraft_file(folder: Path) -> Path | None:
     theirs = (folder / "config.json").exists() and any(folder.glob("pytorch_model*.bin"))
     if theirs or any(folder.glob("*.safetensors")):
         return None
-    for name in (EXPORTED, TRAINING):
-        if (folder / name).exists():
-            return folder / name
-    return None
+    return language_model(folder)
 
 
 # --- a language model alone ---------------------------------------------------------------------------------

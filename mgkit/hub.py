@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def download(hub_id: str, dest: Path | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     # Weights in the order in which loading prefers them.
-    weights = (["*.safetensors"], ["*state_dict.bin"], ["pytorch_model*.bin", "checkpoint.th"])
+    weights = (["*.safetensors"], ["*state_dict.bin"], ["pytorch_model*.bin", "checkpoint*.th"])
     try:
         for files in (["*.json", "*.model", "README.md", *weights[0]], *weights[1:]):
             folder = Path(snapshot_download(hub_id, allow_patterns=files, local_dir=dest))
@@ -152,7 +153,7 @@ def download(hub_id: str, dest: Path | None = None) -> Path:
 
 def _has_weights(folder: Path) -> bool:
     """Whether the folder has weights of either layout."""
-    patterns = ("*.safetensors", "state_dict.bin", "pytorch_model*.bin", "checkpoint.th")
+    patterns = ("*.safetensors", "state_dict.bin", "pytorch_model*.bin", "checkpoint*.th")
     return any(path.exists() for pattern in patterns for path in folder.glob(pattern))
 
 
@@ -203,11 +204,39 @@ def kv_cache(layers: int, width: int, steps: float) -> float:
 
 
 def _stored(folder: Path) -> float:
-    """Bytes of the tensors in a model's files once in float32; audiocraft's files store float16."""
-    total = 2.0 * sum(file.stat().st_size for file in folder.glob("*.bin"))
-    for file in folder.glob("*.safetensors"):
+    """Bytes of the tensors in a model's files once in float32, whatever type they are stored in."""
+    total, files = 0.0, list(folder.glob("*.safetensors"))
+    # Loading prefers safetensors; the same weights may be there in both forms.
+    for file in () if files else folder.glob("*.bin"):
+        total += 4 * _count(file)
+    for file in files:
         # A safetensors file starts with the length of its JSON header.
         with file.open("rb") as opened:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         total += 4 * sum(math.prod(tensor.get("shape", [0])) for tensor in header.values())
     return total
+
+
+def _count(file: Path) -> float:
+    """Number of values of the tensors in a file of torch; an old or damaged one may hold float32."""
+    from torch import Tensor
+
+    from mgkit.formats.tensor_files import WeightsError, read_bin
+
+    tensors: dict[int, int] = {}
+
+    def add(value: object) -> None:
+        if isinstance(value, Tensor):
+            # Tied tensors share their memory.
+            tensors[value.data_ptr()] = value.numel()
+        for inner in value.values() if isinstance(value, dict) else ():
+            add(inner)
+
+    # The old format cannot be mapped: reading it would take as long as loading the model.
+    if not zipfile.is_zipfile(file):
+        return file.stat().st_size / 4
+    try:
+        add(read_bin(file))
+    except (WeightsError, OSError):
+        return file.stat().st_size / 4
+    return sum(tensors.values())

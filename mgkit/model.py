@@ -96,7 +96,9 @@ def on_meta(
 ) -> Model:
     """A model around `text` on the meta device, which has shapes and no memory."""
     with torch.device("meta"):
-        return Model(Codec(codec), LM(lm).to(dtype), Conditioner(text, lm.dim, melody_frames))
+        # Whatever torch's default dtype is.
+        conditioner = Conditioner(text, lm.dim, melody_frames).float()
+        return Model(Codec(codec).float(), LM(lm).to(dtype), conditioner)
 
 
 def allocate(model: Model, values: Plan, device: torch.device) -> None:

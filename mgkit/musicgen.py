@@ -28,7 +28,7 @@ from mgkit.generate import Stop
 from mgkit.interrupt import CtrlC
 from mgkit.loops import recut
 from mgkit.manifest import digest, from_manifest, machine, manifests, require_model
-from mgkit.perform import OnStep, decode_whole, request_frames, say_stopped
+from mgkit.perform import OnStep, decode_or_keep, decode_whole, request_frames, say_stopped
 from mgkit.progress import ProgressBar
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
 from mgkit.request import Request, Waves, parse_melodies, parse_request, plan_windows
@@ -377,7 +377,7 @@ class MusicGen:
             tokens = self._tokens(request, progress, on_step or self._on_step, stopped)
             if stopped.pressed:
                 say_stopped(self.model, request, tokens)
-            wave = self.generate_audio(tokens)
+            wave = decode_or_keep(self.model, tokens)
             origin = manifests(self.model, request, tokens) if return_manifests else []
         if return_tokens:
             return (wave, tokens, origin) if return_manifests else (wave, tokens)

@@ -7,9 +7,11 @@ Axes: B batch, C channels, K codebooks, T frames, N samples, D width, F chroma f
 """
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, count
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -158,6 +160,28 @@ def decode_whole(model: Model, tokens: Tensor) -> Tensor:
         return torch.cat(list(decode(model, iter(tokens.split(DECODED_AT_ONCE, dim=-1)))), dim=-1)
     with torch.autocast(model.lm.device.type, enabled=False):
         return model.codec.decode(tokens, model.channels)
+
+
+def decode_or_keep(model: Model, tokens: Tensor) -> Tensor:
+    """`decode_whole` of tokens just generated; if it fails, they are kept in a file, which the error names.
+
+    Raises: RuntimeError with the path of the tokens.
+    """
+    try:
+        return decode_whole(model, tokens)
+    except Exception as error:
+        try:
+            path = Path(tempfile.mkdtemp(prefix="mgkit-"), "tokens.safetensors")
+            from safetensors.torch import save_file
+
+            save_file({"tokens": tokens.cpu().contiguous()}, path)
+        except Exception:
+            raise error from None
+        # The name of the error alone: messages about memory are long.
+        raise RuntimeError(
+            f"decoding the tokens failed ({type(error).__name__}); they are kept in {path}: "
+            "model.generate_audio(safetensors.torch.load_file(path)['tokens']) gives their sound"
+        ) from error
 
 
 def say_stopped(model: Model, request: Request, tokens: Tensor) -> None:

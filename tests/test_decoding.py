@@ -14,7 +14,7 @@ from refusals import refusal
 from tiny import RATE, noise
 
 from mgkit import audio
-from mgkit.formats import decoding, mp3
+from mgkit.formats import decoding, mp3, ogg, wav
 
 SECONDS = 20
 
@@ -132,11 +132,78 @@ def test_the_length_in_a_wav_header_is_not_believed(size):
     assert audio.decode(bytes(content), "a.wav")[0].shape == wave.shape
 
 
-@pytest.mark.parametrize(("format", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS")])
-def test_joined_ogg_files_are_refused(format, subtype):
-    content = encode(noise(1, 48000) / 10, format, subtype, 48000)
-    assert audio.decode(content, "a.ogg")[0].shape == (1, 48000)
-    refusal(lambda: audio.decode(content + content, "a.ogg"), "'a.ogg'", "several recordings", "ffmpeg")
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_joined_ogg_files_are_read_to_the_end_of_the_last(subtype, capsys):
+    first, second = (encode(noise(2, 48000 * s, seed=s) / 10, "OGG", subtype, 48000) for s in (1, 2))
+    parts = [audio.decode(content, "a.ogg")[0] for content in (first, second, first)]
+    assert torch.equal(audio.decode(first + second + first, "a.ogg")[0], torch.cat(parts, dim=1))
+    assert parts[1].shape == (2, 96000) and capsys.readouterr().err == ""
+    other = encode(noise(1, 48000) / 10, "OGG", subtype, 24000)
+    refusal(lambda: audio.decode(first + other, "a.ogg"), "'a.ogg'", "different sample rates", "ffmpeg")
+
+
+CUT = ["WAV", "WAVEX", "AIFF", "AU", "W64", "RF64", "SVX", "VOC", "OGG", "MP3"]
+
+
+@pytest.mark.parametrize("format", CUT)
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes_and_one_line_says_so(format, share, capsys):
+    subtype = {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(format, "PCM_16")
+    wave = noise(1, SECONDS * RATE) / 10
+    content = encode(wave, format, subtype)
+    whole, _ = audio.decode(content, "a.wav")
+    assert capsys.readouterr().err == ""
+    part, _ = audio.decode(content[: int(share * len(content))], "a.wav")
+    # within a page of Ogg, or a few frames of MP3
+    assert part.shape[1] == pytest.approx(share * whole.shape[1], abs=1.5 * RATE)
+    steady = part.shape[1] - 4096
+    torch.testing.assert_close(part[:, :steady], whole[:, :steady], atol=2e-4, rtol=0)
+    [line] = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith("'a.wav' is cut off") and f"the {part.shape[1] / RATE:.3g} s that are there" in line
+    )
+
+
+def test_missing_pages_of_an_ogg_file_are_noted(capsys):
+    content = encode(noise(1, SECONDS * RATE) / 10, "OGG", "VORBIS")
+    (_, end), (start, _) = ogg.pages(content)[6], ogg.pages(content)[8]
+    wave, _ = audio.decode(content[:end] + content[start:], "a.ogg")
+    assert wave.shape[1] > 0.5 * SECONDS * RATE
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("stated", [0, 2, 1000])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_a_wav_file_is_read_past_the_end_that_its_header_states(stated, subtype, capsys):
+    wave = noise(2, RATE) / 10
+    content = bytearray(encode(wave, "WAV", subtype))
+    data = content.index(b"data") + 4
+    content[data : data + 4] = stated.to_bytes(4, "little")
+    back, _ = audio.decode(bytes(content), "a.wav")
+    torch.testing.assert_close(back, wave, atol=1e-4, rtol=0)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "'a.wav' goes on after the end that its header states; the 1 s that are there were read"
+
+
+@pytest.mark.parametrize("after", [b"LIST\x04\0\0\0INFO", b"id3 \x03\0\0\0abc\0", b"\0", b""])
+@pytest.mark.parametrize("samples", [1000, 1001])
+def test_chunks_after_the_samples_of_a_wav_file_are_not_read_as_samples(after, samples, capsys):
+    content = encode(noise(1, samples) / 10, "WAV", "PCM_U8")
+    content += b"\0" * (len(content) % 2) + after
+    assert audio.decode(content, "a.wav")[0].shape == (1, samples)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_wav_file_written_to_a_pipe_has_an_unknown_length_and_is_not_cut_off(capsys):
+    content = bytearray(encode(noise(1, RATE) / 10, "WAV", "PCM_16"))
+    content[4:8] = content[40:44] = b"\xff" * 4
+    assert audio.decode(bytes(content), "a.wav")[0].shape == (1, RATE)
+    assert capsys.readouterr().err == ""
+
+
+def test_walkers_take_any_content_in_little_time():
+    for content in (b"", b"OggS", b"OggS" * 2**18, b"RIFF" + b"\0" * 99, b"RIFF____WAVE" + b"\xff" * 2**20):
+        ogg.recordings(content), wav.true_length(io.BytesIO(content))
 
 
 def test_a_file_longer_than_the_limit_is_refused_with_the_limit_in_minutes(monkeypatch):

@@ -12,7 +12,7 @@ import torch
 from tiny import tiny
 from tiny import tune as melody_of
 
-from mgkit import MusicGen, hub
+from mgkit import MusicGen, audio, hub
 from mgkit.__main__ import main
 from mgkit.train import finetune as tuning
 from mgkit.train import folder as folders
@@ -85,6 +85,27 @@ def test_a_folder_without_captioned_recordings_is_refused_in_a_sentence(tmp_path
     (folder / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match=r"0\.txt is not UTF-8 text"):
         folders.find(folder)
+
+
+@pytest.mark.parametrize("extension", audio.READABLE)
+def test_every_extension_that_is_read_is_found(tmp_path, extension):
+    (tmp_path / f"a{extension.upper()}").write_bytes(b"")
+    (tmp_path / "a.txt").write_text("calm piano", encoding="utf-8")
+    [found] = folders.find(tmp_path)
+    assert found.file.name == f"a{extension.upper()}"
+
+
+def test_what_is_found_is_read(tmp_path):
+    wave = melody_of(2.0)[0].numpy()
+    kinds = {".aiff": "AIFF", ".au": "AU", ".caf": "CAF", ".w64": "W64", ".rf64": "RF64", ".oga": "OGG"}
+    for extension, format in kinds.items():
+        soundfile.write(tmp_path / f"a{extension}", wave, 32000, format=format)
+    (tmp_path / "captions.csv").write_text(
+        "file,caption\n" + "".join(f"a{extension},piano\n" for extension in kinds), encoding="utf-8"
+    )
+    found = folders.find(tmp_path)
+    assert len(found) == len(kinds)
+    assert all(folders.read(recording, 32000, 1)[0].shape == (1, 64000) for recording in found)
 
 
 @pytest.mark.parametrize(

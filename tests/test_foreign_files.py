@@ -273,6 +273,51 @@ def test_a_checkpoint_of_a_training_loads_its_best_weights(
     assert same(load(audiocraft), load(original))
 
 
+@pytest.mark.parametrize(
+    "others, taken",
+    [
+        (["checkpoint_best.th"], "checkpoint_best.th"),
+        (["checkpoint_9.th", "checkpoint_10.th"], "checkpoint_10.th"),
+        (["checkpoint_best.th", "checkpoint_10.th"], "checkpoint_best.th"),
+        (["checkpoint.th", "checkpoint_best.th"], "checkpoint.th"),
+    ],
+)
+def test_other_checkpoints_of_a_training_are_found(
+    others: list[str], taken: str, audiocraft: Path, original: Path
+) -> None:
+    content = torch.load(audiocraft / LM, weights_only=True)
+    (audiocraft / LM).unlink()
+    for name in others:
+        shift = 0 if name == taken else 1
+        state = {key: tensor + shift for key, tensor in content["best_state"].items()}
+        torch.save({"best_state": {"model": state}, "xp.cfg": content["xp.cfg"]}, audiocraft / name)
+    assert same(load(audiocraft), load(original))
+    assert hub._has_weights(audiocraft)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_memory_counts_the_values_of_bin_files_whatever_their_type(
+    dtype: torch.dtype, folder: Path, original: Path
+) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in state(folder).items()}
+    expected = hub.memory(str(folder))
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert hub.memory(str(folder)) == expected, "the same weights in two forms count once"
+    (folder / "model.safetensors").unlink()
+    assert hub.memory(str(folder)) == expected
+    exported = torch.load(original / LM, weights_only=True)["best_state"]
+    values = sum(tensor.numel() for tensor in exported.values())
+    (folder / "pytorch_model.bin").unlink()
+    torch.save({"best_state": exported | {"tied": next(iter(exported.values()))}}, folder / LM)
+    assert hub.memory(str(folder)) == 4 * values
+
+
+def test_memory_of_a_damaged_bin_file_is_estimated_from_its_size(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04" + bytes(996))
+    assert hub.memory(str(folder)) == 1000
+
+
 def test_a_shard_of_fsdp_is_named(audiocraft: Path) -> None:
     content = torch.load(audiocraft / LM, weights_only=True)
     (audiocraft / LM).unlink()

@@ -1,5 +1,6 @@
 """Results ignore torch's global settings, long pieces fit the memory, and broken weights are reported."""
 
+import re
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden import filling
+from safetensors.torch import load_file
 from test_properties import run, run_with_manifests
 from tiny import RATE, tiny, tune
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgkit import MusicGen
+from mgkit.__main__ import main
 from mgkit.manifest import fingerprint
 from mgkit.settings import Settings
 
@@ -50,6 +54,28 @@ def test_results_do_not_depend_on_torchs_global_settings(layout: str, state: str
     assert torch.equal(again, tokens)
     assert wave_again.dtype == torch.float32 and torch.equal(wave_again, wave)
     assert torch.equal(streamed_again, streamed)
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("layout", ["text", "melody", "audiocraft"])
+def test_loading_does_not_depend_on_torchs_global_settings(
+    layout: str, state: str, saved: Path, tmp_path: Path
+) -> None:
+    folder = filling.audiocraft_folder(tmp_path, "small") if layout == "audiocraft" else saved / layout
+    expected = MusicGen.get_pretrained(str(folder), "cpu")
+    with STATES[state]():
+        loaded = MusicGen.get_pretrained(str(folder), "cpu")
+        loaded.save_pretrained(str(tmp_path / "again"))
+    again = MusicGen.get_pretrained(str(tmp_path / "again"), "cpu")
+    assert fingerprint(loaded.model) == fingerprint(expected.model) == fingerprint(again.model)
+    for model in (loaded, again):
+        parameters = dict(model.model.named_parameters())
+        for name, parameter in expected.model.named_parameters():
+            assert parameters[name].dtype == parameter.dtype and not parameters[name].requires_grad
+    for model in (expected, loaded):
+        model.set_generation_params(duration=0.5)
+    [ours], [theirs] = (model.generate(["calm piano"], seed=3) for model in (loaded, expected))
+    assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
 
 
 def test_a_stream_leaves_the_callers_settings_alone() -> None:
@@ -151,3 +177,82 @@ def test_runs_in_several_threads_equal_runs_in_turn() -> None:
     for thread in threads:
         thread.join()
     assert all(torch.equal(at_once[text], tokens) for text, tokens in zip(texts, in_turn, strict=True))
+
+
+# --- work that is not lost ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("shapes\nof x")]
+)
+def test_tokens_are_kept_if_decoding_them_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    model.set_generation_params(duration=0.5)
+    wave, tokens = model.generate(["calm piano"], return_tokens=True, seed=3)
+    with monkeypatch.context() as broken:
+
+        def fail(*_: object) -> None:
+            raise error
+
+        broken.setattr(model.codec, "decode", fail)
+        with pytest.raises(RuntimeError, match=r"decoding the tokens failed .* they are kept in") as caught:
+            model.generate(["calm piano"], seed=3)
+    assert len(str(caught.value).splitlines()) == 1 and type(error).__name__ in str(caught.value)
+    [path] = re.findall(r"kept in (\S+):", str(caught.value))
+    kept = load_file(path)["tokens"]
+    Path(path).unlink(), Path(path).parent.rmdir()
+    assert torch.equal(kept, tokens) and torch.equal(model.generate_audio(kept), wave)
+
+
+def test_the_command_line_names_the_file_of_kept_tokens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("mgkit.codec.Codec.decode", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    command = ["generate", "calm", "--model", str(saved / "text"), "--duration", "0.2"]
+    assert main([*command, "-o", str(tmp_path / "a.wav")]) == 2
+    [path] = tmp_path.glob("mgkit-*/tokens.safetensors")
+    assert str(path) in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_full_disk_leaves_the_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    model.set_generation_params(duration=0.2)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    def full(**_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(model.codec, "decode", fail)
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(MemoryError):
+        model.generate(["calm piano"])
+
+
+# --- PyTorch's own tools ------------------------------------------------------------------------------------
+
+
+def test_a_dynamically_quantized_language_model_generates() -> None:
+    """Its layers have weights that are methods, not tensors."""
+    quantize = pytest.importorskip("torch.ao.quantization").quantize_dynamic
+    model = tiny()
+    model.set_generation_params(duration=0.5, use_sampling=False)
+    expected = model.generate(["calm piano"], return_tokens=True)[1]
+    # PyTorch quantizes modules whose type is nn.Linear itself.
+    for module in list(model.lm.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                plain = nn.Linear(child.in_features, child.out_features, bias=False)
+                plain.load_state_dict(child.state_dict())
+                setattr(module, name, plain)
+    assert torch.equal(model.generate(["calm piano"], return_tokens=True)[1], expected)
+    model.lm = model.model.lm = quantize(model.lm, {nn.Linear}, dtype=torch.qint8)
+    kind = type(model.lm.layers[0].attention.q_proj)
+    assert kind.__module__.startswith("torch.ao.nn.quantized.dynamic")
+    tokens = model.generate(["calm piano"], return_tokens=True)[1]
+    assert tokens.shape == expected.shape and not torch.equal(tokens, expected)

@@ -1,7 +1,7 @@
 """audiocraft's files: tensors, and in `xp.cfg` the configuration of the training, as our configs.
 
     exported    state_dict.bin, compression_state_dict.bin   best_state: {name: tensor}, xp.cfg: YAML
-    training    checkpoint.th                                best_state, ema, model …, xp.cfg: omegaconf
+    training    checkpoint.th, checkpoint_best.th, …_9.th    best_state, ema, model …, xp.cfg: omegaconf
 
 A configuration refers to its own fields, as in `sample_rate: ${encodec.sample_rate}`.
 """
@@ -22,10 +22,19 @@ from mgkit.formats.tensor_files import Node, Stored, read_bin
 T = TypeVar("T")
 
 EXPORTED, TRAINING, CODEC = "state_dict.bin", "checkpoint.th", "compression_state_dict.bin"
+BEST = "checkpoint_best.th"
 # Best weights first, as audiocraft's own export takes them; sharded ones are in no single file.
 STATES = ("fsdp_best_state.model", "best_state.model", "best_state", "ema.state.model", "model")
 # Parts of names added by wrappers around a module in training: FSDP, checkpointing, torch.compile, DDP.
 WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module"}
+
+
+def language_model(folder: Path) -> Path | None:
+    """The file of the language model in `folder`: exported, or the best or newest one of its training."""
+    files = [folder / name for name in (EXPORTED, TRAINING, BEST)]
+    epochs = [file for file in folder.glob("checkpoint_*.th") if re.fullmatch(r"[^_]+_\d+", file.stem)]
+    files += sorted(epochs, key=lambda file: int(file.stem.split("_")[1]))[-1:]
+    return next((file for file in files if file.exists()), None)
 
 
 @dataclass(frozen=True)

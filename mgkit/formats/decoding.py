@@ -7,7 +7,9 @@ A header is only a claim: it may state less than the file holds, or more than th
 """
 
 import io
+import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,10 +20,17 @@ import torch
 from torch import Tensor
 
 from mgkit.files import printable
-from mgkit.formats import mp3
+from mgkit.formats import mp3, ogg, wav
 
+# File extensions that are read, as far as libsndfile and PyAV know their content.
+READABLE = (
+    *(".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".oga", ".opus"),
+    *(".w64", ".rf64", ".m4a", ".mp4", ".aac", ".webm", ".wma"),
+)
 LIMIT = 1 << 29  # samples of all channels in a file, 2 GB: 100 minutes of stereo at 44.1 kHz
 BLOCK = 1 << 18  # samples of all channels per read
+UNKNOWN = 0x7FFFFFFF - 4096  # sizes from here on stand for an unknown one, in files written to a pipe
+CUT = "is cut off: its header states more than the file holds, or its last part is missing"
 
 # Files for PyAV, by their first bytes: offset, bytes, name.
 CONTAINERS = (
@@ -43,12 +52,15 @@ class SequentialFile(soundfile.SoundFile):
 def decode(source: BinaryIO, name: str) -> tuple[Tensor, int]:
     """Wave [C, N] and sample rate of an open file; `name` is for error messages.
 
+    A file that is cut off, or that states less than it holds, is read to its end, and one line says so.
+
     Raises: ValueError if it is not audio, is damaged, has no samples, or more than LIMIT.
     """
     head = source.read(16)
     source.seek(0)
     container = next((kind for at, magic, kind in CONTAINERS if head[at:].startswith(magic)), None)
-    blocks = _containers_blocks(source, name, container) if container else _blocks(source, name)
+    faults: list[str] = []
+    blocks = _containers_blocks(source, name, container) if container else _blocks(source, name, faults)
     parts, rate, size = [], 0, 0
     try:
         for rate, block in blocks:
@@ -60,61 +72,78 @@ def decode(source: BinaryIO, name: str) -> tuple[Tensor, int]:
                 )
             parts.append(torch.from_numpy(block))
         if not size:
-            raise ValueError(f"{name!r} contains no samples")
-        return torch.cat(parts, dim=1), rate
+            raise ValueError(f"{name!r} {faults[0] if faults else 'contains no samples'}")
+        wave = torch.cat(parts, dim=1)
     except MemoryError:
         raise ValueError(f"{name!r} does not fit into the memory: cut it into shorter files") from None
+    if faults:
+        file, seconds = printable(name), wave.shape[1] / rate
+        print(f"{file!r} {faults[0]}; the {seconds:.3g} s that are there were read", file=sys.stderr)
+    return wave, rate
 
 
-def _blocks(source: BinaryIO, name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Sample rate and samples [C, n], block by block, by libsndfile."""
-    opened = False
+def _blocks(source: BinaryIO, name: str, faults: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """Sample rate and samples [C, n], block by block, by libsndfile; adds what is wrong to `faults`."""
+    shape: tuple[int, int] | None = None
     try:
-        with SequentialFile(_corrected(source, name)) as file:
-            opened, count = True, max(1, BLOCK // file.channels)
-            while len(block := file.read(count, dtype="float32", always_2d=True)):
-                yield file.samplerate, np.ascontiguousarray(block.T)
+        for part in _recordings(source, faults):
+            with SequentialFile(part) as file:
+                if shape not in (None, (file.samplerate, file.channels)):
+                    raise ValueError(
+                        f"{name!r} contains several recordings with different sample rates or channels: "
+                        "split it, or join them with  ffmpeg -i FILE joined.wav"
+                    )
+                shape = file.samplerate, file.channels
+                if _is_cut(file):
+                    faults.append(CUT)
+                count = max(1, BLOCK // file.channels)
+                while len(block := file.read(count, dtype="float32", always_2d=True)):
+                    yield file.samplerate, np.ascontiguousarray(block.T)
     except (soundfile.LibsndfileError, TypeError) as error:
         reason = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
-        if opened:
+        if shape is not None:
             fault, advice = f"is cut off or damaged ({reason})", "download or convert it again"
         else:
             fault, advice = "is not audio that can be read (WAV, FLAC, OGG or MP3)", reason
         raise ValueError(f"{name!r} {fault}: {advice}") from None
 
 
-def _corrected(source: BinaryIO, name: str) -> BinaryIO:
-    """The file itself, or one with a corrected length if libsndfile would stop at the stated one."""
+def _recordings(source: BinaryIO, faults: list[str]) -> list[BinaryIO]:
+    """The recordings in a file, with a corrected length if libsndfile would stop at the stated one."""
     head = source.read(4)
     source.seek(0)
-    if head == b"OggS" and _is_chained(source.read()):
-        raise ValueError(
-            f"{name!r} contains several recordings one after the other, and decoders stop after the first: "
-            "split it, or join them with  ffmpeg -i FILE joined.wav"
-        )
-    source.seek(0)
+    if head == b"OggS":
+        content = source.read()
+        parts = ogg.recordings(content) or [content]
+        if not all(map(ogg.is_complete, parts)):
+            faults.append(CUT)
+        return [io.BytesIO(part) for part in parts]
+    if head == b"RIFF" and (length := wav.true_length(source)) is not None:
+        start, stated, true = length
+        source.seek(0)
+        if stated < true:
+            faults.append("goes on after the end that its header states")
+            return [wav.with_length(source, start, true)]
+        return [source]
     if head == b"fLaC":
-        content = bytearray(source.read())
+        flac = bytearray(source.read())
         # 36 bits for the number of samples, of which 0 stands for unknown
-        content[21:22] = bytes(byte & 0xF0 for byte in content[21:22])
-        content[22:26] = bytes(len(content[22:26]))
-        return io.BytesIO(content)
+        flac[21:22] = bytes(byte & 0xF0 for byte in flac[21:22])
+        flac[22:26] = bytes(len(flac[22:26]))
+        return [io.BytesIO(flac)]
     if head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
-        return io.BytesIO(mp3.with_true_length(source.read()))
-    return source
+        content = source.read()
+        if mp3.is_cut(content):
+            faults.append(CUT)
+        return [io.BytesIO(mp3.with_true_length(content))]
+    return [source]
 
 
-def _is_chained(content: bytes) -> bool:
-    """Whether another logical stream begins after the first pages of an Ogg file (RFC 3533, section 4)."""
-    at, begun = 0, False
-    while content[at : at + 4] == b"OggS" and len(content) >= at + 27:
-        first = bool(content[at + 5] & 2)
-        if first and begun:
-            return True
-        begun = begun or not first
-        segments = content[at + 26]
-        at += 27 + segments + sum(content[at + 27 : at + 27 + segments])
-    return False
+def _is_cut(file: soundfile.SoundFile) -> bool:
+    """Whether libsndfile's log notes a chunk that is longer than the file, or a cut one."""
+    sizes = re.findall(r": (\d+) \(should be (\d+)\)", file.extra_info)
+    cut = any(int(should) < int(stated) < UNKNOWN for stated, should in sizes)
+    return cut or "truncated file" in file.extra_info
 
 
 def _containers_blocks(source: BinaryIO, name: str, container: str) -> Iterator[tuple[int, np.ndarray]]:

@@ -25,11 +25,10 @@ def with_true_length(content: bytes) -> bytes:
     if len(starts) < 2:
         return content
     first, second = starts[:2]
-    tag = first + 4 + _side_info(content[first : first + 4])
     count = len(starts)
-    if content[tag : tag + 4] in (b"Xing", b"Info"):
+    if (stated := _stated_count(content, first)) is not None:
         count -= 1
-        if content[tag + 7] & 1 and int.from_bytes(content[tag + 8 : tag + 12], "big") >= count:
+        if stated >= count:
             return content
         audio = second
     # Fraunhofer's header
@@ -38,6 +37,20 @@ def with_true_length(content: bytes) -> bytes:
     else:
         audio = first
     return _xing_frame(content[first : first + 4], count) + content[audio:]
+
+
+def is_cut(content: bytes) -> bool:
+    """Whether a Xing header states more frames than there are."""
+    starts = frames(content)
+    return bool(starts) and (_stated_count(content, starts[0]) or 0) > len(starts) - 1
+
+
+def _stated_count(content: bytes, first: int) -> int | None:
+    """The number of frames in the Xing header of the first frame, 0 if it is left out; None without one."""
+    tag = first + 4 + _side_info(content[first : first + 4])
+    if content[tag : tag + 4] not in (b"Xing", b"Info"):
+        return None
+    return int.from_bytes(content[tag + 8 : tag + 12], "big") if content[tag + 7] & 1 else 0
 
 
 def frames(content: bytes) -> list[int]:

@@ -32,7 +32,7 @@ UPLOAD_HINT = (
 def clips(folder: str) -> dict[str, Path]:
     """Title → file of the clips shipped with mgkit in `folder`, `melodies` or `recordings`."""
     paths = sorted((hub.embedded().parent / folder).glob("*.*"))
-    return {path.stem.replace("_", " "): path for path in paths if path.suffix in audio.FORMATS}
+    return {path.stem.replace("_", " "): path for path in paths if path.suffix.lower() in audio.READABLE}
 
 
 def parse_path(text: str) -> Path:

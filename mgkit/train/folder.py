@@ -60,9 +60,9 @@ def find(folder: str | Path) -> list[Recording]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     files = sorted(path for path in folder.rglob("*") if captions.visible(path, folder))
-    sounds = {captions.name_in(file, folder): file for file in files if file.suffix.lower() in audio.FORMATS}
+    sounds = {captions.name_in(file, folder): file for file in files if file.suffix.lower() in audio.READABLE}
     if not sounds:
-        raise ValueError(f"{folder} has no audio files: put {', '.join(audio.FORMATS)} files into it")
+        raise ValueError(f"{folder} has no audio files: put {', '.join(audio.READABLE)} files into it")
     stems = {name: str(PurePosixPath(name).with_suffix("")) for name in sounds}
     table = captions.read_tables(files, folder)
     beside = captions.read_texts(files, folder, set(stems.values()))
@@ -79,7 +79,7 @@ def find(folder: str | Path) -> list[Recording]:
         others = {captions.name_in(file, folder) for file in files}
         if present := [name for name in missing if name in others]:
             raise ValueError(
-                f"the captions in {folder} name files that are not {', '.join(audio.FORMATS)}: "
+                f"the captions in {folder} name files that are not {', '.join(audio.READABLE)}: "
                 f"{captions.abbreviate(present)}; convert them"
             )
         raise ValueError(

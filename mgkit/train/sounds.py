@@ -26,7 +26,7 @@ AT_ONSET = 0.5  # share of the crops with a note start in their first half
 def read_recordings(folder: str | Path, rate: int) -> list[np.ndarray]:
     """The recordings in `folder` as int16 [1, N], mono at `rate`, without those under two seconds."""
     found = []
-    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in audio.FORMATS):
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in audio.READABLE):
         wave, own = audio.read(path)
         mono = audio.resample(wave.mean(dim=0, keepdim=True), own, rate).clamp(-1, 1)
         pcm = (mono * 32767).round().short().numpy()
