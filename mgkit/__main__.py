@@ -175,9 +175,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="output: .wav, .flac, .ogg or .mp3, by default out.wav; a folder with --csv",
     )
-    option(
-        "--csv", type=Path, help="table with a row for each piece, in place of a prompt; see mgkit/table.py"
-    )
+    columns = "prompt, chords, melody, audio_prompt, bpm, beats, negative, seed, or a setting"
+    option("--csv", type=Path, help=f"table with a row per piece; columns: {columns}; [1, 3] is a list")
     option("--shard", type=shard, help="part of the table for this process, such as 1/4 or 4/4")
     option("--batch", type=count, help="pieces of the table generated together; by default as memory permits")
     option("--model", default="nano", help=f"{', '.join(NAMES)}, a hub id or a folder")

@@ -100,7 +100,7 @@ def _loop(arguments: argparse.Namespace, model: MusicGen, common: dict[str, Any]
     loop = loops.generate_loop(model, arguments.prompt, arguments.bpm, arguments.loop, **wanted)
     if loop.seam is None:
         return loop.wave, loop.manifest, ""
-    note = f", seam {loop.seam.likelihood:.2f} nats per token, {loop.seam.own:.2f} if it went on"
+    note = f", seam {loop.seam.likelihood:.2f} nats per token (own continuation {loop.seam.own:.2f})"
     return loop.wave, loop.manifest, note
 
 
