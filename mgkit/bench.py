@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 
 from mgkit import ranges, shapes
+from mgkit.devices import best_device
 from mgkit.files import printable
-from mgkit.musicgen import MusicGen, best_device
+from mgkit.musicgen import MusicGen
 from mgkit.perform import request_frames
 from mgkit.request import parse_request, plan_windows
 from mgkit.shapes import Stamps, bandwidth, bytes_of_a_step, seconds, spread

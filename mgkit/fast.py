@@ -8,7 +8,7 @@ Axes: B batch, K codebooks, S steps so far, D width, H heads, V codebook size.
     attention to S steps: a general kernel    two weighted sums of rows, at the speed of memory
 
 Both give the same numbers up to rounding (1e-6). The fast one calls no module. So that a forward hook, an
-exchanged module or a replaced method has its effect, `Step` looks for them and, if there are any, calls `LM`.
+exchanged module, a replaced method or a tap has its effect, `Step` calls `LM` if there is any.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
 from mgkit.linear import Linear, joint, linear, linear_add, linear_gelu
-from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer
+from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer, Tap
 from mgkit.positions import positions, sinusoid
 
 BLOCK = 256  # positions whose keys are stored together
@@ -183,10 +183,10 @@ class Step:
         """Whether steps after the first give the same bits in any number of threads."""
         return isinstance(self.cache[0], RowCache) and self.condition.batch <= STEADY
 
-    def __call__(self, steps: Tensor) -> Tensor:
+    def __call__(self, steps: Tensor, tap: Tap | None = None) -> Tensor:
         first = self.cache[0].length == 0 or steps.shape[-1] > 1
-        if first or not isinstance(self.cache[0], RowCache) or hooked(self.modules):
-            return self.lm(steps, self.condition, self.cache, last_only=True)[:, :, 0]
+        if first or tap is not None or not isinstance(self.cache[0], RowCache) or hooked(self.modules):
+            return self.lm(steps, self.condition, self.cache, last_only=True, tap=tap)[:, :, 0]
         with torch.no_grad():
             return self._fast(steps[..., 0])
 

@@ -15,6 +15,7 @@ If the text changes, the current window ends there and the next one continues th
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from mgkit.condition import cat
 from mgkit.delay import delay, delays, undelay
+from mgkit.interventions import NONE, Interventions
 from mgkit.lm import LM, Condition
 from mgkit.sampling import draw, guide, guide_double, mix, noise, probabilities
+from mgkit.schedule import value_at
 from mgkit.settings import Settings
 from mgkit.steps import UNKNOWN, Steps
 
@@ -105,6 +108,7 @@ def frames(
     generators: list[torch.Generator],
     on_step: Callable[[int, int], None] | None = None,
     stop: Stop | None = None,
+    interventions: Interventions = NONE,
 ) -> Iterator[Tensor]:
     """Yield one frame [B, K] after another, from the end of the audio `prompt` [B, K, T] to the plan's end.
 
@@ -118,7 +122,7 @@ def frames(
             return
         known = codes[..., window.start : window.start + window.known]
         new: list[Tensor] = []
-        for frame in _window(lm, conditions(window), known, window.end - window.start, settings, generators):
+        for frame in _window(lm, conditions(window), known, window, settings, generators, interventions):
             done += 1
             if on_step:
                 on_step(done, total)
@@ -141,6 +145,7 @@ def endless(
     settings: Settings,
     generators: list[torch.Generator],
     stop: Stop | None = None,
+    interventions: Interventions = NONE,
 ) -> Iterator[Tensor]:
     """Yield one frame [B, K] after another until `stop` is set, in `windows` planned during generation.
 
@@ -150,8 +155,8 @@ def endless(
     known = torch.zeros(len(generators), lm.config.codebooks, 0, dtype=torch.long, device=lm.device)
     start = 0
     while stop is None or not stop.is_set():
-        guidance = conditions(Window(start, known.shape[-1], start + window))
-        for frame in _window(lm, guidance, known, window, settings, generators):
+        now = Window(start, known.shape[-1], start + window)
+        for frame in _window(lm, conditions(now), known, now, settings, generators, interventions):
             if frame is not None:
                 known = torch.cat([known, frame[..., None]], dim=-1)
                 yield frame
@@ -168,18 +173,25 @@ def _window(
     lm: LM,
     guidance: Guidance,
     known: Tensor,
-    length: int,
+    window: Window,
     settings: Settings,
     generators: list[torch.Generator],
+    interventions: Interventions,
 ) -> Iterator[Tensor | None]:
     """Yield, for every step, the frame [B, K] that it completes, or None before the first is complete."""
     shifts, first = delays(lm.config.codebooks, lm.config.channels), known.shape[-1]
-    codes = F.pad(known, (0, length - first), value=UNKNOWN)
+    codes = F.pad(known, (0, window.end - window.start - first), value=UNKNOWN)
     steps = delay(codes, shifts, lm.config.special)
 
-    streams, weights = guidance
-    pick = partial(_pick, streams=len(streams), weights=weights, settings=settings)
-    run = Steps(lm, streams if settings.two_step_cfg else [cat(streams)], steps, pick)
+    batches = guidance.streams if settings.two_step_cfg else [cat(guidance.streams)]
+    pick = partial(_pick, guidance, settings, interventions, window.start)
+    taps = None
+    if interventions.edits:
+        prompts = len(known) * (1 if guidance.weights is None else len(guidance.weights))
+        before = accumulate((batch.batch for batch in batches), initial=0)
+        taps = [partial(interventions.tap, max(0, prompts - rows), window.start) for rows in before]
+    fixed = interventions.logits is None and isinstance(settings.cfg_coef, float)
+    run = Steps(lm, batches, steps, pick, taps, fixed)
     for s in range(first + 1, steps.shape[-1]):
         shape = (lm.config.codebooks, lm.config.codebook_size)
         run.fill(s, noise(generators, shape) if settings.samples else None)
@@ -188,27 +200,42 @@ def _window(
 
 
 def _pick(
-    logits: Tensor, exponential: Tensor | None, streams: int, weights: Tensor | None, settings: Settings
+    guidance: Guidance,
+    settings: Settings,
+    interventions: Interventions,
+    start: int,
+    column: int,
+    logits: Tensor,
+    exponential: Tensor | None,
 ) -> Tensor:
-    """Tokens [B, K] from the logits [n B, K, V] of the n `streams` of a `Guidance` and its `weights`."""
-    each = logits.chunk(streams)
+    """Tokens [B, K] of a column of the window from frame `start`, from the streams' logits [n B, K, V]."""
+    each, weights = logits.chunk(len(guidance.streams)), guidance.weights
     if weights is not None:
         # The mix replaces the prompts; its base is the stream after them, melody alone or null.
         each = (mix(each[: len(weights)], weights, each[len(weights)]), *each[len(weights) :])
-    return choose(each, settings, exponential)
+    return choose(each, settings, exponential, start + column - 1, interventions)
 
 
-def choose(streams: Sequence[Tensor], settings: Settings, exponential: Tensor | None) -> Tensor:
+def choose(
+    streams: Sequence[Tensor],
+    settings: Settings,
+    exponential: Tensor | None,
+    step: int = 0,
+    interventions: Interventions = NONE,
+) -> Tensor:
     """Tokens [B, K] from the logits [B, K, V] of the streams: prompt; melody (double guidance); null.
 
-    `exponential` is Exp(1) noise [B, K, V] if the settings sample, else None.
+    `exponential` is Exp(1) noise [B, K, V] if the settings sample, else None. Steps count from the beginning
+    of the piece: step s predicts frame s of codebook 0.
     """
-    logits = streams[0]
+    logits, coef = streams[0], value_at(settings.cfg_coef, step / interventions.frame_rate)
     if len(streams) == 3:
         assert settings.cfg_coef_beta is not None
-        logits = guide_double(logits, streams[1], streams[2], settings.cfg_coef, settings.cfg_coef_beta)
+        logits = guide_double(logits, streams[1], streams[2], coef, settings.cfg_coef_beta)
     elif len(streams) == 2:
-        logits = guide(logits, streams[1], settings.cfg_coef)
+        logits = guide(logits, streams[1], coef)
+    logits = interventions.change_logits(logits, step)
     if exponential is None:
         return logits.argmax(dim=-1)
-    return draw(probabilities(logits, settings.temperature, settings.top_k, settings.top_p), exponential)
+    probs = probabilities(logits, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+    return draw(probs, exponential)

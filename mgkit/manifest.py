@@ -6,7 +6,8 @@ Axes: B batch, K codebooks, T frames, F chroma frames.
 import base64
 import hashlib
 import zlib
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor
 from mgkit import __version__
 from mgkit.brief import brief
 from mgkit.checkpoint import Model
+from mgkit.edits import Change, ScaleHead, name_of
+from mgkit.interventions import LogitsHook, parse_interventions
 from mgkit.melody import one_hot
 from mgkit.model import Adapter
 from mgkit.prompts import parse_descriptions, parse_texts, plain
-from mgkit.request import Request, parse_seeds
+from mgkit.request import Request, parse_seeds, plan_windows
 from mgkit.settings import Settings
 
 SAMPLE = 4096  # values of each tensor that enter the fingerprint, approximately
@@ -55,9 +58,71 @@ def _sample(request: Request, i: int, codes: Tensor) -> dict:
         "settings": asdict(request.settings),
         **pack_chroma({start: chroma[i] for start, chroma in request.chroma.items() if start in starts}),
         "prompt": pack(request.audio_prompt[i]),
+        **request.interventions.record(),
         "frames": codes.shape[-1],
         "tokens": digest(codes),
     }
+
+
+def replay_request(
+    model: Model, manifest: dict, edits: Sequence[Change] | None, logits: LogitsHook | None
+) -> Request:
+    """The request of a manifest, complete; edits and hook as `recorded_edits` and `recorded_hook`.
+
+    Raises:
+        ValueError: an entry is missing or was changed, or other edits or another hook.
+    """
+    request = from_manifest(manifest, model.lm.config.codebooks)
+    changes = recorded_edits(manifest, edits), recorded_hook(manifest, logits)
+    interventions = parse_interventions(*changes, model.lm.config, model.frame_rate, request.settings)
+    prompt = request.audio_prompt.to(model.lm.device)
+    plan = plan_windows(model, request.settings, prompt.shape[-1], request.texts[0])
+    return replace(request, audio_prompt=prompt, plans=[plan], interventions=interventions)
+
+
+def recorded_edits(manifest: dict, given: Sequence[Change] | None) -> Sequence[Change]:
+    """The edits of a manifest: those `given`, compared with the record; scaled heads from the record alone.
+
+    Raises:
+        ValueError: none given where the record is not enough, or other ones.
+    """
+    records = manifest.get("edits", [])
+    if given is None:
+        try:
+            return [ScaleHead(**entry) for entry in map(_without_kind, records)]
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise ValueError(
+                f"the manifest has edits whose tensors or functions it cannot hold, {brief(records, 150)}: "
+                "give the same edits again, edits=[…]"
+            ) from None
+    if not isinstance(given, list | tuple) or [edit.record() for edit in given] != records:
+        raise ValueError(
+            f"the edits given, {brief(given, 150)}, are not those of the manifest, {brief(records, 150)}: "
+            "give the same layers, numbers and tensors"
+        )
+    return given
+
+
+def recorded_hook(manifest: dict, given: LogitsHook | None) -> LogitsHook | None:
+    """The hook on logits, whose name a manifest records.
+
+    Raises:
+        ValueError: none given where there was one, or one of another name.
+    """
+    name = None if given is None else name_of(given)
+    if name != manifest.get("logits"):
+        raise ValueError(
+            f"the manifest was made with logits={brief(manifest.get('logits'))}, and not {brief(name)}: give "
+            "the same function, which a manifest cannot hold"
+        )
+    return given
+
+
+def _without_kind(record: dict) -> dict:
+    """The fields of a recorded `ScaleHead`."""
+    if record["edit"] != "ScaleHead":
+        raise LookupError("the record of another edit")
+    return {name: value for name, value in record.items() if name != "edit"}
 
 
 def from_manifest(manifest: dict, codebooks: int) -> Request:

@@ -24,14 +24,18 @@ from torch import Tensor
 from mgkit import adapters, checkpoint, export, hub, melody
 from mgkit.between import rejoin
 from mgkit.brief import brief
+from mgkit.devices import parse_device, parse_dtype
+from mgkit.edits import Change
 from mgkit.generate import Stop
 from mgkit.interrupt import CtrlC
+from mgkit.interventions import LogitsHook
 from mgkit.loops import recut
-from mgkit.manifest import digest, from_manifest, machine, manifests, require_model
+from mgkit.manifest import digest, machine, manifests, replay_request, require_model
 from mgkit.perform import OnStep, decode_or_keep, decode_whole, request_frames, say_stopped
 from mgkit.progress import ProgressBar
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
-from mgkit.request import Request, Waves, parse_melodies, parse_request, plan_windows
+from mgkit.request import Request, Waves, parse_melodies, parse_request
+from mgkit.schedule import Schedule
 from mgkit.sessions import LiveSession, Stream
 from mgkit.settings import Settings
 
@@ -67,20 +71,8 @@ class MusicGen:
             ValueError: an unknown name (the message has the nearest one), device or dtype.
             FileNotFoundError: the weights are not on this machine and cannot be downloaded.
         """
-        best = best_device()
-        try:
-            target = best if device is None else torch.device(device)
-        except (RuntimeError, TypeError):
-            raise ValueError(f"the device is {brief(device)}; it must be cuda, mps or cpu") from None
-        if target.type not in ("cpu", best.type):
-            raise ValueError(
-                f"there is no {target.type} device here; leave device out for {best.type}, or give 'cpu'"
-            )
-        if dtype is None:
-            dtype = torch.float32 if target.type == "cpu" else torch.float16
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype is {brief(dtype)}; it must be torch.float32, .bfloat16 or .float16")
-        model = checkpoint.load(name, target, dtype, lm)
+        target = parse_device(device)
+        model = checkpoint.load(name, target, parse_dtype(dtype, target), lm)
         if model.licence != hub.MIT:
             print(f"{name}: licence of the weights: {model.licence}", file=sys.stderr)
         return MusicGen(model)
@@ -145,12 +137,17 @@ class MusicGen:
         top_p: float = 0.0,
         temperature: float = 1.0,
         duration: float = 30.0,
-        cfg_coef: float = 3.0,
+        cfg_coef: Schedule = 3.0,
         cfg_coef_beta: float | None = None,
         two_step_cfg: bool = False,
         extend_stride: float | None = None,
+        *,
+        min_p: float = 0.0,
     ) -> None:
-        """Set how to generate from now on; arguments left out take their defaults. See `Settings`."""
+        """Set how to generate from now on; arguments left out take their defaults.
+
+        `cfg_coef` may be a schedule over seconds, such as [(0, 1.0), (4, 3.0)]. See `Settings`.
+        """
         self.settings = Settings(
             use_sampling=use_sampling,
             top_k=top_k,
@@ -161,6 +158,7 @@ class MusicGen:
             cfg_coef_beta=cfg_coef_beta,
             two_step_cfg=two_step_cfg,
             extend_stride=extend_stride,
+            min_p=min_p,
         )
 
     def set_custom_progress_callback(self, progress_callback: OnStep | None = None) -> None:
@@ -180,6 +178,8 @@ class MusicGen:
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
+        edits: Sequence[Change] = (),
+        logits: LogitsHook | None = None,
     ) -> Result:
         """Music [B, C, N], float32 at `sample_rate`, for each of B descriptions.
 
@@ -196,11 +196,16 @@ class MusicGen:
             negative: a text to steer away from.
             on_step: called after each step with the number of steps done and of all steps.
             stop: once it is set, generation ends and returns the music so far, as it does on Ctrl-C.
+            edits: changes of activations, such as [edits.Add(4, direction, 8.0)]; see `mgkit.edits`.
+            logits: a function of the logits [B, K, V] after guidance and the number of the step, counted from
+                the beginning of the piece; it returns the logits to draw from. Samples whose windows differ
+                come in separate calls.
 
         Raises:
             ValueError: an invalid argument.
         """
-        request = parse_request(self.model, self.settings, descriptions, seed, negative)
+        how = (seed, negative, None, None, edits, logits)
+        request = parse_request(self.model, self.settings, descriptions, *how)
         return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def generate_unconditional(
@@ -213,11 +218,14 @@ class MusicGen:
         seed: int | Sequence[int] | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
+        edits: Sequence[Change] = (),
+        logits: LogitsHook | None = None,
     ) -> Result:
         """Music [B, C, N] without a description, B = `num_samples`; see `generate`."""
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples is {brief(num_samples)}; it must be an integer of at least 1")
-        request = parse_request(self.model, self.settings, [None] * num_samples, seed)
+        how = (seed, None, None, None, edits, logits)
+        request = parse_request(self.model, self.settings, [None] * num_samples, *how)
         return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def generate_with_chroma(
@@ -233,6 +241,8 @@ class MusicGen:
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
+        edits: Sequence[Change] = (),
+        logits: LogitsHook | None = None,
         separate: melody.Separate | None = None,
     ) -> Result:
         """Music [B, C, N] for the descriptions, following the melodies; see `generate`.
@@ -247,7 +257,8 @@ class MusicGen:
             ValueError: a model without melody conditioning, or a silent melody.
         """
         tunes = self._melodies(descriptions, melody_wavs, melody_sample_rate, separate)
-        request = parse_request(self.model, self.settings, descriptions, seed, negative, tunes)
+        how = (seed, negative, tunes, None, edits, logits)
+        request = parse_request(self.model, self.settings, descriptions, *how)
         return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def generate_continuation(
@@ -263,6 +274,8 @@ class MusicGen:
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
+        edits: Sequence[Change] = (),
+        logits: LogitsHook | None = None,
     ) -> Result:
         """Continuation [B, C, N] of the audio `prompt` ([C, N], [B, C, N] or a list), which it begins with.
 
@@ -271,8 +284,8 @@ class MusicGen:
         if descriptions is None:
             several = isinstance(prompt, list | tuple) or getattr(prompt, "ndim", 0) == 3
             descriptions = [None] * (len(prompt) if several else 1)
-        given = (prompt, prompt_sample_rate)
-        request = parse_request(self.model, self.settings, descriptions, seed, negative, audio_prompt=given)
+        how = (seed, negative, None, (prompt, prompt_sample_rate), edits, logits)
+        request = parse_request(self.model, self.settings, descriptions, *how)
         return self._run(request, progress, return_tokens, return_manifests, on_step, stop)
 
     def stream(
@@ -288,6 +301,8 @@ class MusicGen:
         negative: str | Texts | None = None,
         on_step: OnStep | None = None,
         stop: Stop | None = None,
+        edits: Sequence[Change] = (),
+        logits: LogitsHook | None = None,
     ) -> Stream:
         """Iterator of the music [B, C, n] while it is generated, about `chunk_seconds` at a time.
 
@@ -297,7 +312,8 @@ class MusicGen:
         chunk = self._chunk_frames(chunk_seconds)
         tunes = None if melody_wavs is None else self._melodies(descriptions, melody_wavs, melody_sample_rate)
         given = None if prompt is None else (prompt, prompt_sample_rate)
-        request = parse_request(self.model, self.settings, descriptions, seed, negative, tunes, given)
+        how = (seed, negative, tunes, given, edits, logits)
+        request = parse_request(self.model, self.settings, descriptions, *how)
         return Stream(self.model, request, chunk, on_step or self._on_step, stop)
 
     def live(
@@ -310,6 +326,8 @@ class MusicGen:
         seed: int | None = None,
         negative: str | None = None,
         stop: Stop | None = None,
+        edits: Sequence[Change] = (),
+        logits: LogitsHook | None = None,
     ) -> LiveSession:
         """Iterator of music [1, C, n] without end, about `chunk_seconds` at a time, under a changing prompt.
 
@@ -327,26 +345,34 @@ class MusicGen:
         tunes = None if melody_wav is None else parse_melodies(self.model, 1, melody_wav, melody_sample_rate)
         # Longer than a window, so that the stride is checked as well.
         settings = replace(self.settings, duration=2 * self.max_duration)
-        request = parse_request(self.model, settings, [parse_prompt(ask())], seed, [negative], tunes)
+        how = (seed, [negative], tunes, None, edits, logits)
+        request = parse_request(self.model, settings, [parse_prompt(ask())], *how)
         return LiveSession(self.model, request, ask, tunes, chunk, stop)
 
-    def replay(self, manifest: dict, progress: bool = False) -> tuple[Tensor, Tensor]:
+    def replay(
+        self,
+        manifest: dict,
+        progress: bool = False,
+        *,
+        edits: Sequence[Change] | None = None,
+        logits: LogitsHook | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Generate a sample again from its `manifest` (`audio.read_manifest`): wave [1, C, N] and tokens.
 
+        A manifest holds digests of the tensors of `edits`, and names of functions: give the same ones again.
+
         Raises:
-            ValueError: other weights or adapters than those of the manifest, or other tokens.
+            ValueError: other weights, adapters or edits than those of the manifest, or other tokens.
         """
         if not isinstance(manifest, dict):
             raise ValueError(
                 f"the manifest is a {type(manifest).__name__}; it must be a dict, as from audio.read_manifest"
             )
         require_model(manifest, self.model)
-        request = from_manifest(manifest, self.lm.config.codebooks)
-        prompt = request.audio_prompt.to(self.lm.device)
-        plan = plan_windows(self.model, request.settings, prompt.shape[-1], request.texts[0])
-        request = replace(request, audio_prompt=prompt, plans=[plan])
+        request = replay_request(self.model, manifest, edits, logits)
         frames = int(manifest["frames"])  # fewer than planned if the run was stopped
-        tokens = self._tokens(request, progress, None, None, max(0, frames - prompt.shape[-1]))[..., :frames]
+        new = max(0, frames - request.audio_prompt.shape[-1])
+        tokens = self._tokens(request, progress, None, None, new)[..., :frames]
         if digest(tokens[0]) != manifest.get("tokens"):
             raise ValueError(
                 "the tokens came out different: the manifest was made with "
@@ -413,10 +439,3 @@ class MusicGen:
         if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
             raise ValueError(f"chunk_seconds is {brief(seconds)}; it must be a number of seconds above 0")
         return max(1, round(seconds * self.frame_rate))
-
-
-def best_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

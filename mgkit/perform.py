@@ -55,7 +55,8 @@ def window_conditions(model: Model, request: Request, window: Window, vectors: d
     encode_texts(model.conditioner, [*chain(*texts), *negatives], vectors)
     columns = [[vectors[text] for text in column] for column in texts]
     chroma = request.chroma.get(window.start)
-    if chroma is None and not negatives and not any(chain(*texts)):
+    alike = not request.interventions.one_sided
+    if alike and chroma is None and not negatives and not any(chain(*texts)):
         return Guidance([model.conditioner(columns[0])])  # the null condition would be the same
     negative = model.conditioner([vectors[text] for text in negatives]) if negatives else None
     return guidance(model.conditioner, columns, weights, chroma, negative, request.settings)
@@ -133,9 +134,8 @@ def request_frames(
         part = request.rows(rows)
         conditions = partial(window_conditions, model, part, vectors=vectors)
         generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
-        parts.append(
-            frames(model.lm, conditions, part.audio_prompt, plan, part.settings, generators, step, stop)
-        )
+        how = (part.settings, generators, step, stop, part.interventions)
+        parts.append(frames(model.lm, conditions, part.audio_prompt, plan, *how))
     order = torch.tensor(list(chain(*groups.values()))).argsort()
     # After a stop, some groups are one frame ahead of others: zip ends with the shortest.
     return (torch.cat(group)[order] for group in zip(*parts, strict=False))

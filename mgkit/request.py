@@ -19,7 +19,9 @@ from torch import Tensor
 from mgkit import audio, melody
 from mgkit.brief import brief
 from mgkit.checkpoint import Model
+from mgkit.edits import Change
 from mgkit.generate import Window, windows
+from mgkit.interventions import NONE, Interventions, LogitsHook, parse_interventions
 from mgkit.model import Adapter
 from mgkit.prompts import Descriptions, Texts, Timeline, parse_descriptions, parse_texts
 from mgkit.settings import Settings
@@ -40,6 +42,7 @@ class Request:
     settings: Settings
     plans: list[list[Window]]
     adapters: tuple[Adapter, ...] = ()  # of the model, when the request was made
+    interventions: Interventions = NONE
 
     def rows(self, rows: Sequence[int]) -> "Request":
         """The request of these samples alone."""
@@ -52,6 +55,7 @@ class Request:
             self.settings,
             [self.plans[i] for i in rows],
             self.adapters,
+            self.interventions,
         )
 
 
@@ -66,6 +70,8 @@ def parse_request(
     negative: str | Texts | None = None,
     melodies: Sequence[Tensor | None] | None = None,
     audio_prompt: tuple[Waves, int] | None = None,
+    edits: Sequence[Change] = (),
+    logits: LogitsHook | None = None,
 ) -> Request:
     """A request from the arguments of `MusicGen.generate` and its variants; `melodies` are parsed already.
 
@@ -92,6 +98,7 @@ def parse_request(
             f"a description changes at {last:g} s, and the duration is {settings.duration:g} s: set a longer "
             "duration, or leave that change out"
         )
+    interventions = parse_interventions(edits, logits, model.lm.config, model.frame_rate, settings)
     codes = encode_audio_prompt(model, batch, audio_prompt)
     plans = [plan_windows(model, settings, codes.shape[-1], timeline) for timeline in texts]
     chroma = {}
@@ -100,7 +107,8 @@ def parse_request(
         starts = sorted({window.start for plan in plans for window in plan})
         chroma = {start: window_chroma(model, melodies, start, several) for start in starts}
     seeds = parse_seeds(seed, batch)
-    return Request(texts, negatives, chroma, codes, seeds, settings, plans, model.adapters)
+    inside = model.adapters, interventions
+    return Request(texts, negatives, chroma, codes, seeds, settings, plans, *inside)
 
 
 def plan_windows(model: Model, settings: Settings, prompt: int, timeline: Timeline) -> list[Window]:

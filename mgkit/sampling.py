@@ -1,8 +1,8 @@
-"""From logits to tokens: prompt mixing, guidance, temperature, top-k, top-p, and one generator per sample.
+"""From logits to tokens: prompt mixing, guidance, temperature, truncation, and one generator per sample.
 
 Axes: B batch, K codebooks, V codebook size.
 
-    logits -> mix -> guide -> probabilities(temperature, top-k or top-p) -> draw -> token
+    logits -> mix -> guide -> probabilities(temperature, top-k or top-p, min-p) -> draw -> token
 
 A token is drawn as argmax(p / e) with e ~ Exp(1), as `torch.multinomial` does internally. Each sample has its
 own generator and draws the same amount of noise at every step, so its tokens depend neither on the other
@@ -25,7 +25,7 @@ def mix(prompts: Sequence[Tensor], weights: Tensor, base: Tensor) -> Tensor:
     return total + (1 - weights.sum(dim=0))[:, None, None] * base
 
 
-def guide(conditional: Tensor, null: Tensor, coef: float) -> Tensor:
+def guide(conditional: Tensor, null: Tensor, coef: float | Tensor) -> Tensor:
     """Classifier-free guidance (arXiv:2207.12598): null + (conditional - null) * coef, elementwise.
 
     `conditional` are the logits given the prompt, `null` those without it.
@@ -33,7 +33,9 @@ def guide(conditional: Tensor, null: Tensor, coef: float) -> Tensor:
     return null + (conditional - null) * coef
 
 
-def guide_double(conditional: Tensor, melody: Tensor, null: Tensor, coef: float, beta: float) -> Tensor:
+def guide_double(
+    conditional: Tensor, melody: Tensor, null: Tensor, coef: float | Tensor, beta: float
+) -> Tensor:
     """Double guidance (MusicGen-Style, arXiv:2407.12563): from null to melody, then to melody with text.
 
     `melody` are the logits given the melody without text; `beta` weights the text relative to the melody.
@@ -41,11 +43,14 @@ def guide_double(conditional: Tensor, melody: Tensor, null: Tensor, coef: float,
     return null + coef * (melody + beta * (conditional - melody) - null)
 
 
-def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """Probabilities [..., V] after temperature and top-p (if > 0), else top-k (if > 0).
+def probabilities(
+    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 0.0, min_p: float = 0.0
+) -> Tensor:
+    """Probabilities [..., V] after temperature, top-p (if > 0), else top-k (if > 0), and min-p.
 
     Top-k keeps ties with the k-th most likely token. Top-p keeps the smallest set of most likely tokens whose
-    total probability is at least p. Source: audiocraft, `sample_top_k` and `sample_top_p`.
+    total probability is at least p. Source: audiocraft, `sample_top_k` and `sample_top_p`. Min-p keeps the
+    tokens at least `min_p` times as likely as the most likely one (arXiv:2407.01082).
 
     >>> probabilities(torch.tensor([0.0, 1.0, 2.0]), top_k=1)
     tensor([0., 0., 1.])
@@ -59,6 +64,8 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
     elif top_k > 0:
         kth = probs.topk(min(top_k, probs.shape[-1]), dim=-1).values[..., -1:]
         probs = probs.masked_fill(probs < kth, 0)
+    if min_p > 0:
+        probs = probs.masked_fill(probs < min_p * probs.amax(dim=-1, keepdim=True), 0)
     return probs / probs.sum(dim=-1, keepdim=True)
 
 

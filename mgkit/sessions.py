@@ -178,9 +178,8 @@ class LiveSession(Session):
         model, settings = self.model, self.request.settings
         window, stride = model.window_frames, stride_frames(model, settings)
         generators = [torch.Generator().manual_seed(seed) for seed in self.request.seeds]
-        frames = endless(
-            model.lm, self._conditions, self._changed, window, stride, settings, generators, stop
-        )
+        how = (settings, generators, stop, self.request.interventions)
+        frames = endless(model.lm, self._conditions, self._changed, window, stride, *how)
         held: list[Tensor] = []
         try:
             for frame in frames:

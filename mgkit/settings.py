@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from mgkit.brief import brief
+from mgkit.schedule import Schedule, parse_schedule
 
 DAY = 86400  # seconds; the longest piece
 ABOVE_0 = math.ulp(0.0)  # the smallest positive float
@@ -15,6 +16,7 @@ SETTINGS_HELP = {  # for the command line and the studio
     "use_sampling": "draw tokens at random; if off, always take the most likely one",
     "top_k": "draw from the k most likely tokens only; 0 for all",
     "top_p": "draw from the smallest set of tokens with this total probability; above 0 it replaces top-k",
+    "min_p": "leave out tokens less likely than this share of the most likely one's probability",
     "temperature": "above 1 more surprising, below 1 safer, 0 always the most likely token",
     "duration": "length of the result in seconds, including an audio prompt",
     "cfg_coef": "classifier-free guidance: how strongly to follow the prompt; 1 is no guidance",
@@ -28,6 +30,9 @@ SETTINGS_HELP = {  # for the command line and the studio
 class Settings:
     """How to generate: names and defaults of audiocraft's `set_generation_params`; see `SETTINGS_HELP`.
 
+    `cfg_coef` is a number or a schedule over the seconds of the piece, [(0, 1.0), (4, 3.0)]; `min_p` is not
+    in audiocraft (arXiv:2407.01082).
+
     Raises:
         ValueError: a value of the wrong type or out of range.
     """
@@ -35,9 +40,10 @@ class Settings:
     use_sampling: bool = True
     top_k: int = 250
     top_p: float = 0.0
+    min_p: float = 0.0
     temperature: float = 1.0
     duration: float = 30.0
-    cfg_coef: float = 3.0
+    cfg_coef: Schedule = 3.0
     cfg_coef_beta: float | None = None
     two_step_cfg: bool = False
     extend_stride: float | None = None
@@ -46,9 +52,11 @@ class Settings:
         self._parse("use_sampling", bool, "True or False")
         self._parse("top_k", int, "an integer of at least 0", low=0)
         self._parse("top_p", float, "a number from 0 to 1", low=0, high=1)
+        self._parse("min_p", float, "a number from 0 to 1", low=0, high=1)
         self._parse("temperature", float, "a number of at least 0", low=0)
         self._parse("duration", float, "a number of seconds above 0, at most a day", low=ABOVE_0, high=DAY)
-        self._parse("cfg_coef", float, "a number from -1e6 to 1e6", low=-LARGEST_COEF, high=LARGEST_COEF)
+        coef = parse_schedule(self.cfg_coef, "cfg_coef", -LARGEST_COEF, LARGEST_COEF)
+        object.__setattr__(self, "cfg_coef", coef)
         self._parse("two_step_cfg", bool, "True or False")
         if self.cfg_coef_beta is not None:
             self._parse("cfg_coef_beta", float, "a number from -1e6 to 1e6", -LARGEST_COEF, LARGEST_COEF)

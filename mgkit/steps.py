@@ -10,8 +10,8 @@ Axes: B batch, K codebooks, S delayed steps, P prefix positions, D width, H head
 A GPU finishes a step of `small` long before Python has launched its 500 kernels one by one. A graph launches
 them together, but it repeats exactly the recorded ones: shapes are fixed, positions are tensors, and no
 Python runs. So the first step of a window, which reads the prompt, is ordinary, and so are all steps of a
-model whose forward hooks have to run (`capturable`). Sampling is in the graph; its noise is drawn on the CPU
-by each sample's own generator, as without a GPU, and uploaded ahead.
+model whose forward hooks have to run (`capturable`), and all steps with edits. Sampling is in the graph; its
+noise is drawn on the CPU by each sample's own generator, as without a GPU, and uploaded ahead.
 """
 
 import math
@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from mgkit.fast import Step, as_published, hooked
-from mgkit.lm import LM, Condition, KVCache
+from mgkit.lm import LM, Condition, KVCache, Tap
 from mgkit.positions import sinusoid
 from mgkit.threads import Threads
 
@@ -41,18 +42,31 @@ AHEAD = 8  # replays in flight; progress and stops lag behind by no more
 ALIGNED = 16  # positions; attention kernels want a multiple
 CAPTURE = threading.Lock()  # CUDA captures one graph at a time
 
-Choose = Callable[[Tensor, Tensor | None], Tensor]
-"""Tokens [B, K] from the logits [n B, K, V] of n streams, and from noise [B, K, V] if they are drawn."""
+Choose = Callable[[int, Tensor, Tensor | None], Tensor]
+"""Tokens [B, K] of a column, from the logits [n B, K, V] of n streams, and from noise [B, K, V] if drawn."""
 
 
 class Steps:
-    """The steps of one window, written into the delayed `steps` [B, K, S] column by column."""
+    """The steps of one window, written into the delayed `steps` [B, K, S] column by column.
 
-    def __init__(self, lm: LM, conditions: Sequence[Condition], steps: Tensor, choose: Choose):
+    `taps` gives the tap of each condition's pass over some columns. Edits, and a choice that is not the same
+    function in all columns (not `fixed`), need ordinary steps.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        conditions: Sequence[Condition],
+        steps: Tensor,
+        choose: Choose,
+        taps: Sequence[Callable[[range], Tap | None]] | None = None,
+        fixed: bool = True,
+    ):
         self.lm, self.conditions, self.steps, self.choose = lm, conditions, steps, choose
+        self.taps, self.fixed = taps, fixed and taps is None
         positions = [c.prefix_length + steps.shape[-1] - 1 for c in conditions]
         self.runs = [
-            Step(lm, c, -(-n // ALIGNED) * ALIGNED, plain=lm.device.type in STATIC_ON)
+            Step(lm, c, -(-n // ALIGNED) * ALIGNED, plain=taps is not None or lm.device.type in STATIC_ON)
             for c, n in zip(conditions, positions, strict=True)
         ]
         self.threads = Threads() if all(run.steady for run in self.runs) else None
@@ -70,18 +84,22 @@ class Steps:
             else:
                 with nullcontext() if first or self.threads is None else self.threads.step():
                     self._fill(column, noise)
-        if first and self.steps.shape[-1] - column > WORTHWHILE and capturable(self.lm):
-            caches = [run.cache for run in self.runs]
-            self._static = StaticStep(self.lm, self.conditions, caches, self.steps, self.choose)
+        if first and self.fixed and self.steps.shape[-1] - column > WORTHWHILE and capturable(self.lm):
+            caches, pick = [run.cache for run in self.runs], partial(self.choose, column)
+            self._static = StaticStep(self.lm, self.conditions, caches, self.steps, pick)
         self._done = column
 
     def _fill(self, column: int, noise: Tensor | None) -> None:
         new = self.steps[..., self._done : column]
-        logits = torch.cat([run(new.repeat(run.condition.batch // len(new), 1, 1)) for run in self.runs])
+        each = []
+        for i, run in enumerate(self.runs):
+            tap = self.taps[i](range(self._done, column)) if self.taps else None
+            each.append(run(new.repeat(run.condition.batch // len(new), 1, 1), tap))
+        logits = torch.cat(each)
         if self._done == 0 or self.lm.device.type == "cpu":
             _check_finite(logits, self.lm)
-        known = self.steps[..., column]
-        self.steps[..., column] = torch.where(known == UNKNOWN, self.choose(logits, noise), known)
+        known, tokens = self.steps[..., column], self.choose(column, logits, noise)
+        self.steps[..., column] = torch.where(known == UNKNOWN, tokens, known)
 
 
 class StaticStep:
@@ -93,7 +111,7 @@ class StaticStep:
         conditions: Sequence[Condition],
         caches: Sequence[list[KVCache]],
         steps: Tensor,
-        choose: Choose,
+        choose: Callable[[Tensor, Tensor | None], Tensor],
     ):
         self.lm, self.conditions, self.steps, self.choose = lm, conditions, steps, choose
         self.caches = caches

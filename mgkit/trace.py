@@ -1,40 +1,57 @@
-"""Logits and attention of a generated piece: its tokens pass through the language model once more.
+"""Logits, attention and activations of a generated piece: its tokens pass through the model once more.
 
 Axes: K codebooks, T frames, S steps, V codebook size, D width, L layers, H heads, W words, F chroma frames.
 
-    codes [K, T], manifest -> retrace -> Trace: logits [K, T, V], attention [L, H, S, W or F or S]
+    codes [K, T], manifest -> retrace -> Trace: logits [K, T, V], attention [L, H, S, W or F or S],
+                                                residual [L + 1, S, D], outputs of heads [L, H, S, D / H]
 
 Generation keeps nothing but the tokens. Once they are known, a single pass computes all steps: each attends
 only to the steps before it, so its logits are those of generation. The pass is the model's own, with an
 attention kernel that computes softmax(q k / sqrt(d)) explicitly and keeps it.
 """
 
+import json
 import math
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from mgkit.brief import brief
 from mgkit.condition import Conditioner
-from mgkit.delay import delay, delays
-from mgkit.lm import LM, Condition
-from mgkit.manifest import from_manifest
+from mgkit.delay import delays
+from mgkit.edits import Change
+from mgkit.files import replace_file
+from mgkit.interventions import Interventions, parse_interventions
+from mgkit.lm import Condition, Tap
+from mgkit.manifest import from_manifest, recorded_edits
 from mgkit.musicgen import MusicGen
 from mgkit.prompts import plain
 from mgkit.sampling import guide, guide_double, probabilities
+from mgkit.schedule import value_at
+from mgkit.score import frame_logits
 from mgkit.settings import Settings
 from mgkit.text import TextEncoder
+
+SITES = ("residual", "attention", "cross_attention", "mlp")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Logits and attention of one piece.
+    """Logits, attention and, if kept, activations of one piece.
 
     Logits are by frame: those at [k, t] chose the token of codebook k in frame t. Attention is by step: row s
     is the step that predicts frame s of codebook 0, frame s - 1 of codebook 1, and so on. Rows are softmaxes.
     In a melody model, `to_melody`, `to_words` and `to_steps` share one softmax; with cross-attention,
-    `to_words` has its own, and `to_melody` is empty.
+    `to_words` has its own, and `to_melody` is empty. Attention and activations are those of the pass given
+    the prompt. `residual[l]` is the stream at the input of layer l, `residual[L]` that after the last.
     """
 
     codes: Tensor  # [K, T] the piece
@@ -46,6 +63,10 @@ class Trace:
     to_melody: Tensor  # [L, H, S, F] attention to each chroma frame
     to_words: Tensor  # [L, H, S, W] attention to each word, summed over its tokens
     to_steps: Tensor  # [L, H, S, S] attention to each earlier step and to itself
+    residual: Tensor | None = None  # [L + 1, S, D]
+    attention: Tensor | None = None  # [L, H, S, D / H] outputs of the heads, before the output projection
+    cross_attention: Tensor | None = None  # [L, H, S, D / H] the same of the cross-attention
+    mlp: Tensor | None = None  # [L, S, D] outputs of the feed-forward
 
     @property
     def entropy(self) -> Tensor:
@@ -56,6 +77,28 @@ class Trace:
     def divergence(self) -> Tensor:
         """How far the prompt moves the distribution, [K, T] from 0 to 1; see `divergence`."""
         return divergence(self.conditional.softmax(dim=-1), self.null.softmax(dim=-1))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the trace as a safetensors file; the words are in its metadata."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+        replace_file(path, lambda draft: save_file(tensors, draft, {"words": json.dumps(self.words)}))
+
+    @staticmethod
+    def load(path: str | os.PathLike) -> "Trace":
+        """The trace written by `save`.
+
+        Raises:
+            ValueError: another file.
+        """
+        try:
+            with safe_open(Path(path), "pt") as file:
+                words = json.loads(file.metadata()["words"])
+                return Trace(**{name: file.get_tensor(name) for name in file.keys()}, words=words)  # noqa: SIM118
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError, TypeError, LookupError, ValueError) as error:
+            raise ValueError(f"{path} is not a trace written by Trace.save ({brief(str(error))})") from None
 
 
 class RecordAttention:
@@ -77,9 +120,43 @@ class RecordAttention:
         return weights.to(values.dtype) @ values
 
 
+class Activations:
+    """Activations of one pass at some sites, at its last `steps` positions, on the CPU; an `lm.Tap`.
+
+    Edits come first, so that what is kept is what the model continued with.
+    """
+
+    def __init__(self, keep: Sequence[str], steps: int, edited: Tap | None):
+        self.kept: dict[str, list[Tensor]] = {site: [] for site in keep}
+        self.steps, self.edited = steps, edited
+
+    def __call__(self, layer: int, site: str, x: Tensor) -> Tensor:
+        x = x if self.edited is None else self.edited(layer, site, x)
+        if site in self.kept:
+            # A copy, so that the rest of a larger tensor is not kept with it.
+            self.kept[site].append(x[0, ..., -self.steps :, :].detach().cpu().clone())
+        return x
+
+    def stacked(self) -> dict[str, Tensor]:
+        """The activations of all layers, [L or L + 1, ...], by site."""
+        return {site: torch.stack(layers) for site, layers in self.kept.items()}
+
+
 @torch.no_grad()
-def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
+def retrace(
+    model: MusicGen,
+    codes: Tensor,
+    manifest: dict,
+    keep: Sequence[str] = (),
+    *,
+    edits: Sequence[Change] | None = None,
+) -> Trace:
     """The trace of a piece's `codes` [K, T], given its `manifest`, on the CPU.
+
+    `keep` names activations to keep: "residual", "attention" (the outputs of the heads), "cross_attention",
+    "mlp". They take 4 bytes a number: 12 MB for 10 s of nano, 0.3 GB for 15 s of `small`. `edits` change the
+    pass as in generation; by default they are those of the manifest, which cannot hold tensors and functions:
+    give the same again, or [] for the model without them. A hook on logits is not applied.
 
     A changed manifest asks "what if": `manifest | {"text": "sad cello"}` gives the predictions at each step
     of the same piece under another prompt. Attention takes 4 * L * H * S * S bytes: 34 MB for 10 s of nano,
@@ -87,8 +164,8 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
     not those of generation, because the tokens after the cut are missing.
 
     Raises:
-        ValueError: codes of another shape or longer than a window, or a manifest refused by `replay` or with
-            more than one prompt.
+        ValueError: codes of another shape or longer than a window, an unknown activation, or a manifest
+            refused by `replay` or with more than one prompt.
     """
     config, longest = model.lm.config, model.model.window_frames
     if codes.ndim != 2 or len(codes) != config.codebooks or not 0 < codes.shape[1] <= longest:
@@ -96,7 +173,10 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
             f"expected the codes of one piece, [{config.codebooks}, T] with 1 to {longest} frames (a "
             f"window), got {list(codes.shape)}: pick one, codes[0], or its beginning, codes[0, :, :{longest}]"
         )
+    keep = _parse_keep(keep, config.cross_attention)
     request = from_manifest(manifest, config.codebooks)
+    changes = recorded_edits(manifest, None) if edits is None else edits
+    interventions = parse_interventions(changes, None, config, model.frame_rate, request.settings)
     settings, text, chroma = request.settings, plain(request.texts[0]), request.chroma.get(0)
     if not isinstance(text, str):
         raise ValueError(
@@ -107,28 +187,51 @@ def retrace(model: MusicGen, codes: Tensor, manifest: dict) -> Trace:
     prompt, negative = conditioner.encode([text]), conditioner.encode(request.negative)
     empty = [torch.zeros_like(row) for row in prompt]
 
-    conditional, record = _logits(model.lm, codes, conditioner(prompt, chroma))
-    null, _ = _logits(model.lm, codes, conditioner(negative if request.negative[0] else empty))
+    run = partial(_pass, model, codes, interventions)
+    conditional, record, kept = run(conditioner(prompt, chroma), True, keep)
+    null, _, _ = run(conditioner(negative if request.negative[0] else empty), False, ())
+    coefs = _coefs(model, codes, settings)
     if settings.cfg_coef_beta is not None:
-        melody_alone, _ = _logits(model.lm, codes, conditioner(empty, chroma))
-        logits = guide_double(conditional, melody_alone, null, settings.cfg_coef, settings.cfg_coef_beta)
+        melody_alone, _, _ = run(conditioner(empty, chroma), False, ())
+        logits = guide_double(conditional, melody_alone, null, coefs, settings.cfg_coef_beta)
     else:
-        logits = conditional if settings.cfg_coef == 1 else guide(conditional, null, settings.cfg_coef)
+        logits = conditional if settings.cfg_coef == 1 else guide(conditional, null, coefs)
 
     names, to_melody, to_words, to_steps = _split_attention(conditioner, text, record)
     probs = _distribution(logits, settings)
-    return Trace(codes.cpu(), conditional, null, logits, probs, names, to_melody, to_words, to_steps)
+    parts = (codes.cpu(), conditional, null, logits, probs, names, to_melody, to_words, to_steps)
+    return Trace(*parts, **kept)
 
 
-def _logits(lm: LM, codes: Tensor, condition: Condition) -> tuple[Tensor, list[Tensor]]:
-    """Logits [K, T, V] by frame for the codes [K, T], and the attention weights of every call, in order."""
-    shifts = delays(lm.config.codebooks, lm.config.channels)
-    steps = delay(codes[None].to(lm.device), shifts, lm.config.special)[..., :-1]
-    record = RecordAttention()
-    logits = lm(steps, condition, attend=record)[0]
-    # Frame t of codebook k is predicted at position t + shift.
-    frames = [row[shift : shift + codes.shape[1]] for row, shift in zip(logits, shifts, strict=True)]
-    return torch.stack(frames).cpu(), record.weights
+def _pass(
+    model: MusicGen,
+    codes: Tensor,
+    interventions: Interventions,
+    condition: Condition,
+    prompt: bool,
+    keep: Sequence[str],
+) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    """Logits [K, T, V] of the codes, attention weights of every call in order, and activations by site."""
+    config, record = model.lm.config, RecordAttention()
+    steps = codes.shape[1] + max(delays(config.codebooks, config.channels))
+    tap = Activations(keep, steps, interventions.tap(int(prompt), 0, range(steps)))
+    logits = frame_logits(model.lm, codes[None].to(model.lm.device), condition, record, tap)
+    return logits[0].cpu(), record.weights, tap.stacked()
+
+
+def _coefs(model: MusicGen, codes: Tensor, settings: Settings) -> Tensor:
+    """The guidance of each choice, [K, T, 1]: frame t of codebook k is predicted at step t + shift."""
+    shifts = delays(model.lm.config.codebooks, model.lm.config.channels)
+    seconds = [[(t + shift) / model.frame_rate for t in range(codes.shape[1])] for shift in shifts]
+    return torch.tensor([[value_at(settings.cfg_coef, now) for now in row] for row in seconds])[..., None]
+
+
+def _parse_keep(keep: Sequence[str], cross_attention: bool) -> Sequence[str]:
+    """The names of activations to keep."""
+    known = [site for site in SITES if cross_attention or site != "cross_attention"]
+    if isinstance(keep, str) or not all(site in known for site in keep):
+        raise ValueError(f"keep is {brief(keep)}; it must be a list of names out of {', '.join(known)}")
+    return keep
 
 
 def _split_attention(
@@ -190,4 +293,4 @@ def _distribution(logits: Tensor, settings: Settings) -> Tensor:
     """Probabilities [..., V] under the settings; one-hot without sampling."""
     if not settings.samples:
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()
-    return probabilities(logits, settings.temperature, settings.top_k, settings.top_p)
+    return probabilities(logits, settings.temperature, settings.top_k, settings.top_p, settings.min_p)

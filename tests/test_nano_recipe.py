@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_runs import clips, codec_run
 
-from mgkit.musicgen import best_device
+from mgkit.devices import best_device
 from mgkit.train import loop, nano, pack
 from mgkit.train.codec import CodecLearner
 from mgkit.train.nano import SHARES, Progress, Recipe

@@ -103,7 +103,7 @@ def test_the_logits_of_a_static_step_are_those_of_the_model(model, static):
     tokens = torch.randint(size, (2, codebooks, 40), generator=torch.Generator().manual_seed(0))
     seen: list[Tensor] = []
 
-    def choose(logits: Tensor, noise: Tensor | None) -> Tensor:
+    def choose(column: int, logits: Tensor, noise: Tensor | None) -> Tensor:
         seen.append(logits)
         return logits.argmax(dim=-1)
 

@@ -64,9 +64,9 @@ def traced(layout: str) -> trace.Trace:
 def test_traced_logits_equal_those_of_generation(layout: str, how: dict) -> None:
     seen: list[tuple[Tensor, ...]] = []
 
-    def listen(streams, settings, noise):
+    def listen(streams, *rest):
         seen.append(tuple(stream[0] for stream in streams))  # [K, V] each
-        return choose(streams, settings, noise)
+        return choose(streams, *rest)
 
     with patch.object(generate, "choose", listen):
         model, codes, manifest = make(layout, **how)

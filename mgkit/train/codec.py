@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mgkit import audio, checkpoint, hub, ranges
 from mgkit.codec import Codec, CodecConfig, Conv, Residual, UpConv
-from mgkit.musicgen import best_device
+from mgkit.devices import best_device
 from mgkit.train import storage
 from mgkit.train.channels_last import ChannelsLast
 from mgkit.train.clips import Clips, to_float

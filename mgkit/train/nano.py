@@ -43,7 +43,7 @@ import torch
 from mgkit import audio, ranges
 from mgkit.band import dataset
 from mgkit.band.captions import FIRST_VALID_SEED
-from mgkit.musicgen import best_device
+from mgkit.devices import best_device
 from mgkit.train import codec, export, lm, pack, reinforce, storage, tokens
 
 SHARES = {

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mgkit.musicgen import best_device
+from mgkit.devices import best_device
 
 Shard = TypeVar("Shard")
 

@@ -23,7 +23,7 @@ from mgkit.band.captions import captions
 from mgkit.band.dataset import ClipRow
 from mgkit.band.piece import Piece
 from mgkit.codec import Codec
-from mgkit.musicgen import best_device
+from mgkit.devices import best_device
 from mgkit.train import codec as codec_training
 from mgkit.train import storage
 from mgkit.train.channels_last import ChannelsLast
