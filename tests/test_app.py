@@ -67,14 +67,14 @@ class Server:
         wait_until(self._answers, "the server answers")
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        return "is running at" in self.log.read_text()
+        assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
+        return "is running at" in self.log.read_text(encoding="utf-8")
 
     @property
     def token(self) -> str:
         """The token of the address that the server printed."""
-        found = re.search(r"\?token=(\w+)", self.log.read_text())
-        assert found, self.log.read_text()
+        found = re.search(r"\?token=(\w+)", self.log.read_text(encoding="utf-8"))
+        assert found, self.log.read_text(encoding="utf-8")
         return found[1]
 
     def close(self) -> None:

@@ -217,15 +217,15 @@ def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch, err
 
 def test_a_failed_replacement_leaves_the_earlier_files(tmp_path):
     for name in ("a.txt", "b.txt"):
-        audio.replace_file(tmp_path / name, lambda draft: draft.write_text("earlier"))
+        audio.replace_file(tmp_path / name, lambda draft: draft.write_text("earlier", encoding="utf-8"))
 
     def write(drafts):
-        (drafts / "a.txt").write_text("later")
+        (drafts / "a.txt").write_text("later", encoding="utf-8")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match=r"could not write .* \(No space left on device\); an earlier version"):
         files.replace_files(tmp_path, write)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == dict.fromkeys(
         ("a.txt", "b.txt"), "earlier"
     )
 

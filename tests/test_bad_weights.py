@@ -20,7 +20,7 @@ def load(folder):
 
 def edit(file, **changes):
     """Change values of a JSON file; `a__b` is the key b of a, and ... deletes a key."""
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     for name, value in changes.items():
         *path, last = name.split("__")
         inner = content
@@ -29,7 +29,7 @@ def edit(file, **changes):
         inner[last] = value
         if value is ...:
             del inner[last]
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_a_valid_folder_loads_by_string_and_by_path(folder):
@@ -115,7 +115,7 @@ def test_a_codec_of_another_architecture_is_refused(folder, change):
     "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 )
 def test_a_broken_json_file_is_refused_or_does_not_matter(folder, name, content):
-    (folder / name).write_text(content)
+    (folder / name).write_text(content, encoding="utf-8")
     if name == "generation_config.json" and content in ("{}", '{"model_type": 5}'):
         # no required value was in it
         load(folder)

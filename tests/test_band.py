@@ -231,7 +231,7 @@ def test_chroma_of_the_melody_stem_follows_its_notes(soundfont):
 
 def test_a_dataset_is_complete_and_matches_its_description(soundfont, tmp_path):
     write_dataset(tmp_path, 3, first_seed=40, seconds=2.0, workers=1)
-    about = json.loads((tmp_path / "dataset.json").read_text())
+    about = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
     assert about == {
         "clips": 3,
         "samples": 64000,
@@ -240,7 +240,9 @@ def test_a_dataset_is_complete_and_matches_its_description(soundfont, tmp_path):
         "first_seed": 40,
         "soundfont": "fluidr3mono",
     }
-    lines = [json.loads(line) for line in (tmp_path / "pieces.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "pieces.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["seed"] for line in lines] == [40, 41, 42]
     assert all(len(line["captions"]) == 6 for line in lines)
     mix = np.memmap(tmp_path / "mix.i16", np.int16).reshape(3, 64000)
@@ -268,7 +270,7 @@ def test_piano_roll_draws_every_note_that_sounds():
 
 
 def test_preview_page_has_a_roll_captions_and_two_players_for_each_piece(soundfont, tmp_path):
-    text = preview.page(tmp_path / "preview.html", pieces=2, first_seed=7).read_text()
+    text = preview.page(tmp_path / "preview.html", pieces=2, first_seed=7).read_text(encoding="utf-8")
     assert text.count("<audio") == 4
     assert text.count("piano roll: ") == 2
     assert captions(compose(7), 7, 1)[0] in text
@@ -279,7 +281,7 @@ def test_preview_without_a_synthesizer_shows_piano_rolls_and_names_the_package(t
         raise ImportError("the band plays through tinysoundfont; pip install it")
 
     monkeypatch.setattr(preview, "render", absent)
-    text = preview.page(tmp_path / "preview.html", pieces=1).read_text()
+    text = preview.page(tmp_path / "preview.html", pieces=1).read_text(encoding="utf-8")
     assert (
         "This cannot be played here" in text
         and "the band plays through tinysoundfont; pip install it" in text

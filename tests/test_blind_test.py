@@ -106,7 +106,7 @@ def test_every_answer_is_in_the_file_when_the_call_returns_and_none_before_it_ch
     for number, choice in enumerate(("A", "B", "same"), 1):
         assert test.progress == f"{number} of 3"
         test.answer(choice, f"comment {number}")
-        after = path.read_text()
+        after = path.read_text(encoding="utf-8")
         assert after.startswith(before) and len(after) > len(before)
         before = after
     assert test.finished and test.progress == "done"
@@ -138,8 +138,8 @@ def test_answers_about_other_audio_do_not_count(path):
 def test_an_incomplete_line_affects_no_other(path):
     test = BlindTest(pairs(4), RATE, path, "Ada")
     test.answer("A"), test.answer("B", 'a "quoted", comment')
-    whole = path.read_text()
-    path.write_text(whole[: whole.index('"a "') + 3])
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole[: whole.index('"a "') + 3], encoding="utf-8")
     assert len(read(path)) == 1
     again = BlindTest(pairs(4), RATE, path, "Ada")
     assert again.progress == "2 of 4"
@@ -159,7 +159,7 @@ def test_any_comment_and_name_comes_back_on_one_line(path, comment):
 
 def test_an_answer_that_cannot_be_saved_does_not_advance_the_test(path):
     test = BlindTest(pairs(2), RATE, path, "Ada")
-    path.parent.write_text("a file where the folder should be")
+    path.parent.write_text("a file where the folder should be", encoding="utf-8")
     with pytest.raises(OSError):
         test.answer("A")
     assert test.progress == "1 of 2"
@@ -283,7 +283,7 @@ def test_quick_clicks_do_not_answer_the_next_pair(path, monkeypatch):
 def test_the_panel_reports_a_failed_save_and_keeps_the_pair(path, monkeypatch):
     test = BlindTest(pairs(2), RATE, path, "Ada")
     _, head, _, buttons, comment, status = panel(test, monkeypatch)
-    path.parent.write_text("in the way")
+    path.parent.write_text("in the way", encoding="utf-8")
     comment.value = "kept"
     buttons[0].click()
     assert "not saved" in status.value and "1 of 2" in head.value and comment.value == "kept"

@@ -82,7 +82,7 @@ def test_captions_in_json_lines_are_read_whole(folder, name, columns, ascii_only
     ],
 )
 def test_a_csv_that_would_be_misread_is_refused_with_its_line(folder, content, words):
-    (folder / "captions.csv").write_text(content)
+    (folder / "captions.csv").write_text(content, encoding="utf-8")
     refusal(lambda: read_table(folder / "captions.csv"), "captions.csv", *words)
     refusal(lambda: find(folder), "captions.csv")
 
@@ -93,7 +93,9 @@ def test_a_csv_that_would_be_misread_is_refused_with_its_line(folder, content, w
      "[" * 100_000],
 )  # fmt: skip
 def test_a_line_of_json_without_file_and_caption_is_refused_with_its_number(folder, line):
-    (folder / "metadata.jsonl").write_text('{"file": "1.wav", "caption": "calm"}\n\n' + line)
+    (folder / "metadata.jsonl").write_text(
+        '{"file": "1.wav", "caption": "calm"}\n\n' + line, encoding="utf-8"
+    )
     refusal(lambda: read_table(folder / "metadata.jsonl"), "metadata.jsonl", "line 3")
 
 
@@ -115,7 +117,7 @@ def test_names_are_compared_in_one_form_of_unicode(tmp_path, form, where):
     name = "caf\u00e9"
     sound(tmp_path / normalize(form, f"{name}.wav"))
     if where == "beside":
-        (tmp_path / normalize(other, f"{name}.txt")).write_text("calm")
+        (tmp_path / normalize(other, f"{name}.txt")).write_text("calm", encoding="utf-8")
     else:
         (tmp_path / "captions.csv").write_text(
             f"file,caption\n{normalize(other, name)}.wav,calm\n", encoding="utf-8"
@@ -126,18 +128,18 @@ def test_names_are_compared_in_one_form_of_unicode(tmp_path, form, where):
 def test_a_table_in_a_subfolder_names_the_files_of_that_folder(tmp_path):
     sound(tmp_path / "train" / "a.wav")
     sound(tmp_path / "test" / "b" / "a.wav")
-    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\n./a.wav,calm\n")
-    (tmp_path / "test" / "metadata.csv").write_text("file_name,text\nb\\a.wav,fast\n")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,text\n./a.wav,calm\n", encoding="utf-8")
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,text\nb\\a.wav,fast\n", encoding="utf-8")
     assert [recording.caption for recording in find(tmp_path)] == ["fast", "calm"]
 
 
 def test_a_table_may_not_leave_its_folder_or_name_other_formats(folder):
-    (folder / "metadata.csv").write_text("file_name,text\n../secret.wav,calm\n")
+    (folder / "metadata.csv").write_text("file_name,text\n../secret.wav,calm\n", encoding="utf-8")
     for i in range(len(TEXTS)):
-        (folder / f"{i}.txt").write_text("calm")
+        (folder / f"{i}.txt").write_text("calm", encoding="utf-8")
     refusal(lambda: find(folder), "do not exist", "../secret.wav")
     (folder / "a.m4a").write_bytes(b"")
-    (folder / "metadata.csv").write_text("file_name,text\na.m4a,calm\n")
+    (folder / "metadata.csv").write_text("file_name,text\na.m4a,calm\n", encoding="utf-8")
     refusal(lambda: find(folder), "a.m4a", "convert")
 
 
@@ -146,5 +148,5 @@ def test_lines_of_json_end_at_line_feeds_only(tmp_path):
     path = tmp_path / "pieces.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     assert storage.read_lines(path) == rows
-    path.write_text('{"a": 1}\n{"a"\n')
+    path.write_text('{"a": 1}\n{"a"\n', encoding="utf-8")
     refusal(lambda: storage.read_lines(path), "line 2", "pieces.jsonl")

@@ -206,7 +206,7 @@ def test_without_onnxruntime_transcription_names_the_package_and_other_metrics_w
 
 
 def test_without_nbconvert_the_gallery_names_the_package(folder):
-    (folder / "01_x.ipynb").write_text("{}")
+    (folder / "01_x.ipynb").write_text("{}", encoding="utf-8")
     results, stderr = run(folder, {"command": command("gallery", "01_x.ipynb")}, hidden=["nbconvert"])
     assert results == {"command": "works"}
     [error] = command_line_errors(stderr)
@@ -239,7 +239,7 @@ def test_a_shared_cache_is_enough_without_a_network(folder):
     snapshot.parent.mkdir(parents=True)
     snapshot.symlink_to(folder / "model", target_is_directory=True)
     (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("a" * 40)
+    (snapshot.parent.parent / "refs" / "main").write_text("a" * 40, encoding="utf-8")
     actions = {
         "by name": """
 from mgkit import MusicGen

@@ -56,6 +56,7 @@ FLOORS = ["model", "lab", "band", "train", "evals"]
 ROW = {name: row for row, names in enumerate(MODEL) for name in names}
 ENTRY = {"__init__", "__main__"}  # they hand over to any floor, and only when asked
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -145,7 +146,7 @@ def test_torchaudio_is_imported_only_inside_the_function_that_needs_it():
         assert "torchaudio" not in loaded, path.name
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_text_files_are_read_and_written_as_utf8(path):
     """Whatever the system's encoding is. ruff (PLW1514) sees `open` alone."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

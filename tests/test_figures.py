@@ -161,7 +161,7 @@ def test_page_is_self_contained(tmp_path):
 
 def test_a_failed_write_keeps_the_existing_page(tmp_path, monkeypatch):
     path = figures.page(["first"], tmp_path / "page.html", "title")
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
@@ -171,7 +171,7 @@ def test_a_failed_write_keeps_the_existing_page(tmp_path, monkeypatch):
         figures.page(["second"], path, "title")
     with pytest.raises(TypeError, match="int"):
         figures.page([3], path, "title")
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -84,7 +84,7 @@ def test_a_killed_save_leaves_one_whole_model(
         melody.save_pretrained(str(folder))
     monkeypatch.setattr(os, "replace", replace)
     again = MusicGen.get_pretrained(str(folder), "cpu")
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "musicgen_melody"
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "musicgen_melody"
     assert torch.equal(again.lm.heads[0].weight, melody.lm.heads[0].weight)
 
 
@@ -93,7 +93,7 @@ def test_an_unfinished_save_in_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     folder = shutil.copytree(saved / "text", tmp_path / "model")
     (folder / ".complete-x").mkdir()
-    (folder / ".complete-x/config.json").write_text("{}")
+    (folder / ".complete-x/config.json").write_text("{}", encoding="utf-8")
 
     def fail(*args: object) -> None:
         raise OSError(30, "Read-only file system")

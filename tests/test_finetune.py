@@ -31,7 +31,7 @@ def recordings(folder: Path, seconds: float = 3.0, rate: int = 32000) -> Path:
     folder.mkdir()
     for i, notes in enumerate(NOTES):
         soundfile.write(folder / f"{i}.wav", melody_of(seconds, notes)[0, :: 32000 // rate].numpy(), rate)
-        (folder / f"{i}.txt").write_text(f"calm {('piano', 'flute', 'bass')[i]}\n")
+        (folder / f"{i}.txt").write_text(f"calm {('piano', 'flute', 'bass')[i]}\n", encoding="utf-8")
     return folder
 
 
@@ -51,34 +51,39 @@ def test_captions_stand_beside_their_files_or_in_a_table(tmp_path):
         file.unlink()
     rows = [(s.file.name, s.caption) for s in beside]
     (folder / "metadata.jsonl").write_text(
-        "".join(json.dumps({"file_name": f, "text": c}) + "\n" for f, c in rows)
+        "".join(json.dumps({"file_name": f, "text": c}) + "\n" for f, c in rows),
+        encoding="utf-8",
     )
     assert folders.find(folder) == beside
-    (folder / "captions.csv").write_text("file,caption\n" + "".join(f'{f},"{c}, alone"\n' for f, c in rows))
+    (folder / "captions.csv").write_text(
+        "file,caption\n" + "".join(f'{f},"{c}, alone"\n' for f, c in rows), encoding="utf-8"
+    )
     assert [s.caption for s in folders.find(folder)] == [f"{s.caption}, alone" for s in beside]
 
 
 def test_a_folder_without_captioned_recordings_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         folders.find(tmp_path / "nowhere")
-    (tmp_path / "notes.md").write_text("no sound")
+    (tmp_path / "notes.md").write_text("no sound", encoding="utf-8")
     with pytest.raises(ValueError, match=r"has no audio files: put \.wav"):
         folders.find(tmp_path)
     folder = recordings(tmp_path / "own")
     (folder / "1.txt").unlink()
-    (folder / "2.txt").write_text(" \n")
+    (folder / "2.txt").write_text(" \n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"2 of 3 files .* have no caption: 1\.wav, 2\.wav; .* 1\.txt"):
         folders.find(folder)
-    (folder / "captions.csv").write_text("file,caption\n1.wav,a flute\n2.wav,a bass\n9.wav,nothing\n")
+    (folder / "captions.csv").write_text(
+        "file,caption\n1.wav,a flute\n2.wav,a bass\n9.wav,nothing\n", encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"name files that do not exist: 9\.wav"):
         folders.find(folder)
     for wrong in ("name,words\n1.wav,a flute\n", "file\n1.wav\n"):
-        (folder / "captions.csv").write_text(wrong)
+        (folder / "captions.csv").write_text(wrong, encoding="utf-8")
         with pytest.raises(ValueError, match=r"captions\.csv needs a file and a caption in every line"):
             folders.find(folder)
     (folder / "captions.csv").unlink()
     for wrong in ("{not json\n", "[1]\n"):
-        (folder / "metadata.jsonl").write_text(wrong)
+        (folder / "metadata.jsonl").write_text(wrong, encoding="utf-8")
         with pytest.raises(ValueError, match=r"metadata\.jsonl needs a file and a caption"):
             folders.find(folder)
     (folder / "0.txt").write_bytes(b"\xff\xfe\xfa")
@@ -121,7 +126,7 @@ def test_what_is_found_is_read(tmp_path):
 def test_a_bad_file_is_named_before_training_starts(tmp_path, wrong, message):
     folder, model = recordings(tmp_path / "own"), tiny()
     if wrong is None:
-        (folder / "1.wav").write_text("words")
+        (folder / "1.wav").write_text("words", encoding="utf-8")
     else:
         soundfile.write(folder / "1.wav", wrong, 32000, subtype="FLOAT")
     with pytest.raises(ValueError, match=message) as error:
@@ -156,7 +161,7 @@ def test_recordings_become_tokens_of_the_models_codec_and_are_cached(tmp_path, m
     monkeypatch.setattr(folders, "encode", never)
     again = folders.tokenize(model, found, tmp_path / "tokens.safetensors")
     assert all(torch.equal(a.codes, b.codes) for a, b in zip(examples, again, strict=True))
-    (folder / "1.txt").write_text("loud drums")
+    (folder / "1.txt").write_text("loud drums", encoding="utf-8")
     with pytest.raises(AssertionError, match="encoded again"):
         folders.tokenize(model, folders.find(folder), tmp_path / "tokens.safetensors")
 
@@ -219,8 +224,9 @@ def test_any_model_learns_its_folder_and_keeps_codec_and_text_encoder(tmp_path, 
     folder = recordings(tmp_path / "own")
     tuned, before, after = tune(plan(folder, str(tmp_path / "start"), steps=12), tmp_path / "out")
     assert after["valid_text"] < before["valid_text"]
-    assert tuned.licence == hub.CC_BY_NC and "cc-by-nc-4.0" in (tmp_path / "out/model/README.md").read_text()
-    assert "Before and after" in (tmp_path / "out/index.html").read_text()
+    card = (tmp_path / "out/model/README.md").read_text(encoding="utf-8")
+    assert tuned.licence == hub.CC_BY_NC and "cc-by-nc-4.0" in card
+    assert "Before and after" in (tmp_path / "out/index.html").read_text(encoding="utf-8")
     loader = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
     theirs = loader.from_pretrained(tmp_path / "out/model", dtype=torch.float32)
     assert torch.equal(theirs.decoder.lm_heads[0].weight, tuned.lm.heads[0].weight)
@@ -278,7 +284,7 @@ def test_a_folder_that_has_changed_is_another_run(tmp_path):
     folder = recordings(tmp_path / "own")
     settings = plan(folder, str(tmp_path / "start"), steps=1)
     tune(settings, tmp_path / "out")
-    (folder / "0.txt").write_text("loud drums")
+    (folder / "0.txt").write_text("loud drums", encoding="utf-8")
     with pytest.raises(ValueError, match="holds another run: recordings"):
         tune(settings, tmp_path / "out")
 
@@ -320,7 +326,7 @@ def test_command_line_tunes_and_reports_errors_in_one_line(tmp_path, capsys):
 def test_a_caption_too_long_for_the_text_encoder_is_refused(tmp_path):
     tiny().save_pretrained(str(tmp_path / "start"))
     folder = recordings(tmp_path / "own")
-    (folder / "0.txt").write_text("calm piano " * 400)
+    (folder / "0.txt").write_text("calm piano " * 400, encoding="utf-8")
     with pytest.raises(ValueError, match="shorten it to at most 512"):
         tune(plan(folder, str(tmp_path / "start")), tmp_path / "out")
 

@@ -158,7 +158,7 @@ def shards(folder: Path, ending: str, index: bool = True) -> list[str]:
         weight_map |= dict.fromkeys(part, file)
         save_file(part, folder / file) if ending == "safetensors" else torch.save(part, folder / file)
     if index:
-        (folder / f"{whole}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        (folder / f"{whole}.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
     return names
 
 
@@ -190,14 +190,16 @@ def test_weights_of_two_models_in_one_folder_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize("map", [None, {}, {"x": "../elsewhere.safetensors"}, {"x": "/etc/passwd"}, [1]])
 def test_an_index_that_leaves_the_folder_is_refused(map: object, folder: Path) -> None:
     shards(folder, "safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": map}), encoding="utf-8")
     refusal(lambda: load(folder), "model.safetensors.index.json")
 
 
 def test_an_adapter_is_named(folder: Path) -> None:
     adapter = folder.parent / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "facebook/musicgen-small"}')
+    (adapter / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "facebook/musicgen-small"}', encoding="utf-8"
+    )
     save_file({"base_model.x.lora_A.weight": torch.zeros(2, 2)}, adapter / "adapter_model.safetensors")
     refusal(lambda: load(adapter), "adapter", "musicgen-small", "load_adapter")
 
@@ -338,8 +340,8 @@ def test_a_checkpoint_without_a_codec_takes_the_published_one(
     published = audiocraft.parent / "encodec"
     published.mkdir()
     save_file(codec, published / "model.safetensors")
-    config = json.loads((saved / "text/config.json").read_text())["audio_encoder"]
-    (published / "config.json").write_text(json.dumps(config))
+    config = json.loads((saved / "text/config.json").read_text(encoding="utf-8"))["audio_encoder"]
+    (published / "config.json").write_text(json.dumps(config), encoding="utf-8")
     find = hub.find
     monkeypatch.setattr(
         hub, "find", lambda name: published if name == "facebook/encodec_32khz" else find(name)
@@ -426,7 +428,7 @@ def cache(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = root / "models--owner--name"
     shutil.copytree(saved / "text", model / "snapshots" / revision)
     (model / "refs").mkdir()
-    (model / "refs/main").write_text(revision)
+    (model / "refs/main").write_text(revision, encoding="utf-8")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return root
@@ -474,7 +476,7 @@ def test_a_download_folder_loads(folder: Path, saved: Path) -> None:
     """`hf download --local-dir` leaves its notes in .cache."""
     notes = folder / ".cache/huggingface/download"
     notes.mkdir(parents=True)
-    (notes / "model.safetensors.metadata").write_text("abc")
+    (notes / "model.safetensors.metadata").write_text("abc", encoding="utf-8")
     (notes / "model.safetensors.lock").touch()
     assert same(load(folder), load(saved / "text"))
 
@@ -507,11 +509,13 @@ def test_a_sentencepiece_file_alone_names_the_package(folder: Path, monkeypatch:
 
 def test_code_of_a_tokenizer_is_never_asked_for(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
-    content = json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}}
+    content = json.loads(file.read_text(encoding="utf-8")) | {
+        "auto_map": {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}
+    }
     content["tokenizer_class"] = "EvilTokenizer"
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
     ran = folder / "ran"
-    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
     try:
         load(folder)
     except WeightsError as error:

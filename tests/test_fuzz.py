@@ -217,7 +217,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_configs(stored: Path, tmp_path: Path, share: int) -> None:
     folder = shutil.copytree(stored, tmp_path / "model")
     configs = {
-        name: json.loads((folder / name).read_text()) for name in ("config.json", "generation_config.json")
+        name: json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("config.json", "generation_config.json")
     }
 
     def places(config: dict, path: tuple = ()) -> list[tuple]:
@@ -235,11 +236,11 @@ def test_configs(stored: Path, tmp_path: Path, share: int) -> None:
         for key in path[:-1]:
             inner = inner[key]
         inner[path[-1]] = value
-        (folder / name).write_text(json.dumps(config))
+        (folder / name).write_text(json.dumps(config), encoding="utf-8")
         try:
             MusicGen.get_pretrained(str(folder), "cpu")
         finally:
-            (folder / name).write_text(json.dumps(configs[name]))
+            (folder / name).write_text(json.dumps(configs[name]), encoding="utf-8")
 
     # Sizes stay small: the memory for a model of the stated size is a valid wish.
     small = VALUES.filter(

@@ -118,7 +118,7 @@ def test_a_failing_notebook_is_reported_and_the_others_are_written(tmp_path, mon
     }
     for name, cells in sources.items():
         nbformat.write(new_notebook(cells=list(map(new_code_cell, cells))), folder / f"{name}.ipynb")
-    (folder / "03_broken.ipynb").write_text("no JSON")
+    (folder / "03_broken.ipynb").write_text("no JSON", encoding="utf-8")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.chdir(tmp_path)
 
@@ -127,7 +127,9 @@ def test_a_failing_notebook_is_reported_and_the_others_are_written(tmp_path, mon
     assert output.err.splitlines()[0] == "02_bad.ipynb stopped in cell 2: ZeroDivisionError: division by zero"
     assert output.err.splitlines()[1].startswith("03_broken.ipynb could not be read")
     assert len(output.err.splitlines()) == 2 and "5 notebooks, 2 failed" in output.out
-    site = {path.stem: path.read_text() for path in (tmp_path / "outputs" / "gallery").iterdir()}
+    site = {
+        path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "outputs" / "gallery").iterdir()
+    }
     assert set(site) == {"index", "03_broken", *sources}
     assert "came through" in site["01_good"] and "came through" in site["05_last"]
     assert "up to here" in site["02_bad"] and "not this" not in site["02_bad"]

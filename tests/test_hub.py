@@ -202,7 +202,7 @@ def test_logits_of_melody_after_a_melody_and_a_text_match_the_published_ones() -
         [-2.7905, 0.7492, -0.2556, -8.1586, -1.6740, 0.5771, -8.3650, -0.0908],
     ]
     waves = list(prompts())
-    side = json.loads((folder_of("melody") / "preprocessor_config.json").read_text()).get(
+    side = json.loads((folder_of("melody") / "preprocessor_config.json").read_text(encoding="utf-8")).get(
         "padding_side", "right"
     )
     if side == "right":

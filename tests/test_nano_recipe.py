@@ -93,7 +93,7 @@ def test_an_interrupted_run_is_not_finished(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         progress.run("codec", "train codec", interrupted)
-    assert json.loads((tmp_path / "nano.json").read_text())["done"] == {}
+    assert json.loads((tmp_path / "nano.json").read_text(encoding="utf-8"))["done"] == {}
 
 
 def test_parts_join_to_what_was_split(tmp_path):
@@ -119,7 +119,7 @@ def test_pack_holds_soundfont_wheels_and_script(tmp_path, soundfont, monkeypatch
     pack.write(tmp_path)
     assert (tmp_path / soundfont.name).stat().st_size == soundfont.stat().st_size
     assert "tinysoundfont==1.0" in asked
-    assert "MGKIT_SOUNDFONTS" in (tmp_path / "run.sh").read_text()
+    assert "MGKIT_SOUNDFONTS" in (tmp_path / "run.sh").read_text(encoding="utf-8")
     assert "MiB" in capsys.readouterr().out
 
 
@@ -138,7 +138,7 @@ def test_the_whole_recipe_makes_a_model_that_generates(tmp_path, soundfont):
     assert wave.shape == (1, 1, 32000)
     assert wave.isfinite().all()
     assert (tmp_path / "parts" / "nano.tar.00").is_file()
-    finished = (tmp_path / "nano.json").read_text()
+    finished = (tmp_path / "nano.json").read_text(encoding="utf-8")
     assert len(json.loads(finished)["done"]) == 10
     nano.follow(Recipe(0.2, best_device().type, os.cpu_count(), 2.0), tmp_path)
-    assert (tmp_path / "nano.json").read_text() == finished
+    assert (tmp_path / "nano.json").read_text(encoding="utf-8") == finished

@@ -222,7 +222,7 @@ SEVEN = set(
 def test_only_widgets_that_ipywidgets_7_has_are_used():
     seen = set()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 seen |= {node.attr} if node.value.id in ("ipywidgets", "widgets") else set()
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ipywidgets"):

@@ -36,12 +36,14 @@ def token_folder(folder: Path, clips: int = 6) -> Path:
     np.save(folder / "codes.npy", rng.integers(0, 1024, (clips, 4, 100)).astype(np.int16))
     np.save(folder / "melody.npy", rng.integers(0, 12, (clips, 16)).astype(np.int8))
     plan = {"codec": "random", "codebooks": 4, "codebook_size": 1024, "rate": 32000, "samples": 64000}
-    (folder / "tokens.json").write_text(json.dumps(plan))
+    (folder / "tokens.json").write_text(json.dumps(plan), encoding="utf-8")
     pieces = [
         compose(seed, seconds=2.0).attributes() | {"captions": ["calm piano", "piano"]}
         for seed in range(clips)
     ]
-    (folder / "pieces.jsonl").write_text("".join(json.dumps(piece) + "\n" for piece in pieces))
+    (folder / "pieces.jsonl").write_text(
+        "".join(json.dumps(piece) + "\n" for piece in pieces), encoding="utf-8"
+    )
     return folder
 
 

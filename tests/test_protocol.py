@@ -61,7 +61,7 @@ def test_the_digest_of_code_ignores_comments_and_docstrings(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
 
     def digest(name: str, source: str) -> str:
-        (tmp_path / f"{name}.py").write_text(source)
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
         return shards.code_digest(name)
 
     plain = digest("first_version", '"""A."""\ndef f(x):\n    """B."""\n    return x + 1\n')

@@ -157,12 +157,14 @@ def test_only_a_full_evaluation_enters_the_card(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "evaluate", lambda *_: [row])
     monkeypatch.setattr(report.hub, "find", Path)
     card = tmp_path / "README.md"
-    card.write_text("a\n<!-- scores -->\nold\n<!-- end of scores -->\nb\n")
+    card.write_text("a\n<!-- scores -->\nold\n<!-- end of scores -->\nb\n", encoding="utf-8")
     measure.main([str(tmp_path), "--count", "12", "--out", str(tmp_path)])
-    assert "old" in card.read_text() and "50%: met" in (tmp_path / "scores.md").read_text()
-    assert json.loads((tmp_path / "scores.json").read_text())[0]["goal"]["met"] is True
+    assert "old" in card.read_text(encoding="utf-8") and "50%: met" in (tmp_path / "scores.md").read_text(
+        encoding="utf-8"
+    )
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))[0]["goal"]["met"] is True
     measure.main([str(tmp_path), "--out", str(tmp_path)])
-    assert "old" not in card.read_text() and "50%: met" in card.read_text()
+    assert "old" not in card.read_text(encoding="utf-8") and "50%: met" in card.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="8 to 10 seconds"):
         measure.main([str(tmp_path), "--seconds", "4"])
 

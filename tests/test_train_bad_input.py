@@ -109,12 +109,14 @@ def test_a_codec_and_a_language_model_that_do_not_match_are_not_exported(tmp_pat
 
 
 def test_only_logs_are_plotted(tmp_path):
-    (tmp_path / "log.csv").write_text("step,minutes,loss,valid_text\n0,0,,4.5\n20,0.1,4.2,\n20,0.1,,4.1\n")
+    (tmp_path / "log.csv").write_text(
+        "step,minutes,loss,valid_text\n0,0,,4.5\n20,0.1,4.2,\n20,0.1,,4.1\n", encoding="utf-8"
+    )
     picture = history.plot(tmp_path / "log.csv")
     assert [line.get_label() for line in picture.axes[0].lines] == ["valid, text", "loss"]
     assert picture.axes[0].lines[0].get_xydata().tolist() == [[0, 4.5], [20, 4.1]]
     for wrong in ("", "name,caption\na,b\n"):
-        (tmp_path / "log.csv").write_text(wrong)
+        (tmp_path / "log.csv").write_text(wrong, encoding="utf-8")
         with pytest.raises(ValueError, match="is not the log of a run"):
             history.plot(tmp_path / "log.csv")
 
@@ -187,12 +189,12 @@ def test_a_damaged_cache_of_tokens_is_made_again(tmp_path):
 @pytest.mark.parametrize("damaged", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_damaged_run_json_blocks_only_a_folder_with_a_checkpoint(tmp_path, damaged):
     settings = plan(tmp_path, "nano")
-    (tmp_path / "run.json").write_text(damaged)
+    (tmp_path / "run.json").write_text(damaged, encoding="utf-8")
     loop.claim(tmp_path, settings)
-    assert json.loads((tmp_path / "run.json").read_text())["model"] == "nano"
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["model"] == "nano"
     (tmp_path / "checkpoint.pt").write_bytes(b"")
     loop.claim(tmp_path, settings)
-    (tmp_path / "run.json").write_text(damaged)
+    (tmp_path / "run.json").write_text(damaged, encoding="utf-8")
     refusal(lambda: loop.claim(tmp_path, settings), "run.json is damaged", "another folder")
 
 
@@ -213,7 +215,7 @@ def test_an_array_with_objects_or_damage_is_refused_in_a_sentence(tmp_path, cont
 
 @pytest.mark.parametrize("name", ["dataset.json", "tokens.json"])
 def test_a_damaged_json_of_the_data_is_named(tmp_path, name):
-    (tmp_path / name).write_text("")
+    (tmp_path / name).write_text("", encoding="utf-8")
     call = {
         "dataset.json": lambda: tokens.Clips(tmp_path, 32000),
         "tokens.json": lambda: tokens.Tokens(tmp_path, tmp_path),

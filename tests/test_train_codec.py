@@ -256,7 +256,9 @@ def test_tokens_are_what_the_codec_says(tmp_path):
     data = SimpleNamespace(mix=mix, melody=mix, samples=mix.shape[1])
     codec = CodecLearner(codec_run(), clips(), clips()).codec.eval()
     tokens.write(codec, data, tmp_path, 3)
-    (tmp_path / "pieces.jsonl").write_text("".join(json.dumps({"captions": c}) + "\n" for c in CAPTIONS))
+    (tmp_path / "pieces.jsonl").write_text(
+        "".join(json.dumps({"captions": c}) + "\n" for c in CAPTIONS), encoding="utf-8"
+    )
     codes, heard = tokens.Tokens(tmp_path, tmp_path).batch(np.array([2, 0]), 50)
     with torch.no_grad():
         assert torch.equal(codes, codec.encode(to_float(mix[[2, 0]])[:, None]))

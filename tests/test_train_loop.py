@@ -108,9 +108,9 @@ def test_resumed_run_equals_an_unbroken_one(kind, tmp_path, tokenizer):
     loop.train(settings, tmp_path / "broken", learner(), lr=1e-3, measure_every=2)
     one, other = (weights_of(tmp_path / name, f"{kind}.pt") for name in ("whole", "broken"))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
-    assert (tmp_path / "broken" / "log.csv").read_text().count("\n") == (
+    assert (tmp_path / "broken" / "log.csv").read_text(encoding="utf-8").count("\n") == (
         tmp_path / "whole" / "log.csv"
-    ).read_text().count("\n")
+    ).read_text(encoding="utf-8").count("\n")
 
 
 def test_broken_save_leaves_the_former_checkpoint(tmp_path):
@@ -137,8 +137,10 @@ def test_another_run_is_not_continued(tmp_path):
 def test_unusable_folders_are_named_in_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset.json"):
         Clips(tmp_path, RATE)
-    (tmp_path / "dataset.json").write_text(json.dumps({"rate": 32000, "clips": 1, "samples": 8}))
-    (tmp_path / "pieces.jsonl").write_text(json.dumps({"captions": ["a"]}) + "\n")
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"rate": 32000, "clips": 1, "samples": 8}), encoding="utf-8"
+    )
+    (tmp_path / "pieces.jsonl").write_text(json.dumps({"captions": ["a"]}) + "\n", encoding="utf-8")
     for name in ("mix.i16", "melody.i16"):
         (tmp_path / name).write_bytes(bytes(16))
     assert Clips(tmp_path, RATE).mix.shape == (1, 8)

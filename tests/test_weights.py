@@ -137,7 +137,9 @@ def test_hugging_face_to_mgkit_to_hugging_face_changes_nothing(saved: Save, tmp_
     for name, tensor in first.items():
         assert torch.allclose(tensor, second[name], rtol=1e-6)
     for file in ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json"):
-        assert json.loads((saved("melody") / file).read_text()) == json.loads((tmp_path / file).read_text())
+        assert json.loads((saved("melody") / file).read_text(encoding="utf-8")) == json.loads(
+            (tmp_path / file).read_text(encoding="utf-8")
+        )
 
 
 def test_a_model_saved_in_half_precision_loads_in_mgkit_and_transformers(saved: Save, tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ def test_a_broken_torchaudio_does_not_break_loading_and_still_reports_itself(
     """transformers imports torchaudio with any model."""
     (tmp_path / "path" / "torchaudio").mkdir(parents=True)
     broken = f"raise {error}('libcudart.so.13: cannot open shared object file')\n"
-    (tmp_path / "path" / "torchaudio" / "__init__.py").write_text(broken)
+    (tmp_path / "path" / "torchaudio" / "__init__.py").write_text(broken, encoding="utf-8")
     path = os.pathsep.join([str(tmp_path / "path"), str(Path(mgkit.__file__).parent.parent)])
     done = subprocess.run(
         [sys.executable, "-c", LOAD_AND_SAVE, str(saved("text")), str(tmp_path / "again")],
@@ -555,7 +557,9 @@ def test_an_unknown_licence_is_printed_as_unknown(
 @pytest.mark.parametrize(("field", "licence"), [("cc-by-nc-4.0", hub.CC_BY_NC), ("mit", "mit")])
 def test_the_licence_is_read_from_a_model_card(field: str, licence: str, saved: Save, tmp_path: Path) -> None:
     folder = rewritten(copied(saved("text"), tmp_path), lambda state: state)
-    (folder / "README.md").write_text(f"---\ntags:\n- musicgen\nlicense: {field}\n---\n# A model\n")
+    (folder / "README.md").write_text(
+        f"---\ntags:\n- musicgen\nlicense: {field}\n---\n# A model\n", encoding="utf-8"
+    )
     assert load(folder).licence == licence
 
 

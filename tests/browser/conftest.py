@@ -100,7 +100,7 @@ def quiet(folder: Path) -> None:
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     settings = settings / "notification.jupyterlab-settings"
-    settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}), encoding="utf-8")
 
 
 class Server:
@@ -119,7 +119,7 @@ class Server:
         wait_until(lambda: self._answers(alive), f"{command[2]} responds")
 
     def _answers(self, path: str) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
+        assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
         try:
             return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5).status == 200
         except OSError:

@@ -172,7 +172,7 @@ def test_audio_uploads_are_accepted_and_a_text_file_is_rejected_with_a_message(l
         expect(panel.root.locator("figcaption", has_text=path.name)).to_be_visible()
         assert lab.run(page, f"print({sound}.name)").strip() == path.name
     text = tmp_path / "notes.txt"
-    text.write_text("do re mi")
+    text.write_text("do re mi", encoding="utf-8")
     upload(text)
     expect(panel.root.get_by_text("'notes.txt' is not audio")).to_be_visible()
     assert lab.run(page, f"print({sound})").strip() == "None"

@@ -144,7 +144,7 @@ def golden() -> tuple[dict[str, np.ndarray], dict]:
     """(tensors, everything else) as the reference computed them."""
     with np.load(HERE / "golden.npz") as arrays:
         tensors = {name: arrays[name] for name in arrays.files}
-    return tensors, json.loads((HERE / "golden.json").read_text())
+    return tensors, json.loads((HERE / "golden.json").read_text(encoding="utf-8"))
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints

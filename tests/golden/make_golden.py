@@ -529,7 +529,9 @@ def main() -> None:
     ]
     shapes()
     here = filling.HERE
-    (here / "golden.json").write_text(json.dumps(FACTS))  # `audiocraft_folder` reads the shapes from here
+    (here / "golden.json").write_text(
+        json.dumps(FACTS), encoding="utf-8"
+    )  # `audiocraft_folder` reads the shapes from here
     if not (here / "golden.npz").exists():
         np.savez(here / "golden.npz")
     filling.golden.cache_clear()
@@ -544,7 +546,7 @@ def main() -> None:
         language_models(Path(folder))
     np.savez_compressed(here / "golden.npz", **TENSORS)
     lines = [f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}" for key, value in FACTS.items()]
-    (here / "golden.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    (here / "golden.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
