@@ -138,9 +138,9 @@ def test_a_table_may_not_leave_its_folder_or_name_other_formats(folder):
     for i in range(len(TEXTS)):
         (folder / f"{i}.txt").write_text("calm", encoding="utf-8")
     refusal(lambda: find(folder), "do not exist", "../secret.wav")
-    (folder / "a.m4a").write_bytes(b"")
-    (folder / "metadata.csv").write_text("file_name,text\na.m4a,calm\n", encoding="utf-8")
-    refusal(lambda: find(folder), "a.m4a", "convert")
+    (folder / "a.mid").write_bytes(b"")
+    (folder / "metadata.csv").write_text("file_name,text\na.mid,calm\n", encoding="utf-8")
+    refusal(lambda: find(folder), "a.mid", "convert")
 
 
 def test_lines_of_json_end_at_line_feeds_only(tmp_path):
