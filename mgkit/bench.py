@@ -1,23 +1,25 @@
 """`python -m mgkit bench`: the time of a step and of a piece, beside transformers and the memory's floor.
 
-    floor          bytes that a step must read / bandwidth of the memory, measured in the same run
-    ms a step      after 1, 10 and 30 s of music: medians within `generate`, sampling included
-    a piece        seconds for `--duration` s of music, text encoder and codec included; the runs alternate
+    floor       bytes that a step must read / bandwidth of the memory, measured in the same run
+    ms a step   after 1, 10 and 30 s of music; the runs of all libraries alternate
+    a piece     seconds of work for `--duration` s of music, text encoder and codec included, alternating
 
-transformers runs as its users call it, without compilation. On a GPU it generates 5 s, whose time for the
-whole piece is scaled by the number of steps: its steps do not get shorter.
+Only ratios within a run can be compared with another machine's. See `stopwatch` for what is timed.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,221 +27,133 @@ from mgkit import ranges, shapes
 from mgkit.devices import best_device
 from mgkit.files import printable
 from mgkit.musicgen import MusicGen
-from mgkit.perform import request_frames
-from mgkit.request import parse_request, plan_windows
-from mgkit.shapes import Stamps, bandwidth, bytes_of_a_step, seconds, spread
+from mgkit.shapes import bytes_of_a_step
+from mgkit.stopwatch import TIMED, Mgkit, Transformers, Way, bandwidth, held, peak_memory
+from mgkit.timings import Row, insert, line, plot, table
 
-TEXT = "calm piano with soft strings"
-POSITIONS = (1, 10, 30)  # seconds of music before the steps that are timed
-TIMED, SKIPPED = 40, 10  # steps
-REFERENCE = 5.0  # seconds of music that transformers generates on a GPU
-
-
-@dataclass
-class Row:
-    """A line of the table."""
-
-    model: str
-    path: str
-    batch: int
-    steps: dict[str, tuple[float, float, float]]  # position in s: median and quartiles in ms
-    floor: dict[str, float]  # position in s: ms
-    duration: float  # seconds of music of a piece
-    piece: tuple[float, float, float] | None = None  # seconds of work: median and quartiles
-    scaled: bool = False  # the piece was shorter, and its time is scaled
-    first_sound: float | None = None  # seconds
-    memory: float | None = None  # peak in GB
-
-
-class Mgkit:
-    """A model of mgkit under the stopwatch."""
-
-    name = "mgkit"
-
-    def __init__(self, model: MusicGen):
-        self.model, self.device = model, model.lm.device
-
-    def piece(self, duration: float, batch: int) -> float:
-        """Seconds of work for a piece."""
-        self.model.set_generation_params(duration=duration)
-        return seconds(lambda: self.model.generate([TEXT] * batch, seed=0), self.device)
-
-    def first_sound(self) -> float:
-        """Seconds until a stream yields its first wave."""
-        self.model.set_generation_params(duration=2.0)
-        stream = self.model.stream([TEXT], seed=0)
-        waited = seconds(lambda: next(stream), self.device)
-        stream.close()
-        return waited
-
-    def steps(self, position: float, batch: int) -> list[float]:
-        """Milliseconds of single steps after `position` seconds of music, random tokens."""
-        model, lm = self.model.model, self.model.lm
-        known, total = frames_at(self.model, position)
-        settings = replace(self.model.settings, duration=total / model.frame_rate)
-        request = parse_request(model, settings, [TEXT] * batch, 0)
-        shape = (batch, lm.config.codebooks, known)
-        prompt = torch.randint(lm.config.codebook_size, shape, device=self.device)
-        plan = plan_windows(model, settings, known, request.texts[0])
-        request, stamps = replace(request, audio_prompt=prompt, plans=[plan] * batch), Stamps()
-        for _ in request_frames(model, request, stamps.on_step):
-            pass
-        return stamps.milliseconds(SKIPPED)
-
-
-class Transformers:
-    """The same model in transformers."""
-
-    name = "transformers"
-
-    def __init__(self, model: MusicGen):
-        self.model, self.device = model, model.lm.device
-        self.theirs = shapes.in_transformers(model.model)
-
-    def piece(self, duration: float, batch: int) -> float:
-        """Seconds of work for a piece."""
-        # The last codebook is delayed by three steps, so there are three more steps than frames.
-        steps = round(duration * self.model.frame_rate) + 3
-        return seconds(lambda: self._generate(batch, max_new_tokens=steps), self.device)
-
-    def steps(self, position: float, batch: int) -> list[float]:
-        """Milliseconds of single steps after `position` seconds of music, random tokens."""
-        config, stamps = self.model.lm.config, Stamps()
-        known, total = frames_at(self.model, position)
-        prompt = torch.randint(config.codebook_size, (batch * config.codebooks, known), device=self.device)
-        self._generate(
-            batch, decoder_input_ids=prompt, max_new_tokens=total - known, logits_processor=[stamps]
-        )
-        return stamps.milliseconds(SKIPPED)
-
-    def _generate(self, batch: int, **settings: object) -> None:
-        text = self.model.conditioner.text.tokenizer([TEXT] * batch, return_tensors="pt").to(self.device)
-        self.theirs.generate(
-            input_ids=text.input_ids,
-            attention_mask=text.attention_mask,
-            do_sample=True,
-            top_k=250,
-            guidance_scale=3.0,
-            **settings,
-        )
-
-
-def frames_at(model: MusicGen, position: float) -> tuple[int, int]:
-    """Frames before the timed steps, and with them; at most a window."""
-    total = min(round(position * model.frame_rate) + TIMED, model.model.window_frames)
-    return total - TIMED, total
+POSITIONS = ("1", "10", "30")  # seconds of music before the steps that are timed
+BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 64)}
+DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.int8), "cuda": (torch.float16,)}
 
 
 class Bench:
     """Measures rows until its time is up."""
 
-    def __init__(
-        self, device: torch.device, dtypes: list[torch.dtype], duration: float, pairs: int, limit: float
-    ):
-        self.device, self.dtypes, self.duration, self.pairs = device, dtypes, duration, pairs
+    def __init__(self, device: torch.device, duration: float, pairs: int, limit: float, beside: int):
+        self.device, self.duration, self.pairs, self.beside = device, duration, pairs, beside
         self.end = time.monotonic() + limit
         self.bandwidth = bandwidth(device)
         self.rows: list[Row] = []
+        self.failed: dict[str, str] = {}
 
-    def measure(self, name: str, batches: list[int]) -> None:
-        """Add the rows of the model `name`."""
-        for dtype in self.dtypes:
-            if self._late():
-                return
-            model = shapes.load(name, self.device, dtype)
-            label = f"mgkit {str(dtype).removeprefix('torch.')}"
-            ours = Mgkit(model)
-            duration = min(self.duration, model.max_duration)
-            batches = [batch for batch in batches if self._fits(model, batch)]
-            rows = {batch: self._row(name, label, batch, model, duration) for batch in batches}
-            ours.piece(1.0, 1)  # the first run of each is not timed
-            self._reset_memory()
-            for batch in batches:
-                self._steps(ours, rows[batch])
-            rows[1].first_sound = ours.first_sound()
-            rows[1].piece = spread([ours.piece(duration, 1)])
-            rows[1].memory = self._memory()
-            self._print(rows[1])
-            if dtype is self.dtypes[0] and not self._late():
-                self._compare(ours, rows[1], duration)
-            for batch in batches[1:]:
-                if not self._late():
-                    rows[batch].piece = spread([ours.piece(duration, batch)])
-                self._print(rows[batch])
+    def measure(self, name: str) -> None:
+        """Add the rows of the model `name` and print them."""
+        if self._late():
+            return
+        ways = list(self._ways(name))
+        batches = [batch for batch in BATCHES[self.device.type] if ways and self._fits(ways[0].model, batch)]
+        for batch in batches:
+            rows = [self._row(name, way, batch) for way in ways]
+            with self._reported(f"{name}, batch {batch}"):
+                self._measure(ways, rows, batch)
+            done = [row for row in rows if row.steps or row.pieces]
+            self.rows += done
+            print("\n".join(map(line, done)), flush=True)
 
-    def _compare(self, ours: Mgkit, row: Row, duration: float) -> None:
-        """Add transformers' row, with pieces that alternate with ours."""
-        theirs = Transformers(ours.model)
-        length = duration if self.device.type == "cpu" else min(REFERENCE, duration)
-        rate, delay = ours.model.frame_rate, 3
-        scale = (duration * rate + delay) / (length * rate + delay)
-        rival = self._row(row.model, f"transformers {row.path.split()[1]}", 1, ours.model, duration)
-        rival.scaled = scale > 1
-        theirs.piece(0.5, 1)
-        pairs = []
+    def _measure(self, ways: list[Way], rows: list[Row], batch: int) -> None:
+        if batch == 1:
+            self._memory(ways, rows)
+            for way, row in self._turns(ways, rows):
+                row.pieces.append(way.piece(row.duration, batch))
+                if isinstance(way, Mgkit):
+                    row.first_sound.append(way.first_sound())
+        for position in POSITIONS:
+            for way, row in self._turns(ways, rows):
+                frames = round(float(position) * way.model.frame_rate) - TIMED
+                if position in row.floor:
+                    row.steps.setdefault(position, []).extend(way.steps(frames, batch))
+        if batch == 1 and self.beside:
+            with busy(self.beside):
+                for way, row in self._turns(ways, rows):
+                    row.beside.append(way.piece(row.duration, batch))
+        if batch > 1 and not self._late() and self.device.type == "cuda":
+            rows[0].pieces.append(ways[0].piece(rows[0].duration, batch))
+
+    def _ways(self, name: str) -> Iterator[Way]:
+        """mgkit in every type of the device, then transformers; what cannot be loaded is reported."""
+        model = None
+        for dtype in DTYPES[self.device.type]:
+            way = f"mgkit {str(dtype).removeprefix('torch.')}"
+            with self._reported(f"{name}, {way}"):
+                loaded = shapes.load(name, self.device, dtype)
+                model = model or loaded
+                yield Mgkit(loaded, way)
+        if model is not None:
+            way = f"transformers {str(model.lm.dtype).removeprefix('torch.')}"
+            with self._reported(f"{name}, {way}"):
+                yield Transformers(model, way)
+
+    def _turns(self, ways: list[Way], rows: list[Row]) -> Iterator[tuple[Way, Row]]:
+        """The ways in turn, `pairs` times, until the time is up."""
         for _ in range(self.pairs):
-            pairs.append((ours.piece(duration, 1), scale * theirs.piece(length, 1)))
-            if self._late():
-                break
-        row.piece, rival.piece = (spread(list(column)) for column in zip(*pairs, strict=True))
-        if not self._late():
-            self._steps(theirs, rival)
-        self._print(row)
-        self._print(rival)
-        print(
-            f"  mgkit is {spread([b / a for a, b in pairs])[0]:.2f} times as fast as transformers", flush=True
-        )
+            for turn in zip(ways, rows, strict=True):
+                if self._late():
+                    return
+                yield turn
 
-    def _row(self, name: str, path: str, batch: int, model: MusicGen, duration: float) -> Row:
-        streams = 2 * batch  # with guidance
+    def _row(self, name: str, way: Way, batch: int) -> Row:
+        lm, rate = way.model.lm, way.model.frame_rate
         floor = {
-            f"{p:g}": 1000 * bytes_of_a_step(model.lm, streams, frames_at(model, p)[0]) / self.bandwidth
+            p: 1000 * bytes_of_a_step(lm, 2 * batch, round(float(p) * rate)) / self.bandwidth
             for p in POSITIONS
-            if p <= model.max_duration
+            if float(p) <= way.model.max_duration
         }
-        row = Row(name, path, batch, {}, floor, duration)
-        self.rows.append(row)
-        return row
+        return Row(name, way.name, batch, min(self.duration, way.model.max_duration), floor)
 
-    def _steps(self, path: Mgkit | Transformers, row: Row) -> None:
-        for position in row.floor:
-            if not self._late():
-                row.steps[position] = spread(path.steps(float(position), row.batch))
+    def _memory(self, ways: list[Way], rows: list[Row]) -> None:
+        """Run each way once, untimed, and note the peak memory: of a process of its own on a CPU."""
+        for way, row in zip(ways, rows, strict=True):
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            way.piece(1.0, 1)
+            if not isinstance(way, Mgkit):
+                continue
+            if self.device.type == "cuda":
+                row.memory = (torch.cuda.max_memory_allocated() - before + held(way.model)) / 1e9
+            else:
+                row.memory = peak_memory(row.model, way.model.lm.dtype)
 
     def _fits(self, model: MusicGen, batch: int) -> bool:
         """Whether the keys and values of a window fit into half of a GPU's free memory."""
         if self.device.type != "cuda":
             return True
-        lm, frames = model.lm, model.model.window_frames
-        return bytes_of_a_step(lm, 2 * batch, frames) < torch.cuda.mem_get_info()[0] / 2
+        read = bytes_of_a_step(model.lm, 2 * batch, model.model.window_frames)
+        return read < torch.cuda.mem_get_info()[0] / 2
 
     def _late(self) -> bool:
         return time.monotonic() > self.end
 
-    def _reset_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+    @contextmanager
+    def _reported(self, what: str) -> Iterator[None]:
+        """Report a failure, out of memory for example, and go on: the rest is measured all the same."""
+        try:
+            yield
+        except Exception as error:
+            self.failed[what] = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"{what}: not measured: {self.failed[what]}", flush=True)
 
-    def _memory(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
-        # of the whole process so far; kilobytes on Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
-    def _print(self, row: Row) -> None:
-        steps = "  ".join(
-            f"{p:>2} s {row.steps[p][0]:7.2f} ({low:.2f})" if p in row.steps else f"{p:>2} s       –"
-            for p, low in row.floor.items()
-        )
-        piece = "" if row.piece is None else f"{row.duration:g} s: {row.piece[0]:.2f} s{'*' * row.scaled}"
-        speed = "" if row.piece is None else f"{row.batch * row.duration / row.piece[0]:6.2f} x real time"
-        first = "" if row.first_sound is None else f"first sound {row.first_sound:.2f} s"
-        memory = "" if row.memory is None else f"{row.memory:.1f} GB"
-        print(
-            f"{row.model:13} {row.path:21} batch {row.batch:<3} ms a step (floor): {steps}  "
-            f"{piece} {speed} {first} {memory}",
-            flush=True,
-        )
+@contextmanager
+def busy(count: int) -> Iterator[list[subprocess.Popen]]:
+    """`count` processes that compute all the time."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def machine(device: torch.device) -> str:
@@ -248,10 +162,8 @@ def machine(device: torch.device) -> str:
 
     kind = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     load = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    return (
-        f"{kind}, {torch.get_num_threads()} threads, load {load}; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}"
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{kind}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load}; {versions}"
 
 
 def processor() -> str:
@@ -262,32 +174,26 @@ def processor() -> str:
 
 
 def bench(
-    models: list[str], device: torch.device, duration: float, pairs: int, limit: float, file: Path | None
-) -> None:
-    """Print the table and write it to a JSON `file`."""
+    models: list[str],
+    device: torch.device,
+    duration: float,
+    pairs: int,
+    limit: float,
+    beside: int,
+) -> dict[str, Any]:
+    """Print the rows of all models; the content of the JSON file."""
     print(machine(device), flush=True)
-    dtypes = [torch.float32] if device.type == "cpu" else [torch.float16]
-    run = Bench(device, dtypes, duration, pairs, limit)
+    run = Bench(device, duration, pairs, limit, beside)
     print(f"memory bandwidth {run.bandwidth / 1e9:.0f} GB/s", flush=True)
-    failed = {}
     for name in models:
-        try:
-            run.measure(name, [1, 8] if device.type == "cpu" else [1, 8, 64])
-        except RuntimeError as error:
-            # Out of memory, for example: the other models are measured all the same.
-            failed[name] = str(error).splitlines()[0]
-            print(f"{name}: failed: {failed[name]}", flush=True)
-    if any(row.scaled for row in run.rows):
-        print(f"* scaled from {REFERENCE:g} s")
-    if file is not None:
-        result = {
-            "machine": machine(device),
-            "bandwidth": run.bandwidth,
-            "rows": [asdict(row) for row in run.rows],
-            "failed": failed,
-        }
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(printable(file))
+        run.measure(name)
+    return {
+        "machine": machine(device),
+        "bandwidth": run.bandwidth,
+        "beside": beside,
+        "rows": [asdict(row) for row in run.rows],
+        "failed": run.failed,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -296,18 +202,40 @@ def main(argv: list[str] | None = None) -> None:
     option: Callable = partial(parser.add_argument)
     option("--model", default="nano", help=f"{', '.join(shapes.NAMES)} (random weights), or a name or folder")
     option("--all", action="store_true", help="all of these models; large only on a GPU")
-    option("--device", help="cuda or cpu; by default the fastest available")
-    option("--duration", type=ranges.amount, default=30.0, help="seconds of music in a piece")
-    option("--pairs", type=ranges.count, default=3, help="timed pieces of each library")
+    option("--device", choices=["cpu", "cuda"], help="by default the fastest available")
+    option(
+        "--duration", type=ranges.amount, help="seconds of music in a piece; default: 30 on a GPU, 5 on a CPU"
+    )
+    option("--pairs", type=ranges.count, default=3, help="timed runs of each library")
     option("--limit", type=ranges.amount, default=3600.0, help="seconds after which nothing new is measured")
+    option("--beside", type=ranges.count, default=0, help="also time pieces beside this many busy processes")
     option("--json", type=Path, help="file for the results")
+    option("--plot", type=Path, help="PNG: ms a step against the position")
+    option("--readme", type=Path, help="file in which to replace the table between the marks")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     device = best_device() if arguments.device is None else torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here; leave --device out, or give cpu")
     models = [arguments.model]
+    if arguments.model.startswith(shapes.RANDOM) and arguments.model not in shapes.NAMES:
+        raise ValueError(f"there is no {arguments.model!r}; give one of {', '.join(shapes.NAMES)}")
     if arguments.all:
         # the shapes that matter most first, if time runs out
         models = ["random-small", "random-large", "random-medium", "nano"]
         if device.type == "cpu":
             models = ["nano", "random-small", "random-medium"]
-    bench(models, device, arguments.duration, arguments.pairs, arguments.limit, arguments.json)
+    duration = arguments.duration or (30.0 if device.type == "cuda" else 5.0)
+    result = bench(models, device, duration, arguments.pairs, arguments.limit, arguments.beside)
+    rows = [Row(**row) for row in result["rows"]]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(printable(arguments.json))
+    if arguments.plot:
+        plot(rows, result["machine"], arguments.plot)
+        print(printable(arguments.plot))
+    if arguments.readme:
+        insert(
+            arguments.readme,
+            f"{result['machine']}; memory {result['bandwidth'] / 1e9:.0f} GB/s\n\n{table(rows)}",
+        )

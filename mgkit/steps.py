@@ -70,13 +70,13 @@ class Steps:
             for c, n in zip(conditions, positions, strict=True)
         ]
         self.threads = Threads() if all(run.steady for run in self.runs) else None
-        self._done = 0  # columns that the caches hold
+        self.done = 0  # columns that the caches hold
         self._static: StaticStep | None = None
 
     @torch.no_grad()
     def fill(self, column: int, noise: Tensor | None) -> None:
         """Generate the unknown tokens of a column from those before it."""
-        first = self._done == 0
+        first = self.done == 0
         # Whatever the caller's autocast says: the same request gives the same tokens.
         with torch.autocast(self.lm.device.type, enabled=False):
             if self._static is not None and self._static.current():
@@ -87,16 +87,16 @@ class Steps:
         if first and self.fixed and self.steps.shape[-1] - column > WORTHWHILE and capturable(self.lm):
             caches, pick = [run.cache for run in self.runs], partial(self.choose, column)
             self._static = StaticStep(self.lm, self.conditions, caches, self.steps, pick)
-        self._done = column
+        self.done = column
 
     def _fill(self, column: int, noise: Tensor | None) -> None:
-        new = self.steps[..., self._done : column]
+        new = self.steps[..., self.done : column]
         each = []
         for i, run in enumerate(self.runs):
-            tap = self.taps[i](range(self._done, column)) if self.taps else None
+            tap = self.taps[i](range(self.done, column)) if self.taps else None
             each.append(run(new.repeat(run.condition.batch // len(new), 1, 1), tap))
         logits = torch.cat(each)
-        if self._done == 0 or self.lm.device.type == "cpu":
+        if self.done == 0 or self.lm.device.type == "cpu":
             _check_finite(logits, self.lm)
         known, tokens = self.steps[..., column], self.choose(column, logits, noise)
         self.steps[..., column] = torch.where(known == UNKNOWN, tokens, known)
@@ -149,6 +149,8 @@ class StaticStep:
             self.noise.copy_(noise.pin_memory() if cuda else noise, non_blocking=True)
         if self._graph is None:
             self.column.fill_(column)
+            for position, own in zip(self.positions, self.caches, strict=True):
+                position.fill_(own[0].length)
             self.run()
             if cuda:
                 self._capture()

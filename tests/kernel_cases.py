@@ -58,7 +58,7 @@ def test_a_window_of_kernel_steps_has_the_logits_of_the_model(monkeypatch, melod
     codes = torch.randint(32, (len(texts), 4, 40), generator=torch.Generator().manual_seed(0))
     seen: list[Tensor] = []
 
-    def choose(logits: Tensor, noise: Tensor | None) -> Tensor:
+    def choose(column: int, logits: Tensor, noise: Tensor | None) -> Tensor:
         seen.append(logits)
         return logits.argmax(dim=-1)
 

@@ -1,36 +1,58 @@
 """`bench`: the same weights in both libraries, a table that names its conditions, an end in time."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
+from tiny import tiny
 
-from mgkit import bench, hub, shapes
+from mgkit import bench, hub, shapes, steps, stopwatch, timings
 from mgkit.__main__ import main
+from mgkit.timings import Row
 
 CPU = torch.device("cpu")
+ROWS = [
+    Row(
+        "nano",
+        "mgkit float32",
+        1,
+        5.0,
+        {"1": 1.0, "10": 2.0},
+        {"1": [4.0, 5.0, 6.0], "10": [8.0]},
+        [2.0, 2.5],
+    ),
+    Row("nano", "transformers float32", 1, 5.0, {"1": 1.0, "10": 2.0}, {"1": [15.0]}, [4.0, 10.0]),
+    Row("nano", "mgkit float32", 8, 5.0, {"1": 3.0}, {"1": [6.0]}),
+    Row("nano", "transformers float32", 8, 5.0, {"1": 3.0}, {"1": [18.0]}),
+]
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """A `random-small` of two narrow layers."""
+    """A `random-small` of two narrow layers, measured in few steps and one type."""
     monkeypatch.setitem(hub.SHAPES, "small", (2, 128))
+    monkeypatch.setattr(stopwatch, "TIMED", stopwatch.SKIPPED + 4)
+    monkeypatch.setattr(bench, "DTYPES", {"cpu": (torch.float32, torch.int8)})
+    monkeypatch.setattr(bench, "BATCHES", {"cpu": (1, 2)})
+    monkeypatch.setattr(bench, "peak_memory", lambda name, dtype: 1.5)
 
 
 def test_transformers_gets_the_same_weights(small):
     model = shapes.random("small", CPU, torch.float32)
     theirs = shapes.in_transformers(model)
-    steps = torch.randint(2048, (1, 4, 5))
+    tokens = torch.randint(2048, (1, 4, 5))
     text = model.conditioner.text.tokenizer(["calm piano"], return_tensors="pt")
     with torch.no_grad():
         condition = model.conditioner(model.conditioner.encode(["calm piano"]))
         given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
-        logits = theirs(**given, decoder_input_ids=steps[0]).logits
-        torch.testing.assert_close(logits, model.lm(steps, condition)[0], rtol=1e-3, atol=1e-4)
+        logits = theirs(**given, decoder_input_ids=tokens[0]).logits
+        torch.testing.assert_close(logits, model.lm(tokens, condition)[0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_step_reads_the_weights_it_uses_once_and_the_cache(small):
-    lm = shapes.random("small", CPU, torch.float16).lm
+def test_a_step_reads_the_weights_it_uses_once_and_the_cache():
+    lm = tiny().model.lm.half()
     unused = sum(p.numel() for name, p in lm.named_parameters() if "embeddings" in name)
     unused += 2 * 2 * 128 * 128  # keys and values of the text, in two layers
     weights = 2 * (sum(p.numel() for p in lm.parameters()) - unused)
@@ -38,22 +60,43 @@ def test_a_step_reads_the_weights_it_uses_once_and_the_cache(small):
     assert shapes.bytes_of_a_step(lm, 2, 100) - weights == 2 * 2 * 2 * 100 * 128 * 2
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("melody", [False, True])
+@pytest.mark.parametrize("devices", [set(), {"cpu"}], ids=["ordinary", "static"])
+def test_late_steps_are_timed_on_a_full_cache(monkeypatch, melody, devices):
+    monkeypatch.setattr(steps, "STATIC_ON", devices)
+    model = tiny(melody=melody, window=2.0)
+    seen: list[int] = []
+    fill = steps.Steps.fill
+
+    def note(self: steps.Steps, column: int, noise: object) -> None:
+        fill(self, column, noise)
+        seen.append(self.runs[0].cache[0].length - self.conditions[0].prefix_length)
+
+    monkeypatch.setattr(steps.Steps, "fill", note)
+    times = stopwatch.Mgkit(model, "").steps(70, 2)
+    assert seen == [1, *range(71, 71 + stopwatch.TIMED + 1)]
+    assert len(times) == stopwatch.TIMED - stopwatch.SKIPPED and min(times) > 0
+
+
 def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, capsys):
-    file = tmp_path / "bench.json"
-    argv = ["bench", "--model", "random-small", "--device", "cpu", "--duration", "0.4", "--pairs", "1"]
-    assert main([*argv, "--json", str(file)]) == 0
-    result = json.loads(file.read_text(encoding="utf-8"))
+    files = {name: tmp_path / f"bench.{name}" for name in ("json", "png", "md")}
+    files["md"].write_text("a\n<!-- bench -->\nold\n<!-- end of bench -->\nb\n", encoding="utf-8")
+    argv = ["bench", "--model", "random-small", "--device", "cpu", "--duration", "0.2", "--pairs", "2"]
+    written = ["--json", files["json"], "--plot", files["png"], "--readme", files["md"], "--beside", "1"]
+    assert main([*argv, *map(str, written)]) == 0
+    result = json.loads(files["json"].read_text(encoding="utf-8"))
     assert result["bandwidth"] > 1e8 and "load" in result["machine"]
-    rows = {(row["path"], row["batch"]): row for row in result["rows"]}
-    assert {("mgkit float32", 1), ("mgkit float32", 8), ("transformers float32", 1)} <= set(rows)
-    for path in ("mgkit float32", "transformers float32"):
-        row = rows[path, 1]
+    assert list(result["failed"]) == ["random-small, mgkit int8"]
+    rows = {(row["way"], row["batch"]): row for row in result["rows"]}
+    assert set(rows) == {(way, n) for way in ("mgkit float32", "transformers float32") for n in (1, 2)}
+    for row in rows.values():
         assert set(row["steps"]) == set(row["floor"]) == {"1", "10", "30"}
-        assert all(low <= middle <= high for middle, low, high in row["steps"].values())
-        assert row["piece"][0] > 0
-    out = capsys.readouterr().out
-    assert "memory bandwidth" in out and "times as fast as transformers" in out
+        assert len(row["pieces"]) == len(row["beside"]) == (2 if row["batch"] == 1 else 0)
+    out, text = capsys.readouterr().out, files["md"].read_text(encoding="utf-8")
+    assert "memory bandwidth" in out and "int8: not measured" in out
+    assert text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
+    assert text.count("\n| random-small |") == 4
+    assert files["png"].read_bytes()[:4] == b"\x89PNG"
 
 
 def test_nothing_new_is_measured_after_the_limit(small, capsys):
@@ -61,7 +104,34 @@ def test_nothing_new_is_measured_after_the_limit(small, capsys):
     assert "ms a step" not in capsys.readouterr().out
 
 
-def test_an_unknown_random_shape_is_refused(capsys):
-    assert main(["bench", "--model", "random-tiny", "--device", "cpu"]) == 2
-    assert "random-small" in capsys.readouterr().err
-    assert bench.TEXT
+def test_the_ratio_is_that_of_paired_pieces_or_else_of_steps():
+    assert timings.ratio(ROWS[0], ROWS) == 3.0  # the median of 2 and 4
+    assert timings.ratio(ROWS[2], ROWS) == 3.0
+    assert timings.ratio(ROWS[1], ROWS) is None
+
+
+def test_a_readme_without_the_marks_is_refused(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        timings.insert(file, timings.table(ROWS))
+    assert file.read_text(encoding="utf-8") == "no marks"
+
+
+def test_busy_processes_end_with_the_block():
+    with pytest.raises(RuntimeError), bench.busy(2) as processes:
+        assert all(process.poll() is None for process in processes)
+        raise RuntimeError
+    assert all(process.returncode == -signal.SIGKILL for process in processes)
+    assert os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [(["--model", "random-tiny"], "random-small"), (["--device", "cuda"], "no CUDA device")],
+)
+def test_what_is_not_there_is_refused(capsys, argv, words):
+    if "cuda" in argv and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert main(["bench", *argv]) == 2
+    assert words in capsys.readouterr().err

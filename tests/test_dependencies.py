@@ -49,6 +49,7 @@ MODEL = [
     {"between", "loops"},
     {"musicgen"},
     {"trace", "audiocraft", "shapes"},
+    {"stopwatch", "timings"},
     {"bench", "command"},
 ]
 # The floors above it: a floor imports the model, itself and the floors before it.

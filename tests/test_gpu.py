@@ -259,7 +259,7 @@ def test_captured_logits_of_small_are_those_of_ordinary_steps(small, monkeypatch
         kept = torch.zeros(80, 2, 4, 2048, device="cuda")
         column = torch.zeros(1, dtype=torch.long, device="cuda")
 
-        def choose(logits: Tensor, noise: Tensor | None) -> Tensor:
+        def choose(_: int, logits: Tensor, noise: Tensor | None) -> Tensor:
             kept.index_copy_(0, column, logits[None])
             column.add_(1)
             return logits.argmax(dim=-1)

@@ -1,0 +1,182 @@
+"""Single steps and whole pieces under the stopwatch, in mgkit and in transformers; `bench` compares them.
+
+Axes: R rows (samples times streams of guidance), K codebooks, S delayed steps, D width, H heads.
+
+Steps late in a piece are timed without generating all before them: the cache is filled with random keys and
+values, which take as long. A step of mgkit is that of `generate`, with guidance and sampling; one of
+transformers is its forward pass alone. Pieces are complete calls of `generate`, text and codec included.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from mgkit import shapes
+from mgkit.condition import cat
+from mgkit.generate import choose
+from mgkit.musicgen import MusicGen
+from mgkit.sampling import noise
+from mgkit.steps import Steps
+
+TEXT = "calm piano with soft strings"
+TIMED, SKIPPED = 30, 6  # steps; the first compile, capture, or choose a number of threads
+REFERENCE = 5.0  # seconds of music that transformers generates on a GPU, scaled
+
+
+class Way(Protocol):
+    """A library with a model."""
+
+    name: str
+    model: MusicGen
+
+    def piece(self, duration: float, batch: int) -> float:
+        """Seconds of work for `batch` pieces of `duration` seconds."""
+
+    def steps(self, frames: int, batch: int) -> list[float]:
+        """Milliseconds of single steps after `frames` frames."""
+
+
+class Mgkit:
+    """mgkit's `generate`."""
+
+    def __init__(self, model: MusicGen, name: str):
+        self.model, self.device, self.name = model, model.lm.device, name
+
+    def piece(self, duration: float, batch: int) -> float:
+        """Seconds of work for `batch` pieces of `duration` seconds."""
+        self.model.set_generation_params(duration=duration)
+        return seconds(lambda: self.model.generate([TEXT] * batch, seed=0), self.device)
+
+    def first_sound(self) -> float:
+        """Seconds until a stream yields its first wave."""
+        self.model.set_generation_params(duration=3.0)
+        stream = self.model.stream([TEXT], seed=0)
+        waited = seconds(lambda: next(stream), self.device)
+        stream.close()
+        return waited
+
+    @torch.no_grad()
+    def steps(self, frames: int, batch: int) -> list[float]:
+        """Milliseconds of single steps after `frames` frames."""
+        lm, settings = self.model.lm, self.model.settings
+        codebooks, size = lm.config.codebooks, lm.config.codebook_size
+        texts = self.model.conditioner.encode([TEXT] * batch)
+        condition = cat([self.model.conditioner(texts), self.model.conditioner.null(texts)])
+        tokens = torch.full((batch, codebooks, frames + TIMED + 2), -1, device=self.device)
+        tokens[..., : frames + 1] = torch.randint(size, (batch, codebooks, frames + 1), device=self.device)
+        generators = [torch.Generator().manual_seed(i) for i in range(batch)]
+        run = Steps(lm, [condition], tokens, lambda _, logits, e: choose(logits.chunk(2), settings, e))
+        run.fill(1, noise(generators, (codebooks, size)))
+        if frames > 1:
+            shape = (condition.batch, lm.config.heads, frames - 1, lm.config.dim // lm.config.heads)
+            keys = torch.randn(shape, device=self.device, dtype=lm.norm.weight.dtype)
+            for step in run.runs:
+                for cache in step.cache:
+                    cache.append(keys, keys)
+            run.done = frames
+        times = []
+        for column in range(frames + 1, tokens.shape[-1]):
+            run.fill(column, noise(generators, (codebooks, size)))
+            if column % 10 == 0:
+                synchronize(self.device)
+            times.append(time.perf_counter())
+        return differences(times, self.device)
+
+
+class Transformers:
+    """transformers' `generate`, as its users call it, on the same weights."""
+
+    def __init__(self, model: MusicGen, name: str):
+        self.model, self.device, self.name = model, model.lm.device, name
+        self.theirs = shapes.in_transformers(model.model)
+
+    def piece(self, duration: float, batch: int) -> float:
+        """Seconds of work for `batch` pieces of `duration` seconds; on a GPU scaled from REFERENCE."""
+        text = self.model.conditioner.text.tokenizer([TEXT] * batch, return_tensors="pt").to(self.device)
+        # The last codebook is delayed by three steps, so there are three more steps than frames.
+        whole = steps = round(duration * self.model.frame_rate) + 3
+        if self.device.type == "cuda":
+            steps = min(whole, round(REFERENCE * self.model.frame_rate))
+        given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
+        chosen = {"do_sample": True, "top_k": 250, "guidance_scale": 3.0, "max_new_tokens": steps}
+        return seconds(lambda: self.theirs.generate(**given, **chosen), self.device) * whole / steps
+
+    @torch.no_grad()
+    def steps(self, frames: int, batch: int) -> list[float]:
+        """Milliseconds of single forward passes after `frames` frames."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        config, rows = self.model.lm.config, 2 * batch
+        cache, given = DynamicCache(), {}
+        shape = (rows, config.heads, frames, config.dim // config.heads)
+        keys = torch.randn(shape, device=self.device, dtype=self.model.lm.dtype)
+        for layer in range(config.layers):
+            cache.update(keys, keys, layer)
+        if config.cross_attention:
+            text = torch.randn(rows, 8, config.dim, device=self.device, dtype=self.model.lm.dtype)
+            given = {"encoder_hidden_states": text}
+            cache = EncoderDecoderCache(cache, DynamicCache())
+        ids = torch.randint(config.codebook_size, (rows * config.codebooks, 1), device=self.device)
+        times = []
+        for _ in range(TIMED):
+            self.theirs.decoder(input_ids=ids, past_key_values=cache, use_cache=True, **given)
+            synchronize(self.device)
+            times.append(time.perf_counter())
+        return differences(times, torch.device("cpu"))
+
+
+def differences(times: list[float], device: torch.device) -> list[float]:
+    """Milliseconds between points of time, without the first; on a GPU, whose steps overlap, their mean."""
+    times = times[SKIPPED:]
+    if device.type == "cuda":
+        return [1000 * (times[-1] - times[0]) / (len(times) - 1)]
+    return [1000 * (after - before) for before, after in zip(times, times[1:], strict=False)]
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock time of `run`, its work on the GPU included."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bandwidth(device: torch.device) -> float:
+    """Memory bandwidth in bytes per second: the best of ten runs over 256 MB (on a GPU 1 GB).
+
+    On a CPU a matrix times a vector, which only reads; on a GPU a copy, counting bytes read and written.
+    """
+    if device.type == "cpu":
+        matrix, vector = torch.ones(8192, 8192), torch.ones(8192)
+        return 4 * matrix.numel() / min(seconds(lambda: matrix @ vector, device) for _ in range(10))
+    source = torch.rand(2**28, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * source.numel() / min(seconds(lambda: target.copy_(source), device) for _ in range(10))
+
+
+def held(model: MusicGen) -> int:
+    """Bytes of the model's parameters."""
+    return sum(p.numel() * p.element_size() for _, p in model.model.named_parameters())
+
+
+def peak_memory(name: str, dtype: torch.dtype) -> float:
+    """Peak memory in GB of a process of its own, which loads the model and generates a second on the CPU."""
+    code = (
+        "import resource, torch; from mgkit import shapes, stopwatch; "
+        f"model = shapes.load({name!r}, torch.device('cpu'), {dtype}); "
+        "stopwatch.Mgkit(model, '').piece(1.0, 1); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # kilobytes on Linux
+    return int(done.stdout.split()[-1]) * 1024 / 1e9
