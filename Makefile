@@ -57,8 +57,9 @@ gallery: $(VENV)/.lab
 app: $(VENV)/.lab
 	$(BIN)/python -m mgkit app
 
+# Rooted here, so that outputs/ is in reach of its file browser.
 lab: $(VENV)/.lab
-	$(BIN)/python -m jupyterlab notebooks/01_demo.ipynb
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/01_demo.ipynb
 
 # The pictures in the README that are drawn from what the embedded model makes of a sentence, and of a melody.
 pictures: $(VENV)/.lab

@@ -14,23 +14,27 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mgkit.lab import app, sources
+from mgkit.lab import controls as controls_module
+from mgkit.lab import studio as studio_module
 
 pytest.importorskip("voila", reason="needs Voilà: pip install voila")
 requests = pytest.importorskip("requests", reason="needs requests: pip install requests")
 websocket = pytest.importorskip("websocket", reason="needs websocket-client: pip install websocket-client")
 connection = pytest.importorskip("jupyter_server.services.kernels.connection.base")
+visits = pytest.importorskip("mgkit.lab.visits")
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 120
 # Status line of a run in progress.
 GENERATED = re.compile(r"\d s generated")
-VISITS, KEEP, UPLOAD = 2, 3, 2**20
-CODE = "import os\nprint('process', os.getpid())"
-LIMITS = f"visits={VISITS}, keep={KEEP}, upload={UPLOAD}"
+VISITS, KEEP, MESSAGE = 2, 3, 2**21
+CODE = f"import os\nprint('process', os.getpid(), 'visitor {visits.VISITOR}')"
+LIMITS = f"visits={VISITS}, keep={KEEP}, message={MESSAGE}"
 SERVE = f"""from mgkit.lab import visits
 visits.serve({CODE!r}, {{port}}, browser=False, token={{token!r}}, {LIMITS})"""
 
@@ -263,24 +267,60 @@ def test_a_vanished_page_frees_its_kernel_and_an_open_one_keeps_it(visit):
     assert kept.alive()
 
 
-def test_an_upload_beyond_the_limit_closes_the_connection(visit):
+def test_a_message_beyond_the_limit_closes_the_connection(visit):
     page = visit()
     page.open()
-    page.send("kernel_info_request", {}, padding=UPLOAD)
+    page.send("kernel_info_request", {}, padding=MESSAGE // 2)
     page.receive(lambda message: message["msg_type"] == "kernel_info_reply")
     closed = (websocket.WebSocketConnectionClosedException, ConnectionError)
     with pytest.raises(closed):
-        page.send("kernel_info_request", {}, padding=3 * UPLOAD)
+        page.send("kernel_info_request", {}, padding=2 * MESSAGE)
         page.receive(lambda message: message["msg_type"] == "nothing")
 
 
-def test_the_panel_names_the_upload_limit_of_the_app(monkeypatch, tmp_path):
+def test_a_part_of_an_upload_fits_into_a_message():
+    script = (Path(app.__file__).parent / "pickers.js").read_text(encoding="utf-8")
+    part = eval(re.search(r"const PART = ([\d *]+);", script)[1])
+    # base64 and the message around it
+    assert 2 * part < app.MESSAGE and 2 * part < 10 * 2**20
+
+
+def test_visitors_get_names_of_their_own_and_keep_them(running, visit):
+    first, second = visit(), visit()
+    names = [re.search(r"visitor ([\w-]{22})\b", page.html)[1] for page in (first, second)]
+    assert len(set(names)) == 2
+    assert first.http.cookies["mgkit-visitor"] == names[0]
+    second.http.delete(f"{running.address}/api/kernels/{second.kernel}", params={"token": "secret"})
+    again = first.http.get(f"{running.address}/", params={"token": "secret"}, timeout=SECONDS)
+    assert names[0] in again.text
+    kernel = re.search(r'"kernelId": "([\w-]+)"', again.text)[1]
+    first.http.delete(f"{running.address}/api/kernels/{kernel}", params={"token": "secret"})
+
+
+@pytest.mark.parametrize("cookie", ["../../etc", "x" * 23, "'); import os", ""])
+def test_a_forged_visitors_name_is_replaced(running, cookie):
+    reply = requests.get(
+        running.address,
+        params={"token": "secret"},
+        headers={"Cookie": f"mgkit-visitor={cookie}"},
+        timeout=SECONDS,
+    )
+    assert re.search(r"visitor [\w-]{22}\b", reply.text)
+    kernel = re.search(r'"kernelId": "([\w-]+)"', reply.text)[1]
+    requests.delete(f"{running.address}/api/kernels/{kernel}", params={"token": "secret"}, timeout=SECONDS)
+
+
+def test_the_page_of_a_visitor_offers_no_files_of_the_server(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "UPLOAD_HINT", "")
-    exec(app.CODE.format(folder=str(tmp_path), megabytes=app.UPLOAD // 2**20, model="nano"), {})
-    source = sources.Source("melodies")
-    source.choice.value = sources.UPLOAD
-    assert "up to 100 MB" in source.problem
+    monkeypatch.setattr(studio_module.threading, "Thread", lambda **_: SimpleNamespace(start=lambda: None))
+    code = app.CODE.format(folder=str(tmp_path), model="nano", visitor="someone")
+    names = {}
+    exec(f"{code.rpartition(chr(10))[0]}\npanel = {code.rpartition(chr(10))[2]}", names)
+    controls = names["panel"].controls
+    for name in ("melody", "audio_prompt"):
+        assert sources.PATH not in controls[name].choice.options
+    assert controls_module.OTHER not in controls["model"].options
+    assert names["panel"].shelf.folder == Path("outputs/visitors/someone")
 
 
 def test_limits_must_be_positive():
@@ -317,7 +357,7 @@ def test_a_run_survives_its_page_and_other_visitors_see_nothing_of_it(studio):
     first.open()
     second = Visit(studio, studio.token)
     second.open()
-    seconds = first.widget("seconds")
+    seconds = first.widget("Seconds")
     first.send("comm_msg", {"comm_id": seconds, "data": {"method": "update", "state": {"value": 30}}})
     button = first.widget("Generate")
     first.send("comm_msg", {"comm_id": button, "data": {"method": "custom", "content": {"event": "click"}}})

@@ -9,6 +9,7 @@ from tiny import RATE
 
 from mgkit import melody
 from mgkit.lab import melody_editor
+from mgkit.lab.melody_editor import REST
 
 CLASSES = torch.tensor([0, 0, 4, 4, 7, 7, 7, 7, 11, 11])
 
@@ -47,7 +48,7 @@ def test_reset_undoes_all_edits_and_leaves_the_callers_tensor_alone():
     editor = melody_editor.MelodyEditor(classes, RATE)
     widget = editor.widget()
     editor.edit("D", 0, 9)
-    _, reset = parts(widget, ipywidgets.Button)
+    _, _, reset = parts(widget, ipywidgets.Button)
     reset.click()
     assert editor.classes.equal(CLASSES)
     assert classes.equal(CLASSES)
@@ -57,13 +58,72 @@ def test_reset_undoes_all_edits_and_leaves_the_callers_tensor_alone():
 def test_play_plays_the_current_pitch_classes():
     editor = melody_editor.MelodyEditor(CLASSES, RATE)
     widget = editor.widget()
-    play, _ = parts(widget, ipywidgets.Button)
+    play, _, _ = parts(widget, ipywidgets.Button)
     play.click()
-    before = widget.children[-1].value
+    before = widget.children[-1].html
     editor.edit("D", 0, 9)
     play.click()
-    assert before != widget.children[-1].value == editor.player().html
+    assert before != widget.children[-1].html == editor.player().html
     assert "<audio" in before
+
+
+def test_undo_takes_back_strokes_edits_and_resets():
+    editor = melody_editor.MelodyEditor(CLASSES, RATE)
+    drawn = canvas(editor.widget())
+    states = [editor.drawn]
+    for change in (
+        lambda: setattr(drawn, "values", [5] * len(CLASSES)),
+        lambda: editor.edit("C", 0, 9),
+        editor.reset,
+    ):
+        change()
+        states.append(editor.drawn)
+    for state in states[-2::-1]:
+        editor.undo()
+        assert editor.drawn.equal(state) and drawn.values == state.tolist()
+    editor.undo()
+    assert editor.drawn.equal(CLASSES)
+
+
+def test_an_edit_in_code_leaves_what_a_hand_drew():
+    editor = melody_editor.MelodyEditor(CLASSES, RATE)
+    drawn = canvas(editor.widget())
+    values = CLASSES.tolist()
+    values[2:4] = [9, REST]
+    drawn.values = values
+    editor.edit("D", 0, 9)
+    assert editor.drawn.tolist() == [2, 2, 9, REST, 2, 2, 2, 2, 2, 2]
+    # the model has no rest: the note before it is held
+    assert editor.classes.tolist() == [2, 2, 9, 9, 2, 2, 2, 2, 2, 2]
+
+
+def test_silence_is_detected_as_a_rest_and_notes_as_their_class():
+    notes = torch.tensor([9] * 16 + [4] * 16)
+    wave = melody.tones(notes, RATE)
+    third = wave.shape[-1] // 4
+    wave[:, third : 2 * third] = 1e-5 * torch.randn(1, third)
+    found = melody_editor.detect(wave, RATE)
+    assert len(found) == 1 + wave.shape[-1] // melody.HOP
+    assert found[2:5].tolist() == [9] * 3 and found[-6:-3].tolist() == [4] * 3
+    assert found[10:14].tolist() == [REST] * 4
+    assert set(melody_editor.hold(found).tolist()) == {9, 4}
+
+
+def test_chords_replace_the_melody_and_an_invalid_one_is_a_message():
+    editor = melody_editor.MelodyEditor(CLASSES, RATE)
+    problems = []
+    widget = editor.widget(problems.append)
+    [field] = parts(widget, ipywidgets.Text)
+    field.value = "C A:min"
+    length = len(CLASSES) * melody.HOP / RATE
+    expected = melody.chords([(0, "C"), (length / 2, "A:min")], seconds=length, rate=RATE)
+    assert editor.condition.equal(expected) and editor.edited
+    assert canvas(widget).chords[0] == [0, 4, 7] and canvas(widget).chords[-1] == [0, 4, 9]
+    assert "<audio" in editor.player().html
+    field.value = "C H:min"
+    assert "H" in problems[-1]
+    field.value = ""
+    assert problems[-1] == "" and editor.condition.equal(CLASSES) and not editor.edited
 
 
 @pytest.mark.parametrize("missing", ["anywidget", "ipywidgets"])

@@ -28,7 +28,7 @@ def source():
 def test_surround_sound_is_averaged(source, channels):
     wave = noise(channels, RATE) / 10
     source.upload("a.wav", encoded(wave))
-    assert source.problem == "" and "<audio" in source.view.value
+    assert source.problem == "" and "<audio" in source.view.html
     torch.testing.assert_close(source.sound.wave, wave.mean(dim=0, keepdim=True))
 
 
@@ -44,7 +44,7 @@ def test_surround_sound_is_averaged(source, channels):
 def test_a_file_that_cannot_be_used_is_one_red_sentence(source, wave, words):
     source.upload("good.wav", encoded(noise(1, RATE)))
     source.upload("my <b>file.wav", encoded(wave))
-    assert source.sound is None and source.view.value == ""
+    assert source.sound is None and source.view.html == ""
     assert all(word in source.problem for word in ["my <b>file.wav", *words])
     message = source._message.value
     assert message.startswith('<div class="mgkit-problem" role="alert">') and "<b>" not in message

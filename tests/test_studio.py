@@ -1,6 +1,5 @@
 """The studio in code: controls reach the take, Stop keeps the music so far, errors are shown."""
 
-import base64
 import html
 import io
 import os
@@ -10,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, fields
+import zipfile
+from dataclasses import asdict, fields, replace
 
 import pytest
 import soundfile
@@ -18,10 +18,10 @@ import torch
 from tiny import RATE, tiny, tune
 
 from mgkit import MusicGen, audio, hub
-from mgkit.lab import controls, sources, studio, takes
+from mgkit.lab import controls, shelf, studio, takes
 from mgkit.lab.controls import AUDIO, MELODY, OTHER, TEXT
 from mgkit.lab.interrupts import InterruptHandler
-from mgkit.lab.sources import Source
+from mgkit.lab.sources import OWN, Source
 from mgkit.lab.studio import Studio
 from mgkit.lab.takes import Sound
 from mgkit.settings import SETTINGS_HELP, Settings
@@ -32,6 +32,13 @@ SHORT = {"duration": 0.5, "seed": 3, "top_k": 5}
 @pytest.fixture(scope="module")
 def model() -> MusicGen:
     return tiny(melody=True)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Takes are written to the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def test_every_setting_has_a_control_with_its_default_and_help_text(panel):
         control = panel.controls[field.name]
         # the panel has a shorter default than the 30 s of the API
         if field.name != "duration":
-            assert controls.read_value(control) == field.default
+            assert control.value == field.default
             assert SETTINGS_HELP[field.name] in text
 
 
@@ -72,6 +79,7 @@ def test_every_control_reaches_the_take(panel):
         "use_sampling": True,
         "top_k": 7,
         "top_p": 0.5,
+        "min_p": 0.1,
         "temperature": 0.8,
         "duration": 0.7,
         "cfg_coef": 2.0,
@@ -91,7 +99,9 @@ def test_every_control_reaches_the_take(panel):
     )
     assert continued.seam == pytest.approx(0.3, abs=0.02)
     assert continued.manifest["melody"] == {}
-    reached = {*asked, *others, "audio_prompt", "audio_prompt_seconds"}
+    earlier = panel.generate(audio_prompt_end=1.0)
+    assert earlier.manifest["prompt"] != continued.manifest["prompt"]
+    reached = {*asked, *others, "audio_prompt", "audio_prompt_seconds", "audio_prompt_end"}
     # each of these has a test of its own
     assert set(panel.controls.named) - reached == {"model", "separate"}
 
@@ -113,6 +123,19 @@ def test_a_kept_seed_repeats_the_take_and_a_free_seed_changes_it(panel):
     free = {panel.generate(seed=None).manifest["seed"] for _ in range(4)}
     assert len(free) > 1
     assert panel.controls["seed"].value in free
+
+
+def test_a_typed_seed_is_kept_and_the_dice_draw_new_ones(panel):
+    panel.set(duration=0.3)
+    # as the browser does
+    panel.controls["seed"].value = 42
+    assert [panel.generate().manifest["seed"] for _ in range(2)] == [42, 42]
+    panel.controls.dice.click()
+    drawn = panel.controls["seed"].value
+    # the number shown is the one used, and each take after it has its own
+    seeds = [panel.generate().manifest["seed"] for _ in range(3)]
+    assert seeds[0] == drawn != 42
+    assert len(set(seeds)) == 3
 
 
 def test_the_settings_of_a_shared_model_do_not_change(panel, model):
@@ -139,28 +162,170 @@ def test_another_model_loads_in_the_worker(monkeypatch):
     assert threading.main_thread() not in [thread for _, thread in threads]
 
 
-# --- the gallery ------------------------------------------------------------------------------------------
+# --- takes ------------------------------------------------------------------------------------------------
 
 
 def test_no_take_replaces_another(panel):
-    takes = [panel.generate(prompt=text, **SHORT) for text in ("calm", "calm", "<b>loud</b>")]
+    takes = [panel.generate(prompt=text, **SHORT) for text in ("calm", "calm", "loud")]
     assert panel.takes == takes
-    cards = [card.value for card in panel.gallery.children]
-    assert len(cards) == 3 and len(set(cards)) == 3
-    assert len({take.file_name for take in takes}) == 3
-    assert "&lt;b&gt;loud" in cards[0] and "<b>loud" not in cards[0]
+    assert [item["number"] for item in panel.cards.items] == [1, 2, 3]
+    assert len({take.file_name for take in takes}) == len({take.path for take in takes}) == 3
 
 
-def test_the_downloaded_file_equals_the_take_and_replays(panel, model, tmp_path):
+def test_a_download_equals_the_take_and_replays(panel, model, tmp_path):
     take = panel.generate(prompt="calm piano", **SHORT)
-    [card] = [card.value for card in panel.gallery.children]
-    [name, data] = re.search(r'download="([^"]+)" href="data:audio/wav;base64,([^"]+)"', card).groups()
-    path = tmp_path / name
-    path.write_bytes(base64.b64decode(data))
-    wave, rate = audio.read(path)
-    assert (wave.shape, rate) == (take.wave.shape, take.rate)
-    again, _ = model.replay(audio.read_manifest(path))
-    assert torch.allclose(again[0], take.wave, atol=1e-4)
+    for extension in (".wav", ".flac", ".mp3"):
+        path = tmp_path / f"download{extension}"
+        path.write_bytes(shelf.encode(take, extension))
+        wave, rate = audio.read(path)
+        assert rate == take.rate
+        assert wave.shape[-1] == pytest.approx(take.wave.shape[-1], abs=0 if extension != ".mp3" else 3000)
+        again, _ = model.replay(audio.read_manifest(path))
+        assert torch.allclose(again[0], take.wave, atol=1e-4)
+
+
+def test_one_zip_file_has_all_takes(panel, tmp_path):
+    with pytest.raises(ValueError, match="no takes"):
+        shelf.archive(panel.takes, ".wav")
+    takes = [panel.generate(**{**SHORT, "seed": seed}) for seed in (1, 2)]
+    sent = []
+    panel.cards.send = lambda content, buffers=None: sent.append((content, buffers))
+    panel.cards._on_browser(None, {"kind": "download_all", "value": ".flac"}, [])
+    [(content, [data])] = sent
+    assert content["name"] == "takes-flac.zip"
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        assert file.namelist() == [f"{take.file_name}.flac" for take in takes]
+        assert audio.decode(file.read(file.namelist()[0]), "a")[0].shape == takes[0].wave.shape
+
+
+def test_the_page_weight_of_a_take_is_its_flac(panel):
+    """Two kilobytes of facts and waveform; the sound comes once, in binary, when it is asked for."""
+    take = panel.generate(duration=4, seed=1, prompt="calm piano", top_k=5)
+    assert len(str(panel.cards.items)) < 2500
+    sent = []
+    panel.cards.send = lambda content, buffers=None: sent.append((content, buffers))
+    panel.cards._on_browser(None, {"kind": "sound", "number": take.number}, [])
+    [(_, [flac])] = sent
+    assert flac == audio.encode(take.wave, take.rate, ".flac")
+
+
+def test_another_studio_finds_the_takes_again(panel, model):
+    made = [panel.generate(prompt=text, **SHORT) for text in ("calm", "<b>loud</b>")]
+    panel.star(made[0])
+    panel.rename(made[1], "  My tune ")
+    found = Studio(model)
+    for old, new in zip(made, found.takes, strict=True):
+        names = ("number", "manifest", "seam", "source", "elapsed", "name", "starred", "path", "code")
+        stored = {**old.manifest, "strategy": "clip"}
+        assert [getattr(new, name) for name in names] == [
+            stored if name == "manifest" else getattr(old, name) for name in names
+        ]
+        assert torch.allclose(new.wave, old.wave.clamp(-1, 1), atol=1e-4)
+    assert found.takes[1].title == "2 · My tune"
+    # the next one replaces none
+    assert found.generate(**SHORT).number == 3
+    assert panel.generate(**SHORT).number == 4
+
+
+def test_a_deleted_take_comes_back(panel, model):
+    takes = [panel.generate(**{**SHORT, "seed": seed}) for seed in (1, 2, 3)]
+    panel.delete(takes[1])
+    assert [item["number"] for item in panel.cards.items] == [1, 3]
+    assert "Take 2" in panel.cards.undo
+    assert [take.number for take in Studio(model).takes] == [1, 3]
+    panel.undo()
+    assert panel.takes == takes and panel.cards.undo == ""
+    assert [take.number for take in Studio(model).takes] == [1, 2, 3]
+    # nothing is left to undo
+    panel.undo()
+
+
+def test_a_take_that_cannot_be_written_stays_in_the_panel(model, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    panel = Studio(model, folder=tmp_path / "file" / "takes")
+    take = panel.generate(**SHORT)
+    assert panel.takes == [take] and take.path is None
+    assert "not on disk" in panel.message.value
+    panel.star(take)
+    panel.delete(take)
+    panel.undo()
+    assert panel.takes == [take]
+
+
+def test_damaged_and_foreign_files_among_the_takes_are_left_out(panel, model):
+    take = panel.generate(**SHORT)
+    take.path.with_name("take-002-seed-1.flac").write_bytes(b"fLaC and no more")
+    soundfile.write(take.path.with_name("take-003-seed-1.flac"), tune(0.5)[0].numpy(), RATE)
+    assert [take.number for take in Studio(model).takes] == [1]
+
+
+def test_a_take_is_continued_from_its_end(panel):
+    take = panel.generate(prompt="calm piano", duration=1, seed=1)
+    panel.continue_from(take)
+    panel.wait()
+    longer = panel.takes[-1]
+    assert longer.seconds == pytest.approx(take.seconds + studio.ADDED, abs=0.05)
+    assert longer.seam == pytest.approx(take.seconds, abs=0.05)
+    assert longer.prompt == "calm piano" and longer.source == "continues take 1"
+
+
+def test_a_take_becomes_the_melody(panel):
+    take = panel.generate(duration=1, seed=1)
+    panel.use_as_melody(take)
+    assert panel.controls.start_from.value == MELODY
+    assert panel.controls["melody"].sound.name == "take 1"
+    assert panel.generate().source == "follows take 1"
+
+
+@pytest.mark.parametrize("condition", ["text", "melody", "audio_prompt"])
+def test_more_like_this_has_the_same_request_and_the_next_seeds(panel, model, condition):
+    given = {} if condition == "text" else {condition: (tune(1.0), RATE)}
+    take = panel.generate(prompt="calm", negative="drums", **given, **{**SHORT, "audio_prompt_seconds": 0.2})
+    for make in (lambda: panel, lambda: Studio(model)):
+        each = make()
+        count = len(each.takes)
+        each.more_like(each.takes[0], 2)
+        each.wait()
+        assert each.error is None
+        for more in each.takes[count:]:
+            for name in ("text", "negative", "settings", "melody", "model"):
+                assert more.manifest[name] == take.manifest[name]
+            assert more.source == take.source or each is not panel
+            assert (more.seam is None) == (take.seam is None)
+    seeds = [take.manifest["seed"] for take in each.takes]
+    assert seeds == list(range(take.manifest["seed"], take.manifest["seed"] + 5))
+
+
+def test_stop_ends_all_runs_of_more_like_this(panel):
+    take = panel.generate(duration=0.3, seed=1)
+    take.request = replace(take.request, settings=replace(take.request.settings, duration=600))
+    assert panel.more_like(take)
+    until_running(panel)
+    panel.stop()
+    panel.wait()
+    assert len(panel.takes) == 2
+
+
+def test_the_code_of_a_take_generates_it(panel, model, tmp_path, monkeypatch):
+    takes = [
+        panel.generate(prompt="it's calm", negative="drums", **SHORT),
+        panel.generate(melody=(tune(1.0), RATE), negative="", **SHORT),
+    ]
+    monkeypatch.setattr(MusicGen, "get_pretrained", staticmethod(lambda name: MusicGen(model.model)))
+    for take in takes:
+        names = {}
+        exec(take.code, names)
+        wave = names["wave"]
+        assert torch.allclose(wave.view(take.wave.shape), take.wave, atol=1e-4)
+
+
+def test_the_music_reaches_the_live_player_as_it_is_made(panel):
+    take = panel.generate(duration=2, seed=1)
+    assert panel.live.pushed == pytest.approx(take.seconds)
+    assert len(panel.live._chunks) >= 3
+    # a click on this panel's button, and no other, lets it play
+    assert panel.live.starter in panel.generate_button._dom_classes
+    assert Studio(MusicGen(panel._model.model)).live.starter != panel.live.starter
 
 
 def test_two_takes_are_compared_on_one_scale(panel):
@@ -169,13 +334,15 @@ def test_two_takes_are_compared_on_one_scale(panel):
     panel.generate(seed=4)
     assert panel.comparison.layout.display != "none"
     # drawn only when opened
-    assert panel.comparison.players.value == ""
+    assert panel.comparison.players.html == ""
     panel.comparison.selected_index = 0
-    assert panel.comparison.players.value.count("<audio") == 2
-    before = panel.comparison.players.value
+    assert panel.comparison.players.html.count("<audio") == 2
+    before = panel.comparison.players.html
     panel.generate(seed=5)
     assert [menu.value for menu in panel.comparison.menus] == [1, 3]
-    assert panel.comparison.players.value != before
+    assert panel.comparison.players.html != before
+    panel.delete(panel.takes[0])
+    assert [menu.value for menu in panel.comparison.menus] == [2, 3]
 
 
 # --- stopping ---------------------------------------------------------------------------------------------
@@ -186,6 +353,10 @@ def started(panel: Studio) -> None:
     # long enough not to end by itself, however late it is stopped
     panel.set(duration=600, seed=1)
     assert panel.start()
+    until_running(panel)
+
+
+def until_running(panel: Studio) -> None:
     deadline = time.monotonic() + 60
     while (
         panel.progress.bar.value < 0.0005 and time.monotonic() < deadline
@@ -327,15 +498,16 @@ def test_twenty_clicks_start_one_run(panel):
 
 def test_a_mistake_is_shown_in_one_line_and_the_next_run_succeeds(panel):
     mistakes = [
-        ({"top_k": -1}, "top_k is -1"),
-        ({"duration": -2.0}, "duration is -2"),
-        ({"cfg_coef_beta": "much"}, "cfg_coef_beta is 'much'"),
-        ({"duration": 0.5, "cfg_coef_beta": "2"}, "cfg_coef_beta weighs the text against a melody"),
+        ({"top_k": -1}, "Top-k is -1"),
+        ({"duration": -2.0}, "Seconds is -2"),
+        ({"cfg_coef_beta": "much"}, "Double guidance β is 'much'"),
+        ({"duration": 0.5, "cfg_coef_beta": "2"}, "Double guidance β weighs the text against a melody"),
     ]
     for values, sentence in mistakes:
         panel.set(**SHORT, cfg_coef_beta=None)
         for name, value in values.items():
             # as in the browser, without the validation of `set`
+            panel.controls[name].min = -9
             panel.controls[name].value = value
         panel.generate_button.click()
         panel.wait()
@@ -353,6 +525,7 @@ def test_a_mistake_is_shown_in_one_line_and_the_next_run_succeeds(panel):
         ({"tempo": 120}, "there is no control 'tempo'"),
         ({"temperature": -1}, "temperature is -1"),
         ({"seed": 1.5}, "the seed is 1.5"),
+        ({"cfg_coef": [(0, 1.0), (4, 3.0)]}, "the panel takes a number"),
         ({"melody": "no/such/file.wav"}, "there is no file 'no/such/file.wav'"),
         ({"audio_prompt": __file__}, "is not audio"),
         (
@@ -410,13 +583,12 @@ class Uploaded:
 @pytest.mark.parametrize("form", ["WAV", "MP3", "OGG", "FLAC"])
 def test_an_upload_becomes_the_sound(form, version):
     source = Source("melodies")
-    source.choice.value = sources.UPLOAD
     source.uploader = Uploaded(uploads(f"a.{form.lower()}", encoded(form))[version])
-    source._on_upload()
+    source._on_plain_upload()
     assert source.sound.rate == RATE
     # the tolerance is for the padding of MP3
     assert source.sound.wave.shape[-1] == pytest.approx(RATE, abs=2500)
-    assert "<audio" in source.view.value
+    assert "<audio" in source.view.html
 
 
 def test_a_text_file_is_rejected_with_a_message(panel):
@@ -435,17 +607,15 @@ def test_the_clips_that_ship_can_be_chosen_and_played():
     for title in source.clips:
         source.choose(title)
         assert source.sound.name == title
-        assert "<audio" in source.view.value
+        assert "<audio" in source.view.html
 
 
 def test_a_recording_becomes_the_sound():
     source = Source("melodies")
-    source.choice.value = sources.RECORD
-    assert source.sound is None
-    assert source.recorder in source._row.children
     source.recorder.wave = tune(0.5)
     assert isinstance(source.sound, Sound)
     assert source.sound.rate == source.recorder.rate
+    assert source.choice.value == OWN
 
 
 def test_removing_one_condition_keeps_the_other(panel):
@@ -456,13 +626,20 @@ def test_removing_one_condition_keeps_the_other(panel):
 
 
 def test_the_panel_shows_the_chosen_conditions(panel):
-    assert panel.controls._conditions.children == ()
+    shown = panel.controls.conditions
+    assert shown.children == ()
     panel.controls.start_from.value = MELODY
-    assert panel.controls["melody"] in panel.controls._conditions.children
+    assert panel.controls["melody"] in shown.children
     panel.controls.start_from.value = AUDIO
-    assert panel.controls["audio_prompt"] in panel.controls._conditions.children
-    panel.controls.examples.value = controls.example_prompts()[2]
-    assert panel.controls["prompt"].value == controls.example_prompts()[2]
+    assert panel.controls["audio_prompt"] in shown.children
+
+
+def test_a_chip_fills_the_prompt_and_more_shows_others(panel):
+    first = [chip.description for chip in panel.controls.chips.children]
+    panel.controls.chips.children[2].click()
+    assert panel.controls["prompt"].value == first[2] == controls.example_prompts()[2]
+    panel.controls.more.click()
+    assert not {chip.description for chip in panel.controls.chips.children[:-1]} & set(first)
 
 
 # --- time, memory, licence --------------------------------------------------------------------------------
@@ -503,7 +680,7 @@ def test_the_licence_is_shown_before_a_run():
 
 def test_the_card_lists_only_settings_that_differ_from_the_defaults(panel):
     panel.generate(**SHORT)
-    [card] = [card.value for card in panel.gallery.children]
+    card = " ".join(panel.takes[0].facts)
     assert "top_k 5" in card
     assert not any(f"{name} " in card for name in set(asdict(Settings())) - {"top_k", "duration"})
 

@@ -6,15 +6,14 @@ notebook with one cell, studio.Studio() -> Voilà -> page; every visit has its o
 import argparse
 import os
 
-# Bytes of the largest upload. Beyond the limit the connection is closed without a message.
-UPLOAD = 100 * 2**20
-# Run in the kernel of each visit.
+# Bytes of the largest message of a page; uploads come in smaller parts.
+MESSAGE = 16 * 2**20
+# Run in the kernel of each visit. Visitors have folders of their own, by a cookie.
 CODE = """import os
-from mgkit.lab import sources, studio
+from mgkit.lab import studio
 
 os.chdir({folder!r})
-sources.UPLOAD_HINT = "WAV, MP3, OGG or FLAC, up to {megabytes} MB. Open larger files by their path."
-studio.Studio({model!r})"""
+studio.Studio({model!r}, folder="outputs/visitors/{visitor}", page=True)"""
 
 
 def serve(
@@ -29,7 +28,8 @@ def serve(
 
     A visit needs the `token`, by default a random one, which is printed; with "" none is needed. At most
     `visits` pages are open at a time. The kernel of a closed page ends at once; if a run is in progress, or
-    if the page vanished without a message, the kernel ends after `keep` idle seconds.
+    if the page vanished without a message, the kernel ends after `keep` idle seconds. A visitor's takes are
+    kept in `outputs/visitors`, and only the same browser finds them again.
 
     Raises: RuntimeError if Voilà is not installed, ValueError if `visits` or `keep` is not positive.
     """
@@ -40,8 +40,8 @@ def serve(
     except ImportError as error:
         raise RuntimeError(f"the app needs the package {error.name}: pip install voila") from None
 
-    code = CODE.format(folder=os.getcwd(), megabytes=UPLOAD // 2**20, model=model)
-    server.serve(code, port, browser=browser, token=token, visits=visits, keep=keep, upload=UPLOAD)
+    code = CODE.format(folder=os.getcwd(), model=model, visitor=server.VISITOR)
+    server.serve(code, port, browser=browser, token=token, visits=visits, keep=keep, message=MESSAGE)
 
 
 def main(argv: list[str] | None = None) -> None:

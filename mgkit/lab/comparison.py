@@ -3,8 +3,10 @@
 import html
 from collections.abc import Sequence
 
-from ipywidgets import HTML, Accordion, Dropdown, HBox, Layout, VBox
+from ipywidgets import Accordion, Dropdown, HBox, Layout, VBox
 
+from mgkit.lab.player import Players
+from mgkit.lab.settings_form import explain
 from mgkit.lab.takes import Take
 
 # The starting player takes over the position of the other one.
@@ -19,37 +21,39 @@ class Comparison(Accordion):
 
     def __init__(self) -> None:
         self.menus = [Dropdown(description=letter, style={"description_width": "20px"}) for letter in "AB"]
-        self.players = HTML()
-        self._takes: list[Take] = []
+        for menu in self.menus:
+            explain(menu, "take to compare")
+        self.players = Players()
+        self._takes: dict[int, Take] = {}
+        row = HBox(self.menus, layout=Layout(flex_flow="row wrap"))
         super().__init__(
-            [VBox([HBox(self.menus), self.players])],
+            [VBox([row, self.players])],
             selected_index=None,
             layout=Layout(margin="8px 0", display="none"),
         )
-        self.set_title(0, "compare two takes")
+        self.set_title(0, "Compare two takes")
         for widget in (*self.menus, self):
             widget.observe(lambda _: self._draw(), ["value", "selected_index"])
 
     def update(self, takes: Sequence[Take]) -> None:
         """Offer these takes, the newest as B."""
-        self._takes = list(takes)
-        first = self.menus[0].value or takes[0].number
-        options = [(take.title, take.number) for take in takes]
-        for menu, number in zip(self.menus, (first, takes[-1].number)):
-            menu.options = options
-            menu.value = number
+        self._takes = {take.number: take for take in takes}
         self.layout.display = "" if len(takes) > 1 else "none"
+        first = self.menus[0].value if self.menus[0].value in self._takes else None
+        options = [(take.title, take.number) for take in takes]
+        for menu, number in zip(self.menus, (first or takes[0].number, takes[-1].number) if takes else ()):
+            if menu.options != tuple(options):
+                menu.options = options
+            menu.value = number
 
     def _draw(self) -> None:
         """The two players, if the section is open."""
-        chosen = [menu.value for menu in self.menus]
-        if self.selected_index is None or None in chosen:
-            self.players.value = ""
+        pair = [self._takes.get(menu.value) for menu in self.menus]
+        if self.selected_index is None or None in pair:
+            self.players.html = ""
             return
-        by_number = {take.number: take for take in self._takes}
-        pair = [by_number[number] for number in chosen]
-        level = max(float(take.wave.abs().max()) for take in pair) or None
-        players = "".join(take.player(level).html for take in pair)
+        level = max(float(take.wave.abs().max()) for take in pair if take) or None
+        players = "".join(take.player(level).html for take in pair if take)
         click = html.escape(SWITCH)
         button = f'<button class="jupyter-button" onclick="{click}">Switch at the same position</button>'
-        self.players.value = f"<div>{players}<br>{button}</div>"
+        self.players.html = f"<div>{players}<br>{button}</div>"

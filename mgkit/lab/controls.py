@@ -1,26 +1,27 @@
-"""The studio's input controls: how each is built, shown, set by code, and read into a `TakeRequest`.
+"""The studio's inputs: how each is built, shown, set by code, and read into a `TakeRequest`.
 
-model, prompt, negative, seed, duration, and the other fields of `settings.Settings`
-melody, separate                         with "text + melody"
-audio_prompt, audio_prompt_seconds       with "text + audio"
+prompt, duration, seed, model, negative, and the other fields of `generate.Settings`
+melody, separate                                           with "text + melody"
+audio_prompt, audio_prompt_seconds, audio_prompt_end       with "text + audio"
 """
 
-import html
 import os
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import fields
+from importlib.util import find_spec
+from itertools import cycle
 from typing import Any
 
 from ipywidgets import (
     HTML,
     Accordion,
+    Button,
     Checkbox,
     Dropdown,
     FloatText,
     HBox,
     IntText,
-    Label,
     Layout,
     Text,
     Textarea,
@@ -29,60 +30,103 @@ from ipywidgets import (
     Widget,
 )
 
-from mgkit import hub
-from mgkit.lab.sources import Source
+from mgkit import audio, hub
+from mgkit.lab.melody_editor import MelodyEditor, detect
+from mgkit.lab.pickers import audible
+from mgkit.lab.player import LIVE
+from mgkit.lab.settings_form import SettingsForm, explain, label
+from mgkit.lab.sources import PREVIEW, Source
 from mgkit.lab.takes import Sound, TakeRequest
 from mgkit.request import parse_seeds
-from mgkit.settings import SETTINGS_HELP, Settings
+from mgkit.settings import Settings
 
 # The conditions of a run.
 TEXT, MELODY, AUDIO = "text", "text + melody", "text + audio"
+START_TOOLTIPS = [
+    "music for the prompt alone",
+    "music that follows a tune: hum it, or upload it",
+    "music that continues a recording",
+]
 OTHER = "other: folder or hub id …"
-EXAMPLES = "example prompts …"
+# Prompts shown at a time.
+CHIPS = 5
+# Sampling rate of the melody editor's frames: that of every melody model.
+RATE = 32000
 
-LABELS = {"description_width": "80px"}
-SHORT, LONG, FULL = {"width": "180px"}, {"width": "392px"}, {"width": "auto"}
-BESIDE = {"width": "200px", "flex": "0 0 auto"}
 
-
-class Controls(VBox):
+class Controls:
     """All inputs of the studio: `controls["seed"]` is one, `set` assigns values, `request` reads them.
 
-    `on_change` is called after a change of the model or the duration.
+    `top` (prompt, conditions), `numbers` (seconds, seed), `advanced` and `model_row` are the parts that a
+    panel shows. `on_change` is called after each change by the reader or in code.
     """
 
-    def __init__(self, model: str, on_change: Callable[[], None]):
-        models = [*hub.NAMES, *([] if model in hub.NAMES else [model])]
-        self.named: dict[str, Widget] = {**_main_inputs(models, model), **_advanced_inputs()}
+    def __init__(self, model: str, on_change: Callable[[], None], paths: bool = True):
+        """Without `paths`, no files or models of the kernel's machine are offered."""
+        models = [*hub.NAMES, *([] if model in hub.NAMES else [model]), *[OTHER] * paths]
+        self._on_change = on_change
+        self.form = SettingsForm()
+        self.editor: MelodyEditor | None = None
+        self.named: dict[str, Widget] = {**_main_inputs(models, model, paths), **self.form.named}
         self.other_model = Text(
             placeholder="models/small, or facebook/musicgen-small", continuous_update=False
         )
-        self.examples = Dropdown(
-            options=[EXAMPLES, *example_prompts()], description=" ", style=LABELS, layout=Layout(**LONG)
+        self.start_from = ToggleButtons(
+            options=[TEXT, MELODY, AUDIO], description="Start from", tooltips=START_TOOLTIPS
         )
-        self.keep_seed = Checkbox(False, indent=False, description="keep", layout=Layout(width="80px"))
-        self.start_from = ToggleButtons(options=[TEXT, MELODY, AUDIO], style={"button_width": "130px"})
-        self._other_model, self._conditions = HBox(), VBox()
-        super().__init__(
-            [
-                HBox([self["model"], self._other_model]),
-                self["prompt"],
-                self.examples,
-                _aside("start from", self.start_from),
-                self._conditions,
-                HBox([self["duration"], self["seed"], self.keep_seed]),
-                folded("settings", [_row(name, self[name], text) for name, text in _help().items()]),
-            ]
-        )
-        self.examples.observe(lambda _: self._on_example(), "value")
-        self.start_from.observe(lambda _: self._show_conditions(), "value")
-        self["model"].observe(lambda _: self._show_other_model(), "value")
-        for changed in (self["model"], self.other_model, self["duration"]):
-            changed.observe(lambda _: on_change(), "value")
+        self.start_from.add_class("mgkit-start-from")
+        explain(self.start_from, "what the music starts from")
+        self.chips, self.more = HBox(), Button(description="more …")
+        self.chips.add_class("mgkit-chips")
+        explain(self.more, "other example prompts")
+        self._prompts = cycle(example_prompts())
+        # Whether the seed is kept for the next take, and whether the shown one was used.
+        self.seed_kept, self._seed_used = False, True
+        # Whether a change comes from the panel itself.
+        self._drawing = self._following = False
+        self._shown: Sound | None = None
+        self._chord_problem = ""
+        self.dice = Button(description="", layout=Layout(width="32px"))
+        self.dice.add_class("mgkit-dice")
+        self.seed_note, self.total = HTML(), HTML()
+        self._other_model, self.conditions, self._editor_box = HBox(), VBox(), VBox()
+        self.top = VBox([self["prompt"], self.chips, self.start_from, self.conditions])
+        seed = HBox([self["seed"], self.dice, self.seed_note])
+        self.numbers = HBox([self["duration"], seed])
+        self.numbers.add_class("mgkit-numbers")
+        self.advanced = folded("Advanced", self.form)
+        self.model_row = HBox([self["model"], self._other_model])
+        self._on_audio_prompt()
+        self._observe()
+        self._show_chips()
+        self._show_seed()
         self._show_conditions()
-        self._show_other_model()
 
-    def __getitem__(self, name: str) -> Widget:
+    def _observe(self) -> None:
+        """React to the reader's choices and to assignments alike."""
+        self.more.on_click(lambda _: self._show_chips())
+        self.dice.on_click(lambda _: self.draw_seed())
+        self.start_from.observe(lambda _: self._show_conditions(), "value")
+        self["model"].observe(lambda _: self._show_model(), "value")
+        self["seed"].observe(lambda _: self._on_seed(), "value")
+        self["melody"].observe(lambda _: self._on_melody(), "sound")
+        self["separate"].observe(lambda _: self._show_editor(), "value")
+        self["audio_prompt"].observe(lambda _: self._on_audio_prompt(), "sound")
+        trimmer = self["audio_prompt"].trimmer
+        if trimmer:
+            trimmer.observe(lambda _: self._on_trimmer(), ["given", "end"])
+        for name in ("duration", "audio_prompt_seconds", "audio_prompt_end"):
+            self[name].observe(lambda _: self._show_total(), "value")
+        changes = [
+            *(self[name] for name in ("prompt", "model", "duration", "seed", "separate")),
+            self.other_model,
+        ]
+        for control in (*changes, self.start_from, *self.form.named.values()):
+            control.observe(lambda _: self._on_change(), "value")
+        for name in ("melody", "audio_prompt"):
+            self[name].observe(lambda _: self._on_change(), ["sound", "problem"])
+
+    def __getitem__(self, name: str) -> Any:
         return self.named[name]
 
     @property
@@ -90,6 +134,12 @@ class Controls(VBox):
         """The chosen model: a name, a folder or a hub id."""
         name = self["model"].value
         return self.other_model.value.strip() if name == OTHER else name
+
+    @property
+    def problem(self) -> str:
+        """Why the chosen audio cannot be used; may be empty."""
+        name = {MELODY: "melody", AUDIO: "audio_prompt"}.get(self.start_from.value)
+        return self[name].problem or (self._chord_problem if name == "melody" else "") if name else ""
 
     def set(self, **values: Any) -> None:
         """Assign values to controls by name; nothing changes if one of the settings is invalid.
@@ -101,10 +151,13 @@ class Controls(VBox):
         if values.get("melody") is not None and values.get("audio_prompt") is not None:
             raise ValueError("melody and audio_prompt cannot be combined; give one of them")
         Settings(**{name: value for name, value in values.items() if name in Settings.__dataclass_fields__})
+        for name, value in values.items():
+            self.form.check(name, value)
         if values.get("seed") is not None:
             parse_seeds(values["seed"], 1)
-        for name, value in values.items():
-            self._assign(name, value)
+        # Audio sets the seconds, unless they are given too.
+        for name in sorted(values, key=lambda name: name not in ("melody", "audio_prompt")):
+            self._assign(name, values[name])
 
     def request(self) -> TakeRequest:
         """The take described by the controls, with a new seed unless it is kept.
@@ -113,16 +166,17 @@ class Controls(VBox):
         """
         if not self.model_name:
             raise ValueError("give the folder of a model or its hub id")
-        settings = Settings(**{field.name: read_value(self[field.name]) for field in fields(Settings)})
+        values = {"duration": self["duration"].value, **self.form.read()}
+        settings = Settings(**{field.name: _number(values[field.name]) for field in fields(Settings)})
         melody, audio_prompt = self._sound("melody", MELODY), self._sound("audio_prompt", AUDIO)
+        chroma = self.editor.condition if melody and self.editor and not self["separate"].value else None
+        if melody and self._chord_problem:
+            raise ValueError(self._chord_problem)
         if audio_prompt:
-            seconds = self["audio_prompt_seconds"].value
-            samples = int(seconds * audio_prompt.rate)
-            if samples < 1:
-                raise ValueError(f"audio_prompt_seconds is {seconds:g}; it must be greater than 0")
-            audio_prompt = audio_prompt._replace(wave=audio_prompt.wave[:, :samples])
-        if not self.keep_seed.value:
-            self["seed"].value = random.SystemRandom().randrange(1_000_000)
+            audio_prompt = self._trimmed(audio_prompt)
+        if not self.seed_kept and self._seed_used:
+            self.draw_seed()
+        self._seed_used = True
         return TakeRequest(
             model=self.model_name,
             prompt=self["prompt"].value,
@@ -130,24 +184,56 @@ class Controls(VBox):
             seed=self["seed"].value,
             settings=settings,
             melody=melody,
+            chroma=chroma,
+            edited=bool(self.editor and self.editor.edited),
             audio_prompt=audio_prompt,
             separate=self["separate"].value,
         )
 
+    def draw_seed(self) -> None:
+        """Draw a new seed, and from now on one for every take."""
+        self._drawing = True
+        self["seed"].value = random.SystemRandom().randrange(1_000_000)
+        self._drawing = False
+        self.seed_kept = self._seed_used = False
+        self._show_seed()
+
+    def offer_melody(self, offered: bool) -> None:
+        """Offer the conditions that the model has: not all have melodies."""
+        options = (TEXT, MELODY, AUDIO) if offered else (TEXT, AUDIO)
+        if tuple(self.start_from.options) != options:
+            value = self.start_from.value
+            self.start_from.options = options
+            self.start_from.value = value if value in options else TEXT
+
+    # --- assignments ---------------------------------------------------------------------------------------
+
     def _assign(self, name: str, value: Any) -> None:
         control = self[name]
         if name == "model" and value not in control.options:
-            control.value, self.other_model.value = OTHER, os.fspath(value)
+            if OTHER not in control.options:
+                control.options = [*control.options, value]
+                control.value = value
+            else:
+                control.value, self.other_model.value = OTHER, os.fspath(value)
         elif name == "seed":
-            self.keep_seed.value = value is not None
-            control.value = control.value if value is None else value
+            if value is None:
+                self.seed_kept, self._seed_used = False, True
+            else:
+                control.value, self.seed_kept = value, True
+            self._show_seed()
         elif isinstance(control, Source):
             start = {"melody": MELODY, "audio_prompt": AUDIO}[name]
             if value is not None:
-                self.start_from.value = start
                 control.choose(value)
+                self.start_from.value = start
             elif self.start_from.value == start:
                 self.start_from.value = TEXT
+        elif name in self.form.named:
+            self.form.assign(name, value)
+        elif name == "audio_prompt_end":
+            sound = self["audio_prompt"].sound
+            control.value = audible(sound.wave, sound.rate) if value is None and sound else value
         elif isinstance(control, Text | Textarea):
             control.value = "" if value is None else str(value)
         else:
@@ -162,18 +248,110 @@ class Controls(VBox):
             raise ValueError(source.problem or f"choose audio first: {start} needs some")
         return source.sound
 
+    def _trimmed(self, sound: Sound) -> Sound:
+        """The part of the audio prompt that is given to the model."""
+        given, end = self["audio_prompt_seconds"].value, self["audio_prompt_end"].value
+        end = min(round(end * sound.rate), sound.wave.shape[-1])
+        start = max(0, end - round(given * sound.rate))
+        if given <= 0 or start >= end:
+            raise ValueError(f"audio_prompt_seconds is {given:g}; it must be greater than 0")
+        return sound._replace(wave=sound.wave[:, start:end])
+
+    # --- display -------------------------------------------------------------------------------------------
+
+    def _on_seed(self) -> None:
+        if not self._drawing:
+            self.seed_kept, self._seed_used = True, False
+            self._show_seed()
+
+    def _show_seed(self) -> None:
+        state = "kept for every take" if self.seed_kept else "a new one for every take"
+        explain(self.dice, f"draw a new seed, now and for every take (now: {state})")
+        self.seed_note.value = f'<span class="mgkit-quiet">{state}</span>'
+        add = self.dice.remove_class if self.seed_kept else self.dice.add_class
+        add("mgkit-on")
+
+    def _show_chips(self) -> None:
+        chips = []
+        for prompt in (next(self._prompts) for _ in range(CHIPS)):
+            chip = Button(description=prompt)
+            explain(chip, f"use the prompt: {prompt}")
+            chip.on_click(lambda button: setattr(self["prompt"], "value", button.description))
+            chips.append(chip)
+        self.chips.children = (*chips, self.more)
+
     def _show_conditions(self) -> None:
-        inputs = {MELODY: ("melody", "separate"), AUDIO: ("audio_prompt", "audio_prompt_seconds")}
-        shown = inputs.get(self.start_from.value, ())
-        self._conditions.children = tuple(self[name] for name in shown)
-        self._conditions.layout.margin = "4px 0 0 88px" if shown else "0"
+        start = self.start_from.value
+        if start == MELODY:
+            separate = [self["separate"]] if find_spec("torchaudio") else []
+            self.conditions.children = (self["melody"], *separate, self._editor_box)
+            self._on_melody()
+        elif start == AUDIO:
+            own = [] if self["audio_prompt"].trimmer else [self["audio_prompt_seconds"]]
+            self.conditions.children = (self["audio_prompt"], *own, self.total)
+        else:
+            self.conditions.children = ()
+        self.form.offer("cfg_coef_beta", start == MELODY)
+        if start != MELODY:
+            self.form.assign("cfg_coef_beta", None)
+        self._show_total()
 
-    def _show_other_model(self) -> None:
+    def _on_melody(self) -> None:
+        """Show what is detected in the melody, and let the seconds follow it."""
+        sound = self["melody"].sound
+        if self.start_from.value != MELODY:
+            return
+        if sound is None:
+            self._editor_box.children = ()
+            self._shown = None
+        elif sound is not self._shown:
+            self._shown = sound
+            wave = audio.resample(sound.wave[:, : int(PREVIEW * sound.rate)], sound.rate, RATE)
+            classes = detect(wave, RATE)
+            if self.editor is None:
+                self.editor = MelodyEditor(classes, RATE)
+                self._editor = self.editor.widget(self._on_chords) if LIVE else HTML()
+            else:
+                self.editor.show(classes, RATE)
+            self["duration"].value = max(1.0, round(wave.shape[-1] / RATE, 1))
+        self._show_editor()
+
+    def _on_chords(self, problem: str) -> None:
+        self._chord_problem = problem
+        self._on_change()
+
+    def _show_editor(self) -> None:
+        shown = self["melody"].sound is not None and not self["separate"].value
+        self._editor_box.children = (self._editor,) if shown and self.editor else ()
+
+    def _on_audio_prompt(self) -> None:
+        """Give the end of a new recording."""
+        if sound := self["audio_prompt"].sound:
+            end = audible(sound.wave, sound.rate)
+            self["audio_prompt_end"].value = end
+            self["audio_prompt_seconds"].value = min(self["audio_prompt_seconds"].value, end)
+        self._show_total()
+
+    def _on_trimmer(self) -> None:
+        trimmer = self["audio_prompt"].trimmer
+        self._following = True
+        self["audio_prompt_end"].value, self["audio_prompt_seconds"].value = trimmer.end, trimmer.given
+        self._following = False
+        self._show_total()
+
+    def _show_total(self) -> None:
+        given, total = self["audio_prompt_seconds"].value, self["duration"].value
+        trimmer = self["audio_prompt"].trimmer
+        if trimmer and trimmer.wave and not self._following:
+            trimmer.given, trimmer.end = given, self["audio_prompt_end"].value
+        new = total - given
+        text = f"{given:.1f} s given + {new:.1f} s new = {total:.1f} s".replace(".0 s", " s")
+        if new <= 0:
+            text = f"{given:.1f} s given, and no more than {total:g} s in all: set more seconds"
+        self.total.value = f'<span class="mgkit-quiet">{text}</span>'
+
+    def _show_model(self) -> None:
         self._other_model.children = (self.other_model,) if self["model"].value == OTHER else ()
-
-    def _on_example(self) -> None:
-        if self.examples.value != EXAMPLES:
-            self["prompt"].value, self.examples.value = self.examples.value, EXAMPLES
 
 
 def example_prompts() -> list[str]:
@@ -182,81 +360,50 @@ def example_prompts() -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ["calm piano in C major"]
 
 
-def read_value(control: Widget) -> Any:
-    """Value of an input; for an optional number, None if empty.
-
-    Text other than a number is returned unchanged, for `Settings` to reject.
-    """
-    if not isinstance(control, Text):
-        return control.value
-    try:
-        return float(control.value) if control.value.strip() else None
-    except ValueError:
-        return control.value
-
-
-def folded(title: str, children: Sequence[VBox | HBox | HTML]) -> Accordion:
+def folded(title: str, content: Widget) -> Accordion:
     """Closed accordion with one section."""
-    accordion = Accordion([VBox(children)], selected_index=None, layout=Layout(margin="8px 0"))
+    accordion = Accordion([content], selected_index=None)
     # Version 8 has `titles` too, version 7 only this.
     accordion.set_title(0, title)
     return accordion
 
 
-def _main_inputs(models: Sequence[str], model: str) -> dict[str, Widget]:
-    free = {"description_width": "initial"}
-    return {
-        "model": Dropdown(
-            options=[*models, OTHER], value=model, description="model", style=LABELS, layout=Layout(**LONG)
-        ),
+def _number(value: Any) -> Any:
+    """A text as a number, None if empty; text that is no number stays, for `Settings` to reject."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if value.strip() else None
+    except ValueError:
+        return value
+
+
+def _main_inputs(models: list[str], model: str, paths: bool) -> dict[str, Widget]:
+    inputs: dict[str, Widget] = {
         "prompt": Textarea(
-            description="prompt",
-            placeholder="describe the music; leave empty for unconditional generation",
+            description=label("prompt"),
+            placeholder="Describe the music: instruments, mood, style, key, tempo. Or leave it empty.",
             rows=2,
-            style=LABELS,
-            layout=Layout(**FULL),
         ),
-        "duration": FloatText(8.0, description="seconds", step=1, style=LABELS, layout=Layout(**SHORT)),
-        "seed": IntText(1, description="seed", style=LABELS, layout=Layout(**SHORT)),
-        "melody": Source("melodies", "recordings"),
-        "separate": Checkbox(
-            False, description="remove drums and bass first (HDemucs)", indent=False, layout=Layout(**FULL)
-        ),
-        "audio_prompt": Source("recordings", "melodies"),
-        "audio_prompt_seconds": FloatText(
-            2.0, description="seconds of audio", step=0.5, style=free, layout=Layout(**SHORT)
-        ),
+        "duration": FloatText(8.0, description=label("duration"), step=1),
+        "seed": IntText(random.SystemRandom().randrange(1_000_000), description=label("seed")),
+        "model": Dropdown(options=models, value=model, description=label("model")),
+        "melody": Source("melodies", "recordings", paths=paths, own_message=False),
+        "separate": Checkbox(False, description="remove drums and bass first (HDemucs)", indent=False),
+        "audio_prompt": Source("recordings", "melodies", trim=True, paths=paths, own_message=False),
+        "audio_prompt_seconds": FloatText(2.0, description=label("audio_prompt_seconds"), step=0.5),
+        "audio_prompt_end": FloatText(2.0, description=label("audio_prompt_end"), step=0.5),
     }
-
-
-def _advanced_inputs() -> dict[str, Widget]:
-    """Negative prompt and every setting but the duration."""
-    defaults = {name: value for name, value in asdict(Settings()).items() if name != "duration"}
-    inputs = {name: _setting_input(value) for name, value in defaults.items()}
-    return {"negative": Text("", layout=Layout(**BESIDE)), **inputs}
-
-
-def _setting_input(default: bool | int | float | None) -> Widget:
-    """Input for a setting with this default; an optional number is a text, empty for None."""
-    layout = Layout(**BESIDE)
-    if default is None:
-        return Text("", placeholder="default", layout=layout)
-    if isinstance(default, bool):
-        return Checkbox(default, indent=False, layout=layout)
-    return IntText(default, layout=layout) if isinstance(default, int) else FloatText(default, layout=layout)
-
-
-def _help() -> dict[str, str]:
-    """One line of help per advanced input."""
-    settings = {name: text for name, text in SETTINGS_HELP.items() if name != "duration"}
-    return {"negative": "negative prompt: what the music should not sound like", **settings}
-
-
-def _row(name: str, control: Widget, text: str) -> HBox:
-    quiet = HTML(f'<span class="mgkit-quiet">{html.escape(text)}</span>')
-    return HBox([Label(name, layout=Layout(width="110px", flex="0 0 auto")), control, quiet])
-
-
-def _aside(name: str, control: ToggleButtons) -> HBox:
-    label = Label(name, layout=Layout(width="80px", margin="2px 8px 2px 2px", justify_content="flex-end"))
-    return HBox([label, control], layout=Layout(align_items="center", margin="12px 0 6px 0"))
+    inputs["prompt"].add_class("mgkit-prompt")
+    tooltips = {
+        "prompt": "what the music should sound like",
+        "duration": "length of the music, with what it continues",
+        "seed": "the same seed, prompt and settings give the same take; type one to keep it",
+        "model": "nano ships with mgkit; the others download gigabytes on first use",
+        "separate": "for a melody with accompaniment; downloads 330 MB on first use",
+        "audio_prompt_seconds": "seconds of the recording that the model receives",
+        "audio_prompt_end": "second of the recording from which the music continues",
+    }
+    for name, text in tooltips.items():
+        explain(inputs[name], text)
+    return inputs

@@ -1,72 +1,90 @@
-// Pitch classes over time: 12 rows by F columns of cells, edited with the pointer or the arrow keys.
-// Grey: detected; blue: current. Changes are sent to the kernel when the pointer is released.
+// Pitch classes over time: 12 rows and a row of rests by F columns of cells, edited with the pointer or the arrow
+// keys. Grey: detected; blue: current. Changes are sent to the kernel when the pointer is released.
 
-const LEFT = 28, BELOW = 20, ROW = 16, WIDTH = 800, HEIGHT = 12 * ROW + BELOW
+const LEFT = 40, BELOW = 20, ROW = 16, REST = -1, HEIGHT = 14 * ROW + BELOW
 
 function render({ model, el }) {
   const canvas = document.createElement("canvas")
-  const scale = window.devicePixelRatio || 1
-  canvas.width = WIDTH * scale
-  canvas.height = HEIGHT * scale
   canvas.tabIndex = 0
   canvas.setAttribute("role", "application")
-  canvas.setAttribute("aria-label", "pitch classes over time; arrow left and right move, up and down change the pitch class")
-  canvas.style.cssText = `width: ${WIDTH}px; max-width: 100%; touch-action: none; cursor: crosshair; outline: none; color: var(--jp-ui-font-color1, inherit)`
+  canvas.setAttribute("aria-label", "pitch classes over time; arrow left and right move, up and down change the pitch class, delete makes a rest")
+  canvas.style.cssText = `display: block; width: 100%; max-width: 800px; height: ${HEIGHT}px; touch-action: none; cursor: crosshair; outline: none; color: var(--jp-ui-font-color1, inherit)`
   el.append(canvas)
   const pen = canvas.getContext("2d")
-  pen.scale(scale, scale)
 
   let values = [...model.get("values")]
   // The column changed by the arrow keys, and the cell under the pointer during a stroke.
   let at = 0
   let last = null
-  const column = (WIDTH - LEFT) / values.length
+  let width = 800
+  const column = () => (width - LEFT) / Math.max(1, values.length)
+
+  // Fit the canvas to the page.
+  function fit() {
+    width = canvas.clientWidth || 800
+    const scale = window.devicePixelRatio || 1
+    canvas.width = width * scale
+    canvas.height = HEIGHT * scale
+    pen.setTransform(scale, 0, 0, scale, 0, 0)
+    draw()
+  }
 
   function cell(frame, pitch, color) {
     pen.fillStyle = color
-    pen.fillRect(LEFT + frame * column, (11 - pitch) * ROW + 1, Math.max(1, column - 1), ROW - 2)
+    // Rests are in the row below C.
+    const thin = pitch == REST ? 5 : 1
+    pen.fillRect(LEFT + frame * column(), (11 - pitch) * ROW + thin, Math.max(1, column() - (column() > 4 ? 1 : 0)), ROW - 2 * thin)
   }
 
   function draw() {
-    pen.clearRect(0, 0, WIDTH, HEIGHT)
+    pen.clearRect(0, 0, width, HEIGHT)
     pen.font = "11px sans-serif"
     // The page's text colour, light or dark.
     const ink = getComputedStyle(canvas).color
-    for (const [pitch, name] of model.get("names").entries()) {
+    for (const [row, name] of [...model.get("names")].reverse().concat("rest", "chord").entries()) {
       pen.fillStyle = ink
-      pen.fillText(name, 2, (12 - pitch) * ROW - 4)
+      pen.fillText(name, 2, (row + 1) * ROW - 4)
       pen.globalAlpha = 0.12
-      pen.fillRect(LEFT, (12 - pitch) * ROW, WIDTH - LEFT, 1)
+      pen.fillRect(LEFT, (row + 1) * ROW, width - LEFT, 1)
       pen.globalAlpha = 1
     }
     const frame = model.get("frame")
-    for (let second = 0; second < (values.length - 2) * frame; second++) {
+    // Seconds, as many as have room.
+    const every = Math.ceil(28 / Math.max(0.1, column() / frame))
+    for (let second = 0; second < (values.length - 2) * frame; second += every) {
       pen.fillStyle = ink
-      pen.fillText(`${second}${second ? "" : " s"}`, LEFT + (second / frame) * column, HEIGHT - 5)
+      pen.fillText(`${second}${second ? "" : " s"}`, LEFT + (second / frame) * column(), HEIGHT - 5)
     }
     model.get("detected").forEach((pitch, frame) => cell(frame, pitch, "#8a8f98aa"))
-    values.forEach((pitch, frame) => cell(frame, pitch, "#2a7fbf"))
+    const chords = model.get("chords"), names = model.get("chord_names")
+    if (chords.length) {
+      // In place of the melody, which stays in grey.
+      values.forEach((pitch, frame) => cell(frame, pitch, "#8a8f9866"))
+      chords.forEach((pitches, frame) => pitches.forEach((pitch) => cell(frame, pitch, "#2a7fbf")))
+      pen.fillStyle = ink
+      names.forEach((name, i) => pen.fillText(name, LEFT + (i * (width - LEFT)) / names.length + 2, 14 * ROW - 4))
+    } else values.forEach((pitch, frame) => cell(frame, pitch, "#2a7fbf"))
     if (document.activeElement === canvas) {
       pen.strokeStyle = ink
-      pen.strokeRect(LEFT + at * column, 0.5, column, 12 * ROW)
+      pen.strokeRect(LEFT + at * column(), 0.5, column(), 13 * ROW)
     }
   }
 
+  // A stroke may leave the canvas at the top: C follows B, for pitch classes have no octave.
   function under(event) {
     const box = canvas.getBoundingClientRect()
-    const zoom = WIDTH / box.width
-    const frame = Math.floor(((event.clientX - box.left) * zoom - LEFT) / column)
-    const pitch = 11 - Math.floor(((event.clientY - box.top) * zoom) / ROW)
-    return [Math.min(values.length - 1, Math.max(0, frame)), Math.min(11, Math.max(0, pitch))]
+    const frame = Math.floor((event.clientX - box.left - LEFT) / column())
+    const row = Math.floor((event.clientY - box.top) / ROW)
+    const pitch = row >= 12 ? REST : (((11 - row) % 12) + 12) % 12
+    return [Math.min(values.length - 1, Math.max(0, frame)), pitch]
   }
 
   function drawTo([frame, pitch]) {
     const [from, before] = last ?? [frame, pitch]
-    // A quick stroke skips columns: interpolate.
-    const steps = Math.max(1, Math.abs(frame - from))
-    for (let i = 0; i <= steps; i++) {
-      values[Math.round(from + ((frame - from) * i) / steps)] = Math.round(before + ((pitch - before) * i) / steps)
-    }
+    // A quick stroke skips columns: they keep the note that it came from, and no note in between sounds.
+    const step = Math.sign(frame - from)
+    for (let i = from; i != frame; i += step) values[i] = before
+    values[frame] = pitch
     last = [frame, pitch]
     at = frame
     draw()
@@ -87,14 +105,15 @@ function render({ model, el }) {
   canvas.onfocus = canvas.onblur = draw
   canvas.onkeydown = (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key]
-    const change = { ArrowUp: 1, ArrowDown: 11 }[event.key]
-    if (!move && !change) return
+    const change = { ArrowUp: 1, ArrowDown: 11, Delete: 0, Backspace: 0 }[event.key]
+    if (!move && change === undefined) return
     event.preventDefault()
     // The notebook must not handle these keys too.
     event.stopPropagation()
     if (move) at = Math.min(values.length - 1, Math.max(0, at + move))
-    if (change) {
-      values[at] = (values[at] + change) % 12
+    else {
+      // From a rest, up begins with C and down with B.
+      values[at] = change ? (values[at] == REST && change == 11 ? 11 : (values[at] + change) % 12) : REST
       send()
     }
     draw()
@@ -102,12 +121,24 @@ function render({ model, el }) {
 
   function changed() {
     values = [...model.get("values")]
+    at = Math.min(at, Math.max(0, values.length - 1))
     draw()
   }
-  model.on("change:values", changed)
-  // The colours are known once the canvas is on the page.
-  requestAnimationFrame(draw)
-  return () => model.off("change:values", changed)
+  model.on("change:values change:detected change:frame change:chords change:chord_names", changed)
+  // The width and the colours are known once the canvas is on the page.
+  const watch = new ResizeObserver(fit)
+  watch.observe(canvas)
+  // Another theme, of the notebook or of the system.
+  const theme = new MutationObserver(draw)
+  theme.observe(document.body, { attributeFilter: ["data-jp-theme-name"] })
+  const system = matchMedia("(prefers-color-scheme: dark)")
+  system.addEventListener("change", draw)
+  return () => {
+    watch.disconnect()
+    theme.disconnect()
+    system.removeEventListener("change", draw)
+    model.off("change:values change:detected change:frame change:chords change:chord_names", changed)
+  }
 }
 
 export default { render }

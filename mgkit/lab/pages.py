@@ -1,4 +1,4 @@
-"""Players and pages as plain HTML: they work in a saved page and in an untrusted notebook, without a kernel.
+"""Players and pages as HTML: they work in a saved page and in an untrusted notebook, without a kernel.
 
 Axes: C channels, N samples.
 
@@ -7,7 +7,9 @@ Axes: C channels, N samples.
     player_table        rows × columns of players with mel spectrograms
     page                texts, players and figures in one self-contained HTML file
 
-Audio and images are embedded as `data:` URIs, so a page fetches nothing.
+Audio and images are embedded as `data:` URIs, so a page fetches nothing. Where scripts run, `player.js` gives
+each player a cursor, seeking, a loop button and a named download, and lets one sound at a time; where they do
+not, the browser's own player remains.
 """
 
 import html
@@ -32,8 +34,11 @@ from mgkit.lab.drawing import (
     wave_thumbnail,
 )
 
-FIGURE = (
-    '<figure style="display: inline-block; width: 400px; margin: 0px 16px 12px 0px; vertical-align: top">'
+# Enhances the players of its page, when it is run as a module.
+SCRIPT = Path(__file__).with_name("player.js").read_text(encoding="utf-8")
+PAGE_SCRIPT = f'<script type="module">{SCRIPT}\nenhanceAll();</script>'
+FIGURE_STYLE = (
+    "display: inline-block; width: 400px; max-width: 100%; margin: 0px 16px 12px 0px; vertical-align: top"
 )
 STYLE = """:root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 920px; margin: 2em auto; padding: 0 1em }
@@ -43,12 +48,22 @@ img.picture { display: block; margin: 1em 0; background: #fff }"""
 
 @dataclass(frozen=True)
 class Player:
-    """HTML with embedded audio, shown by notebooks as it is."""
+    """HTML with embedded audio, and what notebooks show of it: the same with the script for its players."""
 
     html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
-        return self.html
+        return self.html + PAGE_SCRIPT if "mgkit-player" in self.html else self.html
+
+
+def file_name(title: str, extension: str = ".flac") -> str:
+    """File name made of the letters and digits of a title.
+
+    >>> file_name("Calm piano, slow!"), file_name("…")
+    ('calm-piano-slow.flac', 'mgkit.flac')
+    """
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()
+    return ("-".join(words)[:60].strip("-") or "mgkit") + extension
 
 
 def player(
@@ -65,8 +80,8 @@ def player(
     The audio is 16-bit FLAC: lossless, half the size of WAV, supported by all browsers since 2017. Samples
     beyond ±1 clip, and the caption reports it. `seam` (seconds) marks the end of an audio prompt in the
     thumbnail. `level` is the amplitude that fills the thumbnail's height (default: the wave's peak). `title`
-    is escaped. `loop` repeats playback. The browser's own menu downloads the file; a `manifest` is embedded
-    in it for `audio.read_manifest`.
+    is escaped, and names the file of the download. `loop` repeats playback. A `manifest` is embedded in the
+    file for `audio.read_manifest`.
 
     Raises: ValueError for another shape, no samples, NaN or infinity (see `audio.as_wave`).
     """
@@ -83,7 +98,8 @@ def player(
     name = html.escape(title)
     thumbnail = data_uri(wave_thumbnail(samples, rate, seam, level or peak or 1), "image/png")
     return Player(
-        f"{FIGURE}<figcaption><b>{name}</b><br><small>{' · '.join(facts)}</small></figcaption>"
+        f'<figure class="mgkit-player" data-file="{file_name(title)}" style="{FIGURE_STYLE}">'
+        f"<figcaption><b>{name}</b><br><small>{' · '.join(facts)}</small></figcaption>"
         f'<img alt="waveform of {name or "the audio"}" width="400" height="48" src="{thumbnail}">'
         f'<audio controls{" loop" if loop else ""} style="width: 400px" '
         f'src="{data_uri(_flac(samples, rate, manifest), "audio/flac")}"></audio></figure>'
@@ -113,7 +129,7 @@ def bare_player(wave: Tensor | np.ndarray, rate: int, title: str) -> Player:
     """Player of one wave [C, N] with its title only: no thumbnail, level or length. Raises: as `player`."""
     source = data_uri(_flac(to_samples(wave), rate), "audio/flac")
     return Player(
-        f"{FIGURE}<figcaption><b>{html.escape(title)}</b></figcaption>"
+        f'<figure style="{FIGURE_STYLE}"><figcaption><b>{html.escape(title)}</b></figcaption>'
         f'<audio controls style="width: 400px" src="{source}"></audio></figure>'
     )
 
@@ -134,7 +150,7 @@ def player_table(
     waves = [[to_samples(wave) for wave in row] for row in cells]
     powers = [[mel_power(samples, rate) for samples in row] for row in waves]
     top = max(float(power.max()) for row in powers for power in row) or 1.0
-    wide = 'style="width: 190px; height: {}px; display: block"'
+    wide = 'style="width: 190px; height: 36px; display: block"'
     head = "".join(f'<th style="text-align: left">{html.escape(name)}</th>' for name in ("", *columns))
     body = []
     for name, row_waves, row_powers in zip(rows, waves, powers, strict=True):
@@ -143,8 +159,10 @@ def player_table(
             alt = html.escape(f"mel spectrogram of {name}, {column}")
             picture = data_uri(mel_thumbnail(power / top), "image/png")
             sound = data_uri(_flac(samples, rate), "audio/flac")
-            body.append(f'<td><img alt="{alt}" {wide.format(64)} src="{picture}">')
-            body.append(f'<audio controls {wide.format(36)} src="{sound}"></audio></td>')
+            file = file_name(f"{name} {column}")
+            body.append(f'<td class="mgkit-player" data-file="{file}" style="text-align: left">')
+            body.append(f'<img alt="{alt}" width="190" height="64" style="display: block" src="{picture}">')
+            body.append(f'<audio controls {wide} src="{sound}"></audio></td>')
         body.append("</tr>")
     return Player(f"<table><tr>{head}</tr>{''.join(body)}</table>")
 
@@ -171,7 +189,7 @@ def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title:
     name = html.escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
     text = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><h1>{name}</h1>\n'
-    text += "\n".join(body) + "\n</body></html>\n"
+    text += "\n".join(body) + f"\n{PAGE_SCRIPT}\n</body></html>\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     return audio.replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 

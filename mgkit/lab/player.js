@@ -1,9 +1,8 @@
-// The browser side of player.py, embedded in the widget or the page; it fetches nothing.
+// The browser side of a finished wave, embedded in widgets and pages; it fetches nothing.
 //
-//   enhance         adds a cursor, seeking, a loop button and a download to a static player (image and <audio>)
-//   Stream          queues chunks and plays them in one AudioContext at the music's rate, joined sample by sample
-//   showStream      its view: waveform, Play, Stop, status
-//   showRecorder    the microphone
+//   enhance        gives a static player (image and <audio>) a cursor, seeking, Play, Loop and Download
+//   makePlayer     the same for any picture and sound; `takes.js` uses it with sounds fetched on demand
+//   oneSound       starting a sound stops the others, unless Shift is held
 
 // As in drawing.py; both have enough contrast on white and on black.
 const NEW = "#2a7fbf", GIVEN = "#8a8f98";
@@ -11,13 +10,17 @@ const NEW = "#2a7fbf", GIVEN = "#8a8f98";
 const STYLE = `
 .mgkit { font: 13px/1.6 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, inherit) }
 .mgkit canvas { display: block; cursor: pointer; max-width: 100% }
+.mgkit canvas:focus-visible, .mgkit button:focus-visible { outline: 2px solid ${NEW}; outline-offset: 2px }
 .mgkit audio { max-width: 100% }
+.mgkit [hidden] { display: none !important }
 .mgkit .row { display: flex; gap: 8px; align-items: center; flex-wrap: wrap; margin: 4px 0 }
-.mgkit button { font: inherit; color: inherit; background: transparent; border: 1px solid ${GIVEN};
-  border-radius: 4px; padding: 1px 12px; cursor: pointer }
-.mgkit button:hover:enabled { border-color: ${NEW} }
+.mgkit button, .mgkit select { font: inherit; color: inherit; background: transparent; border: 1px solid ${GIVEN};
+  border-radius: 4px; padding: 1px 10px; cursor: pointer }
+.mgkit select option { color: #000; background: #fff }
+.mgkit button:hover:enabled, .mgkit select:hover { border-color: ${NEW} }
 .mgkit button:disabled { opacity: 0.45; cursor: default }
 .mgkit button.main, .mgkit button[aria-pressed=true] { background: ${NEW}; border-color: ${NEW}; color: #fff }
+.mgkit .time { font-variant-numeric: tabular-nums; opacity: 0.8 }
 .mgkit .status { min-height: 1.6em }`;
 
 function element(tag, properties = {}, ...children) {
@@ -30,51 +33,104 @@ function element(tag, properties = {}, ...children) {
 function surface(width, height) {
   const sharp = window.devicePixelRatio || 1;
   const canvas = element("canvas", { width: width * sharp, height: height * sharp });
-  canvas.style.width = `${width}px`;
+  canvas.style.cssText = `width: ${width}px; max-width: 100%; height: ${height}px`;
   const context = canvas.getContext("2d");
   context.scale(sharp, sharp);
   return [canvas, context];
 }
 
+// --- one sound at a time ---------------------------------------------------------------------------------------
+
+// Announces a sound that starts; `together` leaves the others on. An owner is an <audio> or a Stream.
+function announce(owner, together = false) {
+  window.dispatchEvent(new CustomEvent("mgkit-sound", { detail: { owner, together } }));
+}
+
+// Once per page, for all <audio> elements in it, whoever made them.
+function oneSound() {
+  if (window.mgkitOneSound) return;
+  window.mgkitOneSound = true;
+  document.addEventListener("play", (event) => {
+    const sound = event.target;
+    announce(sound, sound.dataset.together == "yes");
+    delete sound.dataset.together;
+  }, true);
+  window.addEventListener("mgkit-sound", ({ detail }) => {
+    if (detail.together) return;
+    for (const sound of document.querySelectorAll("audio")) if (sound !== detail.owner) sound.pause();
+  });
+}
+
 // --- a finished wave -------------------------------------------------------------------------------------------
 
-function enhance(root) {
-  if (!root || root.dataset.alive) return;
-  root.dataset.alive = "yes";
-  const image = root.querySelector("img"), sound = root.querySelector("audio");
-  const [width, height] = [400, 48];
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
+function save(bytes, name, type = "audio/flac") {
+  const url = URL.createObjectURL(new Blob([bytes], { type }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+}
+
+// Player of `sound` (<audio>): canvas and row of buttons. `paintWave(paint, width, height)` draws the picture,
+// `load()` gives the sound its source, at once or later, and `seconds` is its length until then.
+function makePlayer({ sound, label, width, height, seconds = 0, paintWave, load = async () => {} }) {
+  oneSound();
   const [canvas, paint] = surface(width, height);
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "slider");
-  canvas.setAttribute("aria-label", `position in the ${image.alt}`);
+  canvas.setAttribute("aria-label", `position in ${label}`);
+  canvas.setAttribute("aria-valuemin", 0);
+  sound.controls = false;
+  sound.hidden = true;
+  sound.preload = "auto";
+  const length = () => (isFinite(sound.duration) && sound.duration) || seconds;
+  const time = element("span", { className: "time" });
+  const play = element("button", { className: "main play", title: "Shift-click: along with what is playing" });
+  // A narrow player, as in a table, has signs instead of words.
+  const name = (button, word, sign) => {
+    button.textContent = width < 300 ? sign : word;
+    button.setAttribute("aria-label", word);
+  };
 
   const draw = () => {
-    const length = sound.duration || 0, now = sound.currentTime;
-    const x = length ? (width * now) / length : 0;
+    const now = sound.currentTime, x = length() ? (width * now) / length() : 0;
     paint.clearRect(0, 0, width, height);
     paint.fillStyle = "rgba(138, 143, 152, 0.25)";
     paint.fillRect(0, 0, x, height);
-    paint.drawImage(image, 0, 0, width, height);
+    paintWave(paint, width, height);
     paint.fillStyle = getComputedStyle(canvas).color;
     paint.fillRect(Math.min(x, width - 1.5), 0, 1.5, height);
-    canvas.setAttribute("aria-valuemax", length.toFixed(2));
+    canvas.setAttribute("aria-valuemax", length().toFixed(2));
     canvas.setAttribute("aria-valuenow", now.toFixed(2));
+    canvas.setAttribute("aria-valuetext", `${now.toFixed(1)} of ${length().toFixed(1)} s`);
+    time.textContent = `${clock(now)} / ${clock(length())}`;
+    name(play, ...(sound.paused ? ["Play", "▶"] : ["Pause", "❚❚"]));
     if (!sound.paused && canvas.isConnected) requestAnimationFrame(draw);
   };
-  const seek = (seconds) => {
-    if (sound.duration) sound.currentTime = Math.min(Math.max(seconds, 0), sound.duration);
+  const toggle = async (together) => {
+    await load();
+    if (!sound.paused) return sound.pause();
+    if (together) sound.dataset.together = "yes";
+    await sound.play();
+  };
+  const seek = async (to) => {
+    await load();
+    if (!sound.readyState) await new Promise((done) => sound.addEventListener("loadedmetadata", done, { once: true }));
+    sound.currentTime = Math.min(Math.max(to, 0), length());
   };
   const point = (event) => {
     const box = canvas.getBoundingClientRect();
-    seek((sound.duration * (event.clientX - box.left)) / box.width);
+    return seek((length() * (event.clientX - box.left)) / box.width);
   };
+  play.onclick = (event) => toggle(event.shiftKey);
   canvas.onpointerdown = (event) => { canvas.setPointerCapture(event.pointerId); point(event); };
   canvas.onpointermove = (event) => { if (event.buttons & 1) point(event); };
   canvas.onkeydown = (event) => {
     const keys = {
       ArrowLeft: () => seek(sound.currentTime - 1),
       ArrowRight: () => seek(sound.currentTime + 1),
-      " ": () => (sound.paused ? sound.play() : sound.pause()),
+      Home: () => seek(0),
+      " ": () => toggle(false),
     };
     if (!keys[event.key]) return;
     // The notebook must not handle these keys too.
@@ -84,483 +140,39 @@ function enhance(root) {
   };
   for (const name of ["play", "pause", "seeked", "timeupdate", "loadedmetadata"]) sound.addEventListener(name, draw);
 
-  const loop = element("button", { textContent: "Loop", title: "repeat" });
+  const loop = element("button", { title: "repeat" });
+  name(loop, "Loop", "↻");
   const pressed = () => loop.setAttribute("aria-pressed", sound.loop);
   loop.onclick = () => { sound.loop = !sound.loop; pressed(); };
   pressed();
-  const download = element("button", { textContent: "Download", title: root.dataset.file });
-  download.onclick = () => {
-    const bytes = Uint8Array.from(atob(sound.src.split(",")[1]), (letter) => letter.charCodeAt(0));
-    const url = URL.createObjectURL(new Blob([bytes], { type: "audio/flac" }));
-    element("a", { href: url, download: root.dataset.file }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 60000);
-  };
-  root.prepend(element("style", { textContent: STYLE }));
-  image.replaceWith(canvas);
-  sound.after(element("div", { className: "row" }, loop, download));
-  image.decode().then(draw, draw);
-}
-
-// In a page, the script may run before its player is in the document.
-function enhanceWhenShown(id, tries = 100) {
-  const found = document.querySelectorAll(`#${id}:not([data-alive])`);
-  found.forEach(enhance);
-  if (!found.length && tries) setTimeout(enhanceWhenShown, 50, id, tries - 1);
-}
-
-function showPlayer(model, root) {
-  const draw = () => {
-    root.innerHTML = model.get("html");
-    enhance(root.firstElementChild);
-  };
-  model.on("change:html", draw);
   draw();
-  return () => model.off("change:html", draw);
+  return { canvas, draw, name, row: element("div", { className: "row" }, play, time, loop) };
 }
 
-// --- live playback -----------------------------------------------------------------------------------------
-
-// Times real time: slower generation must be buffered before playback; as in player.py.
-const MARGIN = 1.1;
-// Seconds per bar of the waveform.
-const COLUMN = 1 / 25;
-// Seconds of fade where the buffer ends or playback stops.
-const FADE = 0.01;
-// Seconds ahead of the sound card below which the next chunk would come too late to join without a gap.
-const CLOSE = 0.03;
-
-class Stream {
-  constructor(model) {
-    this.model = model;
-    this.views = new Set();
-    this.rate = model.get("rate");
-    this.channels = model.get("channels");
-    this.context = null;
-    // False until the kernel reports where to continue: the page may be newer than the piece.
-    this.synced = false;
-    this.clear(0);
-    this.onMessage = (message, buffers) => this.receive(message, buffers);
-    model.on("msg:custom", this.onMessage);
-    model.send({ kind: "ready" });
-    this.born = performance.now();
-    this.timer = setInterval(() => this.tick(), 50);
-  }
-
-  close() {
-    clearInterval(this.timer);
-    this.model.off("msg:custom", this.onMessage);
-    this.silence();
-    this.context?.close();
-  }
-
-  // Start a new, empty piece.
-  clear(piece) {
-    this.silence();
-    this.piece = piece;
-    // One of idle, buffering, playing, ended, stopped.
-    this.state = "idle";
-    // Index of the next sample to enqueue, and chunks received too early by their first sample.
-    this.next = 0;
-    this.early = new Map();
-    // Chunks in order, not yet scheduled, and the number of samples scheduled so far.
-    this.queue = [];
-    this.scheduled = 0;
-    // Seconds of music generated per second, and seconds in the last chunk.
-    this.speed = 0;
-    this.chunk = 0;
-    this.finished = false;
-    this.underruns = this.discontinuities = 0;
-    // [minimum, maximum] of each COLUMN.
-    this.bars = [];
-    this.changed = performance.now();
-  }
-
-  // --- messages from the kernel
-
-  receive(message, buffers) {
-    if (message.piece < this.piece) return;
-    if (message.kind == "reset" || message.piece > this.piece) {
-      this.clear(message.piece);
-      // Play was pressed for the previous piece: play this one too.
-      if (this.context) this.state = "buffering";
-    }
-    if (message.kind == "from" && !this.synced) {
-      this.synced = true;
-      if (message.start > this.next) this.skipTo(message.start);
-    }
-    if (message.kind == "finish") {
-      this.finished = true;
-      if (this.state == "playing") this.fadeAtEnd();
-    }
-    if (message.kind == "chunk") {
-      const view = buffers[0];
-      const samples = new Int16Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-      this.speed = message.speed;
-      this.early.set(message.start, samples);
-      this.enqueue();
-    }
-    this.tick();
-  }
-
-  // Skip the samples before `start`.
-  skipTo(start) {
-    this.scheduled += start - this.next;
-    this.next = start;
-    this.enqueue();
-  }
-
-  enqueue() {
-    // Chunks sent twice.
-    for (const start of this.early.keys()) if (start < this.next) this.early.delete(start);
-    for (let samples; (samples = this.early.get(this.next)); ) {
-      this.early.delete(this.next);
-      const frames = samples.length / this.channels;
-      this.updateBars(this.next, samples, frames);
-      this.next += frames;
-      this.chunk = frames / this.rate;
-      this.changed = performance.now();
-      this.queue.push({ samples, frames });
-      if (this.state == "playing") this.schedule();
-    }
-  }
-
-  updateBars(start, samples, frames) {
-    for (let i = 0; i < frames; i++) {
-      const column = Math.floor((start + i) / this.rate / COLUMN);
-      // The first channel only.
-      const bar = (this.bars[column] ||= [0, 0]), sample = samples[i] / 32768;
-      if (sample < bar[0]) bar[0] = sample;
-      if (sample > bar[1]) bar[1] = sample;
-    }
-  }
-
-  // --- playback
-
-  get queued() { return this.queue.reduce((sum, chunk) => sum + chunk.frames, 0) / this.rate; }
-  // Seconds scheduled and not yet played.
-  get remaining() { return this.frame / this.rate - this.context.currentTime; }
-  get played() {
-    const ahead = this.state == "playing" ? Math.max(0, this.remaining) : 0;
-    return Math.max(0, this.scheduled / this.rate - ahead);
-  }
-  get paused() { return this.context?.state == "suspended"; }
-
-  // Whether the next chunk is overdue, so that playback should start without it.
-  get overdue() { return performance.now() - this.changed > 1000 * (1 + (2 * this.chunk) / this.speed); }
-
-  // Seconds to buffer before playback starts, enough to play to the end without a stall.
-  get required() {
-    if (this.finished) return 0;
-    if (!this.speed) return 4;
-    const margin = this.speed / MARGIN;
-    const lead = Math.max(0.3, (1.2 * this.chunk) / this.speed + 0.2);
-    if (margin >= 1) return this.overdue ? 0 : lead;
-    const total = this.model.get("seconds");
-    return total ? Math.max(lead, (total - this.scheduled / this.rate) * (1 - margin)) : Math.max(lead, 10);
-  }
-
-  // Must be called from a click: browsers mute a page until then.
-  async press() {
-    if (!this.context) {
-      this.context = new AudioContext({ sampleRate: this.rate, latencyHint: "playback" });
-      await this.context.resume();
-      this.model.set("context_rate", this.context.sampleRate);
-    } else if (this.state == "playing") {
-      await (this.paused ? this.context.resume() : this.context.suspend());
-      return this.tick();
-    }
-    await this.context.resume();
-    const over = this.state == "ended" || this.state == "stopped";
-    if (this.model.get("has_source") && (over || !this.next)) {
-      this.clear(this.piece);
-      this.model.send({ kind: "play" });
-    }
-    this.state = "buffering";
-    this.tick();
-  }
-
-  stop() {
-    this.silence();
-    this.queue = [];
-    this.state = "stopped";
-    this.model.send({ kind: "stop", piece: this.piece });
-    this.tick();
-  }
-
-  // Fade out and discard the scheduled audio.
-  silence() {
-    if (!this.gain) return;
-    const now = this.context.currentTime;
-    this.scheduled -= Math.max(0, Math.round(this.remaining * this.rate));
-    this.gain.gain.cancelScheduledValues(now);
-    this.gain.gain.setTargetAtTime(0, now, FADE / 3);
-    for (const node of this.nodes) node.stop(now + 3 * FADE);
-    this.gain = null;
-  }
-
-  begin(resumed) {
-    this.gain = this.context.createGain();
-    this.gain.connect(this.context.destination);
-    this.nodes = new Set();
-    this.frame = Math.ceil((this.context.currentTime + 2 * CLOSE) * this.rate);
-    if (resumed) {
-      this.gain.gain.setValueAtTime(0, this.frame / this.rate);
-      this.gain.gain.linearRampToValueAtTime(1, this.frame / this.rate + FADE);
-    }
-    this.fadedIn = this.frame / this.rate + FADE;
-    this.state = "playing";
-    this.schedule();
-  }
-
-  // Schedule all queued chunks, each to start on the sample after the previous one.
-  schedule() {
-    if (this.remaining < CLOSE) return this.stall();
-    for (const { samples, frames } of this.queue) {
-      const buffer = this.context.createBuffer(this.channels, frames, this.rate);
-      for (let c = 0; c < this.channels; c++) {
-        const channel = buffer.getChannelData(c), offset = c * frames;
-        for (let i = 0; i < frames; i++) channel[i] = samples[offset + i] / 32768;
-      }
-      const node = this.context.createBufferSource();
-      node.buffer = buffer;
-      node.connect(this.gain);
-      node.start(this.frame / this.rate);
-      node.onended = () => this.nodes.delete(node);
-      this.nodes.add(node);
-      // The browser then resamples each chunk on its own.
-      if (this.context.sampleRate != this.rate) this.discontinuities++;
-      this.frame += frames;
-      this.scheduled += frames;
-    }
-    this.queue = [];
-    this.fadeAtEnd();
-  }
-
-  // Full level up to a short fade at the end of the buffer, which avoids a click if nothing follows.
-  fadeAtEnd() {
-    const gain = this.gain.gain, end = this.frame / this.rate;
-    gain.cancelScheduledValues(Math.max(this.fadedIn, this.context.currentTime) + 1e-4);
-    if (this.finished) return;
-    gain.setValueAtTime(1, Math.max(this.fadedIn, end - FADE));
-    gain.linearRampToValueAtTime(0, end);
-  }
-
-  stall() {
-    this.gain = null;
-    this.underruns++;
-    this.state = "buffering";
-  }
-
-  // --- periodic work
-
-  tick() {
-    if (this.early.size && performance.now() - this.changed > 2000) {
-      // After synchronisation a chunk was lost in transit; before it, the kernel is too busy to respond.
-      if (this.synced) this.discontinuities++;
-      this.skipTo(Math.min(...this.early.keys()));
-    }
-    if (this.state == "playing" && !this.paused) {
-      if (this.finished && this.remaining <= 0) this.state = "ended";
-      else if (!this.finished && this.remaining < CLOSE) this.stall();
-    }
-    if (this.state == "buffering" && this.context && !this.paused) {
-      if (this.queue.length && this.queued >= this.required) this.begin(this.scheduled > 0);
-      else if (this.finished && !this.queue.length) this.state = "ended";
-    }
-    if (this.state == "ended") this.gain = null;
-    this.report();
-    for (const view of this.views) view();
-  }
-
-  report() {
-    const now = performance.now();
-    if (now - (this.reportedAt || 0) < 250) return;
-    const facts = {
-      started: this.state == "playing" || (this.state == "buffering" && !!this.context),
-      played: Math.round(this.played * 1000) / 1000,
-      underruns: this.underruns,
-      discontinuities: this.discontinuities,
-    };
-    const changed = Object.keys(facts).filter((name) => this.model.get(name) !== facts[name]);
-    if (!changed.length) return;
-    this.reportedAt = now;
-    for (const name of changed) this.model.set(name, facts[name]);
-    this.model.save_changes();
-  }
-
-  // The state in words.
-  get statusText() {
-    const seconds = (number) => `${number.toFixed(1)} s`;
-    const speed = this.speed ? `${this.speed.toFixed(1)} × real time` : "";
-    const error = this.model.get("message");
-    const fine = this.speed >= MARGIN || !this.speed;
-    let text = "";
-    if (!this.synced && performance.now() - this.born > 5000) {
-      text = "The kernel does not respond: it is busy, or this cell must be run again.";
-    } else if (this.state == "idle" && !this.next) text = "Press Play to listen while the music is generated.";
-    else if (this.state == "idle") text = `${seconds(this.queued)} ready. Press Play.`;
-    else if (this.state == "buffering" && fine) text = this.next ? "Buffering …" : "Generating the first chunk …";
-    else if (this.state == "buffering") {
-      const endless = this.model.get("seconds") ? "" : " (and again when the buffer is empty)";
-      const amount = `${this.queued.toFixed(1)} of ${seconds(this.required)}`;
-      text = `Generating at ${speed}: buffering ${amount} before playback${endless}.`;
-    } else if (this.paused && this.state == "playing") text = `Paused at ${seconds(this.played)}.`;
-    else if (this.state == "playing") {
-      text = [`${seconds(this.played)} played`, `${seconds(Math.max(0, this.remaining))} buffered`, speed].filter(Boolean).join(" · ");
-    } else text = `${this.state == "ended" ? "Finished" : "Stopped"} after ${seconds(this.played)}.`;
-    if (this.underruns) text += ` Playback stalled ${this.underruns == 1 ? "once" : `${this.underruns} times`}.`;
-    return error ? `${text} ${error}` : text;
-  }
+// A static player: its first image becomes the canvas, its <audio> the sound.
+function enhance(root) {
+  if (!root || root.dataset.alive) return;
+  root.dataset.alive = "yes";
+  const image = root.querySelector("img"), sound = root.querySelector("audio");
+  // As written: the notebook's style sheet has other ideas of an image's height.
+  const [width, height] = ["width", "height"].map((name) => Number(image.getAttribute(name)));
+  const paintWave = (paint) => { if (image.complete) paint.drawImage(image, 0, 0, width, height); };
+  const player = makePlayer({ sound, label: image.alt, width, height, paintWave });
+  const download = element("button", { title: `download ${root.dataset.file}` });
+  player.name(download, "Download", "↓");
+  download.onclick = () => save(Uint8Array.from(atob(sound.src.split(",")[1]), (c) => c.charCodeAt(0)), root.dataset.file);
+  root.classList.add("mgkit");
+  root.prepend(element("style", { textContent: STYLE }));
+  image.replaceWith(player.canvas);
+  player.row.append(download);
+  sound.after(player.row);
+  image.decode().then(player.draw, player.draw);
 }
 
-function showStream(model, root, stream) {
-  // Pixels, and seconds before and after the playback position.
-  const [width, height, past, future] = [600, 64, 8, 4];
-  const [canvas, paint] = surface(width, height);
-  canvas.style.cursor = "default";
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", "waveform around the playback position");
-  const play = element("button", { className: "main", onclick: () => stream.press() });
-  const stop = element("button", { textContent: "Stop", onclick: () => stream.stop() });
-  const status = element("span", { className: "status", role: "status" });
-  root.append(element("div", { className: "mgkit" }, element("style", { textContent: STYLE }), canvas,
-    element("div", { className: "row" }, play, stop, status)));
-
-  const draw = () => {
-    const now = stream.played, pixels = width / (past + future);
-    paint.clearRect(0, 0, width, height);
-    paint.fillStyle = GIVEN;
-    paint.fillRect(0, height / 2, width, 0.5);
-    const first = Math.max(0, Math.floor((now - past) / COLUMN)), last = Math.ceil((now + future) / COLUMN);
-    for (let column = first; column < last; column++) {
-      const bar = stream.bars[column];
-      if (!bar) continue;
-      paint.fillStyle = column * COLUMN < now ? NEW : GIVEN;
-      const top = height / 2 - (bar[1] * height) / 2, tall = Math.max(1, ((bar[1] - bar[0]) * height) / 2);
-      paint.fillRect((column * COLUMN - now + past) * pixels, top, COLUMN * pixels - 0.5, tall);
-    }
-    paint.fillStyle = getComputedStyle(canvas).color;
-    paint.fillRect(past * pixels, 0, 1.5, height);
-  };
-  const view = () => {
-    const sounding = stream.state == "playing" && !stream.paused;
-    const over = stream.state == "ended" || stream.state == "stopped";
-    play.textContent = sounding ? "Pause" : "Play";
-    play.disabled = stream.state == "buffering" && !!stream.context && !stream.paused || (over && !model.get("has_source"));
-    stop.disabled = over || (stream.state == "idle");
-    if (sounding || status.textContent != stream.statusText) draw();
-    status.textContent = stream.statusText;
-  };
-  stream.views.add(view);
-  view();
-  return () => stream.views.delete(view);
+// In a page, the script may run before its players are in the document.
+function enhanceAll(tries = 100) {
+  oneSound();
+  const found = document.querySelectorAll(".mgkit-player:not([data-alive])");
+  found.forEach(enhance);
+  if (!found.length && tries) setTimeout(enhanceAll, 50, tries - 1);
 }
-
-// --- the microphone --------------------------------------------------------------------------------------------
-
-const REFUSED = {
-  NotAllowedError: "Microphone access was denied. Allow it next to the page's address and press Record again, or upload a file.",
-  NotFoundError: "No microphone was found. Connect one and press Record again, or upload a file.",
-  NotReadableError: "Another program is using the microphone. Close it and press Record again, or upload a file.",
-};
-const NOWHERE = "This page cannot use a microphone: browsers allow it on https and localhost only. Upload a file instead.";
-// Music, not a call: no processing.
-const RAW = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-
-function showRecorder(model, root) {
-  const record = element("button", { className: "main", textContent: "Record" });
-  const level = element("meter", { min: 0, max: 1, value: 0, title: "level" });
-  const status = element("span", { className: "status", role: "status" });
-  const sound = element("audio", { controls: true, hidden: true });
-  root.append(element("div", { className: "mgkit" }, element("style", { textContent: STYLE }),
-    element("div", { className: "row" }, record, level, status), sound));
-  const setStatus = (text) => {
-    status.textContent = text;
-    model.set("message", text);
-    model.save_changes();
-  };
-  // Ends the recording in progress, if there is one.
-  let finish = null;
-
-  const start = async () => {
-    let stream;
-    try {
-      stream = await navigator.mediaDevices.getUserMedia({ audio: RAW });
-    } catch (error) {
-      return setStatus(REFUSED[error.name] || `The microphone failed: ${error.message}. Upload a file instead.`);
-    }
-    const context = new AudioContext(), meter = context.createAnalyser(), parts = [];
-    context.createMediaStreamSource(stream).connect(meter);
-    const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 192000 });
-    recorder.ondataavailable = (event) => parts.push(event.data);
-    recorder.onstop = async () => {
-      clearInterval(timer);
-      stream.getTracks().forEach((track) => track.stop());
-      await context.close();
-      level.value = 0;
-      finish = null;
-      record.textContent = "Record";
-      await keep(new Blob(parts, { type: recorder.mimeType }));
-    };
-    const began = performance.now(), samples = new Float32Array(meter.fftSize);
-    const timer = setInterval(() => {
-      const seconds = (performance.now() - began) / 1000;
-      meter.getFloatTimeDomainData(samples);
-      level.value = samples.reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 0);
-      status.textContent = `Recording: ${seconds.toFixed(1)} of at most ${model.get("seconds")} s`;
-      if (seconds >= model.get("seconds")) finish?.();
-    }, 100);
-    finish = () => recorder.stop();
-    recorder.start();
-    record.textContent = "Stop";
-  };
-
-  // Decode, resample to the kernel's rate, mix to mono and send.
-  const keep = async (file) => {
-    const rate = model.get("rate");
-    let decoded;
-    try {
-      decoded = await new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
-    } catch {
-      return setStatus("Nothing was recorded. Press Record again.");
-    }
-    const count = Math.min(decoded.length, Math.round(model.get("seconds") * rate));
-    const samples = new Int16Array(count);
-    let peak = 0;
-    for (let i = 0; i < count; i++) {
-      let sum = 0;
-      for (let c = 0; c < decoded.numberOfChannels; c++) sum += decoded.getChannelData(c)[i];
-      const mean = sum / decoded.numberOfChannels;
-      peak = Math.max(peak, Math.abs(mean));
-      samples[i] = Math.max(-32768, Math.min(32767, Math.round(mean * 32768)));
-    }
-    model.send({ kind: "recorded" }, undefined, [samples.buffer]);
-    if (sound.src) URL.revokeObjectURL(sound.src);
-    sound.src = URL.createObjectURL(file);
-    sound.hidden = false;
-    const quiet = peak < 0.001 ? " The recording is silent: is the microphone muted?" : "";
-    setStatus(`${(count / rate).toFixed(1)} s recorded.${quiet}`);
-  };
-
-  record.onclick = () => (finish ? finish() : start());
-  const supported = !!navigator.mediaDevices?.getUserMedia && typeof MediaRecorder != "undefined";
-  record.disabled = !supported;
-  if (supported) status.textContent = `Press Record, then Stop; at most ${model.get("seconds")} s.`;
-  else setStatus(NOWHERE);
-  return () => finish?.();
-}
-
-export default () => {
-  // Shared by all views of a widget, so that it plays once however often it is shown.
-  let stream;
-  return {
-    initialize({ model }) {
-      if (model.get("view") != "live") return;
-      stream = new Stream(model);
-      return () => stream.close();
-    },
-    render({ model, el }) {
-      return { player: showPlayer, live: showStream, recorder: showRecorder }[model.get("view")](model, el, stream);
-    },
-  };
-};

@@ -3,12 +3,13 @@
 Axes: C channels, N samples, n samples of a chunk.
 
     Player        a finished wave: waveform with cursor, click to seek, seam, loop, download
+    Players       any HTML with static players, each with the same
     LivePlayer    a growing wave: chunks play back to back as they arrive
     Recorder      the microphone, as a wave in the kernel
 
-Their browser side is `player.js`, embedded in the widget, so nothing is fetched. It needs the package
-anywidget (in the `lab` extra and on Colab); without it, each is a plain HTML widget naming the missing
-package. All are written to ipywidgets 7.7 and work on 8.
+Their browser side is `player.js` and `live.js`, embedded in the widget, so nothing is fetched. It needs the
+package anywidget (in the `lab` extra and on Colab); without it, each is a plain HTML widget naming the
+missing package. All are written to ipywidgets 7.7 and work on 8.
 
 Every button has an equivalent in code: `LivePlayer.play()`, `LivePlayer.stop.set()`, `Recorder.wave = …`.
 """
@@ -16,7 +17,6 @@ Every button has an equivalent in code: `LivePlayer.play()`, `LivePlayer.stop.se
 import math
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,7 +30,7 @@ from traitlets import Any as AnyTrait
 from traitlets import Bool, Float, Int, Unicode
 
 from mgkit import audio
-from mgkit.lab import figures
+from mgkit.lab import pages
 
 Widget: Any
 try:
@@ -40,7 +40,7 @@ try:
 except ImportError:
     Widget, LIVE = ipywidgets.HTML, False
 
-SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+SCRIPT = pages.SCRIPT + Path(__file__).with_name("live.js").read_text(encoding="utf-8")
 # Seconds of a live piece kept in memory.
 HISTORY = 600.0
 # Speed in multiples of real time: below it, music is buffered before playback. player.js has the same value.
@@ -50,17 +50,34 @@ NEEDS = (
 )
 
 
-class Player(Widget):
+class Players(Widget):
+    """HTML with static players (`html`, which may be assigned), each enhanced like `Player`."""
+
+    view = Unicode("players").tag(sync=True)
+    html = Unicode().tag(sync=True)
+    _esm = SCRIPT
+
+    def __init__(self, html: str = ""):
+        super().__init__(html=html)
+        if not LIVE:
+            self.value = html
+            self.observe(lambda change: setattr(self, "value", change.new), "html")
+
+    def play(self) -> None:
+        """Let the browser play the first player; it does so only on a page that was clicked."""
+        self.send({"kind": "play"})
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+
+class Player(Players):
     """Player of a finished wave: waveform with a moving cursor, click to seek, loop, download.
 
     As the output of a cell it is HTML with embedded script and audio, so it works without a kernel and in an
-    exported page; in an untrusted notebook, where scripts are blocked, it is the static player of
-    `figures.player`. Inside another widget (`VBox([player])`) it works too.
+    exported page; in an untrusted notebook, where scripts are blocked, it is the browser's own player. Inside
+    another widget (`VBox([player])`) it works too.
     """
-
-    view = Unicode("player").tag(sync=True)
-    html = Unicode().tag(sync=True)
-    _esm = SCRIPT
 
     def __init__(
         self,
@@ -73,26 +90,13 @@ class Player(Widget):
         manifest: dict | None = None,
     ):
         """Player of `wave` [C, N] at `rate` Hz; arguments and errors as in `figures.player`."""
-        plain = figures.player(wave, rate, title, seam, level, loop, manifest).html
-        name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")[:60] or "mgkit"
-        super().__init__(html=f'<div class="mgkit" data-file="{name}.flac">{plain}</div>')
-        if not LIVE:
-            self.value = self.html
+        super().__init__(pages.player(wave, rate, title, seam, level, loop, manifest).html)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
-        # A notebook may show several players, or the same one twice.
-        mark = uuid.uuid4().hex
-        page = self.html.replace('class="mgkit"', f'class="mgkit" id="mgkit-{mark}"', 1)
-        return {
-            "text/plain": repr(self),
-            "text/html": f'{page}<script type="module">{SCRIPT}\nenhanceWhenShown("mgkit-{mark}");</script>',
-        }
+        return {"text/plain": repr(self), "text/html": self.html + pages.PAGE_SCRIPT}
 
     # Otherwise ipywidgets 7 shows the widget, which needs a kernel.
     _ipython_display_ = None
-
-    def __repr__(self) -> str:
-        return "Player"
 
 
 class LivePlayer(Widget):
@@ -112,6 +116,9 @@ class LivePlayer(Widget):
     Playback starts once enough is buffered to continue without a stall, and the status line reports the wait.
     The slower the generation is than real time, the larger the part of `seconds` that must be buffered.
 
+    With `starter`, the CSS class of a button elsewhere on the page, a click on that button lets the next
+    piece play as it arrives, and the player has no Stop of its own: call `halt()`.
+
     The browser reports, in traits to `observe`: `started` (Play was pressed, and the piece has not ended),
     `played` (seconds), `underruns` (number of stalls), `discontinuities` (joins not exact to the
     sample), `context_rate` (sampling rate of the browser's audio, normally `rate`).
@@ -122,6 +129,7 @@ class LivePlayer(Widget):
     channels = Int().tag(sync=True)
     seconds = Float().tag(sync=True)
     has_source = Bool().tag(sync=True)
+    starter = Unicode().tag(sync=True)
     started = Bool(False).tag(sync=True)
     played = Float(0.0).tag(sync=True)
     underruns = Int(0).tag(sync=True)
@@ -136,6 +144,7 @@ class LivePlayer(Widget):
         channels: int = 1,
         seconds: float = 0.0,
         source: Callable[[threading.Event], Iterable[Tensor]] | None = None,
+        starter: str = "",
     ):
         """Player for chunks [C, n] with `channels` channels at `rate` Hz.
 
@@ -146,7 +155,11 @@ class LivePlayer(Widget):
         if channels not in (1, 2):
             raise ValueError(f"channels is {channels!r}; it must be 1 or 2")
         super().__init__(
-            rate=int(rate), channels=channels, seconds=float(seconds), has_source=source is not None
+            rate=int(rate),
+            channels=channels,
+            seconds=float(seconds),
+            has_source=source is not None,
+            starter=starter,
         )
         self.stop = threading.Event()
         self._source, self._lock, self._piece = source, threading.RLock(), 0
@@ -181,10 +194,19 @@ class LivePlayer(Widget):
             self._finished = True
             self.send({"kind": "finish", "piece": self._piece})
             if not LIVE and self._chunks:
-                self.value = figures.player(self.wave, self.rate).html
+                self.value = pages.player(self.wave, self.rate).html
 
-    def reset(self, seconds: float | None = None) -> None:
-        """Start a new piece: set `stop` and replace it, drop the buffer, and zero the counters."""
+    def halt(self) -> None:
+        """Silence the player."""
+        self.send({"kind": "halt", "piece": self._piece})
+
+    def reset(
+        self, seconds: float | None = None, rate: int | None = None, channels: int | None = None
+    ) -> None:
+        """Start a new piece: set `stop` and replace it, drop the buffer, and zero the counters.
+
+        The piece may have another length, rate and number of channels than the last one.
+        """
         with self._lock:
             self.stop.set()
             self.stop = threading.Event()
@@ -192,8 +214,10 @@ class LivePlayer(Widget):
             self._clear()
             if seconds is not None:
                 self.seconds = float(seconds)
+            self.rate, self.channels = rate or self.rate, channels or self.channels
             self.message, self.played, self.underruns, self.discontinuities = "", 0.0, 0, 0
-            self.send({"kind": "reset", "piece": self._piece})
+            head = {"kind": "reset", "piece": self._piece, "rate": self.rate, "channels": self.channels}
+            self.send(head)
 
     def play(self) -> threading.Thread:
         """Start a new piece from the source, as Play does, and return its thread.

@@ -15,18 +15,17 @@ from ipywidgets import HTML, Dropdown, FileUpload, HBox, Layout, Text, VBox
 from torch import Tensor
 
 from mgkit import audio, hub
-from mgkit.lab import figures
-from mgkit.lab.player import Recorder
+from mgkit.lab import pages
+from mgkit.lab.pickers import Trimmer, Uploader
+from mgkit.lab.player import LIVE, Players, Recorder
 from mgkit.lab.takes import Sound
 
-# Seconds of the chosen audio in its player, and of a recording: the longest context of any model.
+# Seconds of a recording, and of a chosen melody in its player: the longest context of any model.
 PREVIEW = 30.0
+# Seconds of the end of a recording that may be continued.
+TRIMMED = 120.0
 
-UPLOAD, PATH, RECORD = "upload a file …", "a file on the kernel's machine …", "record …"
-UPLOAD_HINT = (
-    "WAV, MP3, OGG or FLAC (with PyAV also m4a, AAC and WebM), up to 10 MB (1 MB on Colab). Open larger "
-    "files by their path."
-)
+PATH, OWN = "a file on the kernel's machine …", "my own"
 
 
 def clips(folder: str) -> dict[str, Path]:
@@ -59,53 +58,78 @@ class Source(VBox):
     """
 
     sound = traitlets.Instance(Sound, allow_none=True)
+    problem = traitlets.Unicode()
 
-    def __init__(self, *folders: str):
-        """Clips from these folders of the shipped data are offered first."""
+    def __init__(self, *folders: str, trim: bool = False, paths: bool = True, own_message: bool = True):
+        """Clips from these folders of the shipped data are offered first.
+
+        With `trim`, `trimmer` chooses the part to continue; without `paths`, no files of the kernel's machine
+        are offered; without `own_message`, the owner shows `problem`.
+        """
         self.clips = {title: path for folder in folders for title, path in clips(folder).items()}
-        self.choice = Dropdown(options=[*self.clips, UPLOAD, PATH, RECORD], layout=Layout(width="300px"))
-        self.uploader = FileUpload(accept="audio/*,.wav,.mp3,.ogg,.flac", multiple=False)
+        options = [*self.clips, *[PATH] * paths, OWN]
+        self.choice = Dropdown(options=options, description="clip", layout=Layout(width="260px"))
+        self.uploader = Uploader(self._on_upload, self._fail) if LIVE else FileUpload(multiple=False)
         self.path = Text(placeholder="folder/file.wav", continuous_update=False, layout=Layout(width="300px"))
         self.recorder = Recorder(seconds=PREVIEW)
-        self.problem = ""
-        self.view, self._message = HTML(), HTML()
-        self._row = HBox([self.choice])
-        super().__init__([self._row, self._message, self.view])
+        self.view, self._message = Players(), HTML()
+        self.trimmer = Trimmer() if trim and LIVE else None
+        self._row = HBox([self.choice], layout=Layout(flex_flow="row wrap"))
+        own = [self.recorder, self.uploader]
+        super().__init__([*own, self._row, self._message, self.trimmer or self.view])
+        self.add_class("mgkit-source")
+        self._own_message = own_message
         self.choice.observe(lambda _: self._on_choice(), "value")
-        self.uploader.observe(lambda _: self._on_upload(), "value")
+        if not LIVE:
+            self.uploader.observe(lambda _: self._on_plain_upload(), "value")
         self.recorder.observe(lambda _: self._on_recording(), "wave")
         self.path.observe(lambda _: self._on_path(), "value")
         self._on_choice()
 
-    def choose(self, source: "str | os.PathLike | tuple[Tensor, int]") -> None:
-        """Choose a clip by title, a file by path, or a (wave, rate). Raises: ValueError if unreadable."""
+    def choose(self, source: "str | os.PathLike | tuple[Tensor, int] | Sound") -> None:
+        """Choose a clip by title, a file by path, a (wave, rate) or a `Sound`.
+
+        Raises: ValueError if unreadable.
+        """
         if isinstance(source, tuple):
-            self._read("a wave", lambda: (audio.as_wave(source[0]), source[1]))
+            name, wave, rate = source if isinstance(source, Sound) else ("a wave", *source)
+            self._read_own(name, lambda: (audio.as_wave(wave), rate))
         elif source in self.clips:
+            if self.choice.value == source:
+                self._on_choice()
             self.choice.value = source
         else:
-            self.choice.value, self.path.value = PATH, ""
-            self.path.value = os.fspath(source)
+            path = parse_path(os.fspath(source))
+            self._read_own(path.name, lambda: audio.read(path))
         if self.sound is None:
-            raise ValueError(self.problem)
+            raise ValueError(self.problem or "there is no file '': give the path of an audio file")
 
     def upload(self, name: str, content: bytes) -> None:
-        """Choose the uploaded file `name`; if it is not audio, a message below the control reports it."""
-        self._read(name, lambda: audio.decode(content, name))
+        """Choose the uploaded file `name`; `problem` reports it if it is not audio."""
+        self._read_own(name, lambda: audio.decode(content, name))
+
+    # --- what was chosen -----------------------------------------------------------------------------------
 
     def _on_choice(self) -> None:
-        extra = {UPLOAD: self.uploader, PATH: self.path, RECORD: self.recorder}.get(self.choice.value)
-        self._row.children = (self.choice, extra) if extra else (self.choice,)
-        self.sound = None
-        self.view.value = ""
-        self._show_message("")
+        self._row.children = (self.choice, self.path) if self.choice.value == PATH else (self.choice,)
+        if self.choice.value == OWN:
+            return
+        self._clear()
         if path := self.clips.get(self.choice.value):
             self._read(self.choice.value, lambda: audio.read(path))
-        elif self.choice.value == UPLOAD:
-            self._show_message(UPLOAD_HINT)
 
-    def _on_upload(self) -> None:
-        """Read the last upload: ipywidgets 8 gives a tuple of files, version 7 a dict by name."""
+    def _on_upload(self, name: str, content: bytes) -> bool:
+        """Whether the kernel can read the upload; if not, the browser may."""
+        try:
+            sound = audio.decode(content, name)
+        except ValueError as error:
+            self._fail(str(error))
+            return False
+        self._read_own(name, lambda: sound)
+        return True
+
+    def _on_plain_upload(self) -> None:
+        """Read the last upload of a FileUpload: ipywidgets 8 gives a tuple of files, version 7 a dict."""
         value = self.uploader.value
         if isinstance(value, dict):
             files = [(name, file["content"]) for name, file in value.items()]
@@ -116,16 +140,29 @@ class Source(VBox):
 
     def _on_recording(self) -> None:
         wave, rate = self.recorder.wave, self.recorder.rate
-        self._read("a recording", lambda: (audio.as_wave(wave, "the recording"), rate))
+        self._read_own("a recording", lambda: (audio.as_wave(wave, "the recording"), rate))
 
     def _on_path(self) -> None:
         path = parse_path(self.path.value)
-        self._read(path.name, lambda: audio.read(path))
+        if path.name:
+            self._read(path.name, lambda: audio.read(path))
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    def _read_own(self, name: str, read: Callable[[], tuple[Tensor, int]]) -> None:
+        """Read audio that is not one of the menu's."""
+        self.choice.value = OWN
+        self._read(name, read)
+
+    def _clear(self) -> None:
+        self.sound = None
+        self._show_problem("")
+        self.view.html = ""
+        if self.trimmer:
+            self.trimmer.clear()
 
     def _read(self, name: str, read: Callable[[], tuple[Tensor, int]]) -> None:
-        self.sound = None
-        self._show_message("")
-        self.view.value = ""
+        self._clear()
         if not name:
             return
         try:
@@ -133,15 +170,22 @@ class Source(VBox):
             wave = audio.as_wave(wave, repr(name), audio.CHANNELS)
             # surround sound: all channels, because the melody may be in any
             wave = audio.to_channels(wave, 1) if len(wave) > 2 else wave
-            preview = figures.player(wave[:, : int(PREVIEW * audio.parse_rate(rate))], rate, name)
+            audio.parse_rate(rate)
         except (ValueError, OSError) as error:
-            self._show_message(str(error), "mgkit-problem")
+            self._fail(str(error))
+            return
+        if self.trimmer:
+            wave = wave[:, -int(TRIMMED * rate) :]
+            self.trimmer.show(name, wave, int(rate), given=2.0)
         else:
-            self.view.value = preview.html
-            self.sound = Sound(name, wave, rate)
+            self.view.html = pages.player(wave[:, : int(PREVIEW * rate)], rate, name).html
+        self.sound = Sound(name, wave, rate)
 
-    def _show_message(self, message: str, style: str = "mgkit-quiet") -> None:
+    def _fail(self, message: str) -> None:
+        self._clear()
+        self._show_problem(message)
+
+    def _show_problem(self, message: str) -> None:
         self.problem = message
-        role = ' role="alert"' if style == "mgkit-problem" else ""
-        text = f'<div class="{style}"{role}>{html.escape(message)}</div>'
-        self._message.value = text if message else ""
+        text = f'<div class="mgkit-problem" role="alert">{html.escape(message)}</div>'
+        self._message.value = text if message and self._own_message else ""

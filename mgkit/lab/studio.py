@@ -1,6 +1,7 @@
 """The studio: everything the command line can do, with buttons, in a notebook or as an app.
 
-    Controls -> TakeRequest -> worker thread: load the model, stream the music -> Take -> takes, comparison
+    Controls -> TakeRequests -> worker thread: load the model, stream the music -> Takes -> shelf, cards
+                                                            `-> live player
        Stop, or an interrupt of the kernel: the take is the part generated so far
 
 A take is the result of one run: a piece of music with its request (see `takes`). Everything works without a
@@ -9,32 +10,39 @@ take. Written to the API of ipywidgets 7.7, which Colab has; version 8 supports 
 """
 
 import html
-import math
+import os
 import threading
 import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ipywidgets import HTML, Button, FloatProgress, HBox, Label, Layout, VBox
+from ipywidgets import HTML, Button, FloatProgress, HBox, Label, VBox
 
-from mgkit import MusicGen, hub
+from mgkit import MusicGen
+from mgkit.lab.cards import TakeCards
 from mgkit.lab.comparison import Comparison
 from mgkit.lab.controls import Controls
+from mgkit.lab.facts import Facts, format_seconds, has_melody
 from mgkit.lab.interrupts import InterruptHandler
-from mgkit.lab.takes import Take, TakeRequest, card, generate_take
+from mgkit.lab.player import LIVE, LivePlayer
+from mgkit.lab.settings_form import explain, in_words
+from mgkit.lab.shelf import Shelf, archive, encode
+from mgkit.lab.takes import Sound, Take, TakeRequest, generate_take
 
 # Seconds between two updates of the progress bar, and between two looks at whether a run has ended.
 TICK = 0.1
+# Takes of "more like this", and seconds of music that "continue" adds.
+MORE, ADDED = 3, 8.0
 
-STYLE = """<style>
-.mgkit-studio { max-width: 920px; padding: 4px 8px }
-.mgkit-studio .mgkit-quiet { color: var(--jp-ui-font-color2, #70757d); font-size: 12px; line-height: 1.5 }
-.mgkit-studio .mgkit-problem { border-left: 3px solid #c2410c; padding: 4px 10px; line-height: 1.5 }
-.mgkit-studio figure { font-size: 13px; line-height: 1.5; margin-top: 0 }
-.mgkit-studio .mgkit-take { display: flex; flex-wrap: wrap; padding-top: 12px;
-  border-top: 1px solid var(--jp-border-color2, #d0d4da) }
-.mgkit-studio .mgkit-take > div { flex: 1; min-width: 260px; font-size: 13px; line-height: 1.7 }
-.mgkit-studio .mgkit-take a { color: var(--jp-content-link-color, #2a7fbf) }
-</style>"""
+STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+HEADER = (
+    "<h1>mgkit studio</h1>"
+    '<p class="mgkit-intro">Describe music, hum a tune or start from a recording, and a language model over '
+    "audio tokens plays it.</p>"
+)
 
 
 class Progress(HBox):
@@ -42,10 +50,11 @@ class Progress(HBox):
 
     def __init__(self) -> None:
         self.seconds_per_step: dict[str, float] = {}
-        self.bar, self.status = FloatProgress(0, min=0, max=1, layout=Layout(width="200px")), Label()
+        self.bar, self.status = FloatProgress(0, min=0, max=1), Label()
         self._model, self._frame_rate = "", 50
         self._first = self._last = 0.0
         super().__init__([self.bar, self.status])
+        self.add_class("mgkit-progress")
 
     def start(self, model: str, frame_rate: int) -> None:
         """Prepare for the steps of a run."""
@@ -68,39 +77,78 @@ class Progress(HBox):
 
 
 class Studio(VBox):
-    """The panel. `takes` has the takes of all runs in order; none is ever replaced.
+    """The panel. `takes` has the takes in order, those of earlier sessions in the same folder included.
 
     `controls` holds the inputs by name. `set(seed=3)` assigns one, `generate(prompt="calm piano", seed=3)`
-    assigns and runs.
+    assigns and runs. The buttons of a take are `star`, `rename`, `delete` and `undo`, `continue_from`,
+    `use_as_melody` and `more_like`.
     """
 
-    def __init__(self, model: str | MusicGen = "nano"):
-        """A name is loaded on first use; a loaded model is shared, with settings of its own."""
-        self.takes: list[Take] = []
+    def __init__(
+        self,
+        model: str | MusicGen = "nano",
+        folder: str | os.PathLike | None = None,
+        page: bool = False,
+    ):
+        """A name is loaded on first use; a loaded model is shared, with settings of its own.
+
+        Takes are kept in `folder`, by default `outputs/takes`. As a `page` for visitors, it has a heading and
+        offers no files of the kernel's machine.
+        """
+        self.shelf = Shelf(folder)
+        self.takes: list[Take] = self.shelf.load()
         # Error of the last run, if it produced no take.
         self.error: Exception | None = None
+        self._deleted: list[Take] = []
         self._model: MusicGen | None = None
         self._loaded = ""
         if isinstance(model, MusicGen):
             self._model, self._loaded = MusicGen(model.model), model.name
             model = model.name
+        self._loading = threading.Lock()
         self._stop, self._idle = threading.Event(), threading.Event()
         self._interrupts = InterruptHandler(self.stop)
 
-        self.message, self.facts = HTML(), HTML()
-        self.progress = Progress()
+        self.message, self.progress, self.facts = HTML(), Progress(), Facts()
         self.generate_button = Button(description="Generate", button_style="primary")
         self.stop_button = Button(description="Stop")
-        self.comparison, self.gallery = Comparison(), VBox()
-        self.controls = Controls(model, self._show_facts)
-        run = HBox([self.generate_button, self.stop_button, self.progress])
-        super().__init__(
-            [HTML(STYLE), self.controls, run, self.message, self.facts, self.comparison, self.gallery]
-        )
+        # The live player listens for clicks on this panel's button only.
+        starter = f"mgkit-start-{uuid.uuid4().hex[:12]}"
+        self.live = LivePlayer(32000, starter=starter)
+        # It appears with the first run.
+        self.progress.layout.display = "none"
+        self.cards, self.comparison = TakeCards(self._on_card, starter), Comparison()
+        self.controls = Controls(model, self._on_change, paths=not page)
+        super().__init__(self._lay_out(starter, page))
         self.add_class("mgkit-studio")
         self.generate_button.on_click(lambda _: self.start())
-        self.stop_button.on_click(lambda _: self.stop())
+        self.stop_button.on_click(lambda _: self._silence())
+        self.live.observe(lambda _: self._show_live(), "started")
+        self._show_takes()
         self._set_busy(False)
+        if page:
+            # Visitors do not wait for it.
+            threading.Thread(target=self._load, args=(model,), daemon=True).start()
+
+    def _lay_out(self, starter: str, page: bool) -> list[Any]:
+        """The parts of the panel, in the order in which they are used."""
+        for name in ("mgkit-generate", starter):
+            self.generate_button.add_class(name)
+        self.stop_button.add_class("mgkit-stop")
+        explain(self.generate_button, "generate the music, and play it as it is made")
+        explain(self.stop_button, "stop, and keep what was generated so far")
+        controls = self.controls
+        run = HBox([self.generate_button, self.stop_button, controls.numbers])
+        run.add_class("mgkit-run")
+        footer = VBox([controls.model_row, self.facts])
+        footer.add_class("mgkit-footer")
+        live = [self.live] if LIVE else []
+        compose = VBox([controls.top, run, self.message, self.progress, *live])
+        takes = VBox([self.cards, self.comparison])
+        columns = HBox([compose, takes, VBox([controls.advanced, footer])])
+        columns.add_class("mgkit-columns")
+        style = f"<style>{STYLE}{PAGE_STYLE * page}</style>"
+        return [HTML(style + HEADER * page), columns]
 
     def __repr__(self) -> str:
         """Text shown by a page without a kernel."""
@@ -112,20 +160,23 @@ class Studio(VBox):
         """Assign values to controls by name. Raises: as `Controls.set`."""
         self.controls.set(**values)
 
-    def start(self) -> bool:
-        """Start a run in a worker thread; False if one is in progress or the controls are invalid."""
+    def start(self, requests: Sequence[TakeRequest] = ()) -> bool:
+        """Start a run in a worker thread; False if one is in progress or the controls are invalid.
+
+        It makes one take of the controls, or one of each of the `requests`.
+        """
         if self.busy:
             return False
         self.message.value, self.error = "", None
         try:
-            request = self.controls.request()
+            requests = requests or [self.controls.request()]
         except ValueError as error:
             self._fail(error)
             return False
         self._stop.clear()
         self._set_busy(True)
         self._interrupts.activate()
-        threading.Thread(target=self._work, args=(request,), daemon=True).start()
+        threading.Thread(target=self._work, args=(list(requests),), daemon=True).start()
         return True
 
     def stop(self) -> None:
@@ -158,6 +209,85 @@ class Studio(VBox):
             raise self.error
         return self.takes[-1]
 
+    # --- takes as material ---------------------------------------------------------------------------------
+
+    def star(self, take: Take) -> None:
+        """Star a take, or take its star away."""
+        take.starred = not take.starred
+        self.shelf.update(take)
+        self._show_takes()
+
+    def rename(self, take: Take, name: str) -> None:
+        """Give a take a name; an empty one brings its prompt back."""
+        take.name = name.strip()[:120]
+        self.shelf.update(take)
+        self._show_takes()
+
+    def delete(self, take: Take) -> None:
+        """Remove a take and its file; `undo()` brings them back, for a day."""
+        self.shelf.remove(take)
+        self.takes.remove(take)
+        self._deleted.append(take)
+        self._show_takes()
+
+    def undo(self) -> None:
+        """Bring the last deleted take back."""
+        if self._deleted:
+            take = self._deleted.pop()
+            self.shelf.restore(take)
+            self.takes = sorted([*self.takes, take], key=lambda take: take.number)
+            self._show_takes()
+
+    def continue_from(self, take: Take) -> bool:
+        """Start a take that plays `take` and goes on from its end, under the same prompt; see `start`."""
+        self.set(
+            prompt=take.prompt,
+            audio_prompt=Sound(f"take {take.number}", take.wave, take.rate),
+            audio_prompt_seconds=take.seconds,
+            duration=round(take.seconds + ADDED, 2),
+        )
+        return self.start()
+
+    def use_as_melody(self, take: Take) -> None:
+        """Let the next takes follow the melody of `take`."""
+        self.set(melody=Sound(f"take {take.number}", take.wave, take.rate))
+
+    def more_like(self, take: Take, count: int = MORE) -> bool:
+        """Start `count` takes that differ from `take` in their seeds, the next ones unused; see `start`."""
+        used = {other.manifest["seed"] for other in self.takes}
+        seed = int(take.manifest["seed"])
+        requests: list[TakeRequest] = []
+        while len(requests) < count:
+            seed += 1
+            if seed not in used:
+                requests.append(take.again(seed))
+        return self.start(requests)
+
+    def _on_card(self, kind: str, number: int, value: str) -> None:
+        """A click on a take's card."""
+        self.message.value = ""
+        take = next((take for take in self.takes if take.number == number), None)
+        try:
+            if kind == "download_all":
+                self.cards.send_file(f"takes{value}.zip".replace(".", "-", 1), archive(self.takes, value))
+            elif kind == "undo":
+                self.undo()
+            elif take and kind == "download":
+                self.cards.send_file(f"{take.file_name}{value}", encode(take, value))
+            elif take and kind == "rename":
+                self.rename(take, value)
+            elif take:
+                actions = {
+                    "star": self.star,
+                    "delete": self.delete,
+                    "continue": self.continue_from,
+                    "melody": self.use_as_melody,
+                    "more": self.more_like,
+                }
+                actions[kind](take)
+        except (ValueError, OSError) as error:
+            self._fail(error)
+
     # --- a run ---------------------------------------------------------------------------------------------
 
     @property
@@ -165,19 +295,12 @@ class Studio(VBox):
         """Whether a run is in progress."""
         return not self._idle.is_set()
 
-    def _work(self, request: TakeRequest) -> None:
-        """Generate the take, in the worker thread, which may change traits but must not print."""
+    def _work(self, requests: list[TakeRequest]) -> None:
+        """Generate the takes, in the worker thread, which may change traits but must not print."""
         try:
-            model = self._load(request.model)
-            self.progress.status.value = "stopping …" if self._stop.is_set() else "starting …"
-            self.progress.start(request.model, model.frame_rate)
-            take = generate_take(model, request, len(self.takes) + 1, self._on_step, self._stop)
-            self.takes.append(take)
-            self._show(take)
-            seconds = take.wave.shape[-1] / take.rate
-            self.progress.status.value = (
-                f"stopped; kept {seconds:.1f} s" if take.stopped else f"{seconds:g} s"
-            )
+            for i, request in enumerate(requests):
+                if not i or not self._stop.is_set():
+                    self._make(request, live=not i)
         # Any error must reach the reader: nobody sees the traceback of a thread.
         except Exception as error:
             self._fail(error)
@@ -185,17 +308,54 @@ class Studio(VBox):
             self._interrupts.release()
             self._set_busy(False)
 
+    def _make(self, request: TakeRequest, live: bool) -> None:
+        """One take; a `live` one is heard while it is made."""
+        model = self._load(request.model)
+        self.progress.status.value = "stopping …" if self._stop.is_set() else "starting …"
+        self.progress.start(request.model, model.frame_rate)
+        push = None
+        if live:
+            self.live.reset(request.settings.duration, model.sample_rate, model.audio_channels)
+            push = self.live.push
+        number = max((take.number for take in self.takes), default=0) + 1
+        try:
+            take = generate_take(model, request, number, self._on_step, self._stop, push)
+        finally:
+            if live:
+                self.live.finish()
+        self._keep(take)
+        self.progress.status.value = (
+            f"stopped; kept {take.seconds:.1f} s" if take.stopped else f"{take.seconds:g} s"
+        )
+
+    def _keep(self, take: Take) -> None:
+        """Show the take and write its file; one that cannot be written stays in memory."""
+        self.takes.append(take)
+        try:
+            self.shelf.add(take)
+        except OSError as error:
+            self.message.value = _problem(f"The take is here, but not on disk: {error}")
+        self._show_takes()
+
     def _load(self, name: str) -> MusicGen:
-        if self._loaded != name or self._model is None:
-            # The old model is released first, so that the two are never in memory together.
-            self._model = None
-            self.progress.status.value = f"loading {name} …"
-            self._model = MusicGen.get_pretrained(name)
-            self._loaded = name
-        return self._model
+        with self._loading:
+            if self._loaded != name or self._model is None:
+                # The old model is released first, so that the two are never in memory together.
+                self._model = None
+                self.progress.status.value = f"loading {name} …"
+                self._model = MusicGen.get_pretrained(name)
+                self._loaded = name
+            return self._model
 
     def _on_step(self, done: int, total: int) -> None:
         self.progress.step(done, total, self._stop.is_set())
+
+    def _silence(self) -> None:
+        """The Stop button: end the run, and what the live player still has."""
+        self.stop()
+        self.live.halt()
+
+    # --- display -------------------------------------------------------------------------------------------
 
     def _fail(self, error: Exception) -> None:
         """Show the first line of an error's message, with its type if it is not one of the expected ones."""
@@ -203,83 +363,44 @@ class Studio(VBox):
         expected = isinstance(error, ValueError | OSError | RuntimeError)
         message = str(error).split("\n")[0] if expected else f"{type(error).__name__}: {error}"
         self.progress.status.value = ""
-        self.message.value = f'<div class="mgkit-problem" role="alert">{html.escape(message)}</div>'
+        self.message.value = _problem(in_words(message))
+
+    def _on_change(self) -> None:
+        """After each choice: the last error is gone, and the facts are those of the next run."""
+        problem = self.controls.problem
+        self.message.value = _problem(problem) if problem else ""
+        name = self.controls.model_name
+        model = self._model if name == self._loaded else None
+        self.controls.offer_melody(has_melody(name, model))
+        self.cards.has_melody = has_melody(name, model)
+        seconds, pace = self.controls["duration"].value, self.progress.seconds_per_step.get(name)
+        self.facts.show(name, seconds, model, pace)
 
     def _set_busy(self, busy: bool) -> None:
         if busy:
             self._idle.clear()
-            self.progress.bar.value = 0
-        self.generate_button.disabled, self.stop_button.disabled = busy, not busy
-        self._show_facts()
+            self.progress.bar.value, self.progress.layout.display = 0, ""
+        message = self.message.value
+        self._on_change()
+        self.message.value = message
+        self.generate_button.disabled = self.cards.busy = busy
+        self._show_live(busy)
         # Last, so that whoever waits for it finds the panel in its final state.
         if not busy:
             self._idle.set()
 
-    # --- display -------------------------------------------------------------------------------------------
+    def _show_live(self, busy: bool | None = None) -> None:
+        """Stop ends the run and the live player: both are there while there is either."""
+        running = self.busy if busy is None else busy
+        self.stop_button.disabled = not (running or self.live.started) or self._stop.is_set() and running
+        self.live.layout.display = "" if running or self.live.started else "none"
 
-    def _show(self, take: Take) -> None:
-        """Put the take on top of the list and into the comparison."""
-        self.gallery.children = (HTML(card(take)), *self.gallery.children)
+    def _show_takes(self) -> None:
+        self.cards.show(self.takes)
+        self.cards.undo = f"Take {self._deleted[-1].number} was deleted." if self._deleted else ""
         self.comparison.update(self.takes)
 
-    def _show_facts(self) -> None:
-        """Expected time, memory and licence of the next run."""
-        name, seconds = self.controls.model_name, self.controls["duration"].value
-        model = self._model if name == self._loaded else None
-        self.facts.value = (
-            f'<div class="mgkit-quiet">time: {self._time(name, seconds, model)} · '
-            f"memory: {_memory(name, seconds, model)}<br>"
-            f"licence of the weights: {html.escape(_licence(name, model))}</div>"
-        )
 
-    def _time(self, name: str, seconds: float, model: MusicGen | None) -> str:
-        pace = self.progress.seconds_per_step.get(name)
-        if not pace:
-            return "unknown until the first run"
-        return f"about {format_seconds(seconds * (model.frame_rate if model else 50) * pace)}"
-
-
-def _memory(name: str, seconds: float, model: MusicGen | None) -> str:
-    """Memory needed and available, in words."""
-    need = model.model.memory(seconds) if model else hub.memory(name, seconds)
-    available = available_memory()
-    text = f"about {format_bytes(need)}" if need else "unknown until the model is loaded"
-    if need and need > 1e9 and not model:
-        text += " (briefly twice as much while loading)"
-    if available:
-        text += f", {format_bytes(available)} available"
-    if need and available and need > available and not model:
-        text += "; <b>more than is available</b>"
-    return text
-
-
-def _licence(name: str, model: MusicGen | None) -> str:
-    return model.licence if model else hub.licence(name) or "known once the model is loaded"
-
-
-def format_seconds(seconds: float) -> str:
-    """Duration in seconds, or in minutes and seconds.
-
-    >>> format_seconds(8.2), format_seconds(200)
-    ('9 s', '3 min 20 s')
-    """
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def format_bytes(count: float) -> str:
-    """Size in MB or GB.
-
-    >>> format_bytes(49e6), format_bytes(2.5e9)
-    ('49 MB', '2.5 GB')
-    """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def available_memory() -> float | None:
-    """Bytes of available memory, or None if psutil is not installed."""
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return float(psutil.virtual_memory().available)
+def _problem(message: str) -> str:
+    """A sentence in the panel's one place for errors."""
+    return f'<div class="mgkit-problem" role="alert">{html.escape(message)}</div>'

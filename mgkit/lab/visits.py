@@ -2,11 +2,14 @@
 
 Settings of Voilà and jupyter_server do most of it; the classes here add the rest:
 
-    request -> Host and token, by settings -> `admit` -> `Kernels.start_kernel`: at most `visits` -> page
+    request -> Host and token, by settings -> `admit`: the visitor's cookie
+            -> `Kernels.start_kernel`: at most `visits` -> page
     page closed -> `PageClosed`: its kernel ends now if quiet, else once it has been idle for some time
 """
 
 import asyncio
+import re
+import secrets
 import tempfile
 import threading
 import webbrowser
@@ -27,6 +30,9 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob: ws: wss:; "
     "frame-ancestors 'self'; form-action 'self'"
 )
+# In the code of the page: the visitor's name, which no other browser knows.
+VISITOR = "%visitor%"
+COOKIE, YEAR = "mgkit-visitor", 365 * 86400
 # A run moves its progress bar at least this often, once it has started.
 QUIET = timedelta(seconds=5)
 
@@ -34,12 +40,18 @@ QUIET = timedelta(seconds=5)
 def admit(handler: tornado.web.RequestHandler, notebook: nbformat.NotebookNode, cwd: str) -> None:
     """Prepare a visit: only a page opened as such may start a kernel, not an image or frame of another page.
 
-    Raises: HTTPError 403.
+    The visitor's name, kept in a cookie, is written into the page's code. Raises: HTTPError 403.
     """
     if handler.request.headers.get("Sec-Fetch-Dest", "document") != "document":
         raise tornado.web.HTTPError(403, reason="The studio is a page of its own, not part of another")
     # Reading the token sets its cookie, which the page sends back when it is closed.
     _ = handler.xsrf_token
+    visitor = handler.get_cookie(COOKIE) or ""
+    if not re.fullmatch(r"[\w-]{22}", visitor, re.ASCII):
+        visitor = secrets.token_urlsafe(16)
+    handler.set_cookie(COOKIE, visitor, httponly=True, samesite="Strict", max_age=YEAR)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(VISITOR, visitor)
 
 
 class Kernels(AsyncMappingKernelManager):
@@ -102,21 +114,22 @@ class Server(Voila):
 
 
 def serve(
-    code: str, port: int, *, browser: bool, token: str | None, visits: int, keep: int, upload: int
+    code: str, port: int, *, browser: bool, token: str | None, visits: int, keep: int, message: int
 ) -> None:
     """Serve the output of `code` on localhost until Ctrl-C, with a kernel for each visit.
 
-    Without a `token` a random one is made; an empty one lets every program on this machine in. Uploads are
-    limited to `upload` bytes.
+    Without a `token` a random one is made; an empty one lets every program on this machine in. Messages of a
+    page are limited to `message` bytes.
     """
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={"kernelspec": kernel})
+    page = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code)], metadata={"kernelspec": kernel, "title": "mgkit studio"}
+    )
     tornado_settings = {
         "headers": {"Content-Security-Policy": POLICY},
         # Only the names of this machine: a foreign name that resolves to 127.0.0.1 is another site's.
         "allow_remote_access": False,
-        # The text of a file and its message.
-        "websocket_max_message_size": upload + 2**20,
+        "websocket_max_message_size": message,
     }
     config = Config(
         {

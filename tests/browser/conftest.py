@@ -1,6 +1,7 @@
 """JupyterLab and Chromium for the tests in this folder, all marked `browser`.
 
     lab         the server, one per session, with a copy of the repository's layout; each test has new kernels
+    panel       the studio in JupyterLab, with takes of its own
     app         the studio as served by `make app`, one per session
     page        a new browser page, 1280 pixels wide; requests to other machines are blocked
     refused     the URLs of the blocked requests
@@ -34,9 +35,9 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
+from browser.panel import CELLS, SECONDS, Panel
+
 ROOT = Path(__file__).parent.parent.parent
-# Timeout for operations that take two seconds on an idle machine.
-SECONDS = 240
 expect.set_options(timeout=SECONDS * 1000)
 ARGUMENTS = [
     # CI runs as root
@@ -238,6 +239,10 @@ class Lab(Server):
             urllib.request.Request(address, headers=headers, method=method), timeout=SECONDS
         )
 
+    def clear_takes(self) -> None:
+        """Forget the takes of earlier tests."""
+        shutil.rmtree(self.root / "outputs", ignore_errors=True)
+
     def output(self, page: Page, index: int) -> Locator:
         """Locator of the output of code cell `index`."""
         return page.locator(".jp-CodeCell").nth(index).locator(".jp-OutputArea-output")
@@ -306,3 +311,15 @@ def page(browser: Browser, refused: list[str], microphone: str) -> Iterator[Page
     page.set_default_timeout(SECONDS * 1000)
     yield page
     context.close()
+
+
+@pytest.fixture
+def panel(lab: Lab, page: Page) -> Panel:
+    """A studio in JupyterLab, with the name `panel` in the kernel."""
+    lab.clear_takes()
+    lab.open(page, lab.write("studio.ipynb", CELLS))
+    lab.run_all(page)
+    panel = Panel(page)
+    expect(panel.go).to_be_visible()
+    page.set_viewport_size({"width": 1280, "height": 2000})
+    return panel

@@ -12,7 +12,7 @@ CELLS = [
 
 def drawn(lab, page):
     """Pitch classes in the kernel."""
-    return json.loads(lab.run(page, "print(editor.classes.tolist())"))
+    return json.loads(lab.run(page, "print(editor.drawn.tolist())"))
 
 
 def held(lab, page, expected):
@@ -24,9 +24,8 @@ def held(lab, page, expected):
 
 
 def centre(box, frame, pitch):
-    """Position on the page of the cell (frame, pitch): 28 of 800 pixels are names, 20 of 212 seconds."""
-    scale = box["width"] / 800
-    return box["x"] + (28 + (frame + 0.5) * 772 / 40) * scale, box["y"] + (11.5 - pitch) * 16 * scale
+    """Position on the page of the cell (frame, pitch): 40 pixels of names, rows of 16 pixels."""
+    return box["x"] + 40 + (frame + 0.5) * (box["width"] - 40) / 40, box["y"] + (11.5 - pitch) * 16
 
 
 def test_drawings_and_arrow_keys_reach_the_kernel(lab, page, refused):
@@ -59,6 +58,31 @@ def test_drawings_and_arrow_keys_reach_the_kernel(lab, page, refused):
     page.get_by_role("button", name="Reset").click()
     assert held(lab, page, [i // 4 for i in range(40)])
     assert not refused
+
+
+def test_a_stroke_wraps_around_the_octave_makes_rests_and_can_be_undone(lab, page):
+    lab.open(page, lab.write("editor.ipynb", CELLS))
+    lab.run_all(page)
+    canvas = page.locator("canvas[role=application]")
+    canvas.scroll_into_view_if_needed()
+    box, expected = canvas.bounding_box(), [i // 4 for i in range(40)]
+    # from B over the top to C: no note between them
+    page.mouse.move(*centre(box, 10, 11))
+    page.mouse.down()
+    page.mouse.move(*centre(box, 14, 12))
+    page.mouse.up()
+    drawn_one = [*expected[:10], 11, 11, 11, 11, 0, *expected[15:]]
+    assert held(lab, page, drawn_one)
+    # the row below C
+    page.mouse.click(*centre(box, 20, -1))
+    assert held(lab, page, [*drawn_one[:20], -1, *drawn_one[21:]])
+    assert json.loads(lab.run(page, "print(editor.classes.tolist())"))[20] == drawn_one[19]
+    # an edit in code leaves what the hand drew
+    lab.run(page, "editor.edit('G', 0, 99)")
+    assert drawn(lab, page)[20] == -1 and drawn(lab, page)[10:15] == [11, 11, 11, 11, 0]
+    for state in ([*drawn_one[:20], -1, *drawn_one[21:]], drawn_one, expected):
+        page.get_by_role("button", name="Undo").click()
+        assert held(lab, page, state)
 
 
 def test_the_names_are_legible_in_light_and_dark(lab, page):
