@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,13 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
 
     named = tensors(model, dtype)
     metadata = {"format": "pt", "licence": model.licence, "window": f"{model.window:.6f}"}
+    if model.conditioner.text.normalizer is not None:
+        metadata["normalize_text"] = "True"
+        print(
+            "the model takes normalized prompts, which transformers does not know: normalize them "
+            "there with model.conditioner.text.normalizer",
+            file=sys.stderr,
+        )
     preprocessor = json.dumps(_preprocessor(model), indent=2) + "\n"
 
     def write(draft: Path) -> None:

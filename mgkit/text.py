@@ -5,6 +5,7 @@ Axes: B batch, L text length in tokens, W width of T5.
     "calm piano" -> tokens [B, L] -> T5 encoder -> vectors [B, L, W], mask [B, L]
 """
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,13 +17,51 @@ if TYPE_CHECKING:
 MAX_TOKENS = 512  # the limit in T5's training; attention over much longer texts would exhaust memory
 
 
+class Normalizer:
+    """Prompts rewritten for a model trained with audiocraft's `normalize_text`.
+
+    Numbers become words, words their base form; stop words and punctuation go: "Two calm pianos, 90 bpm"
+    becomes "calm piano ninety bpm".
+
+    Raises: ImportError without spaCy, num2words or the language model, with the command that installs them.
+    Source: audiocraft, `WhiteSpaceTokenizer`.
+    """
+
+    LANGUAGE = "en_core_web_sm"
+    PUNCTUATION = "?:!.,;"
+
+    def __init__(self) -> None:
+        try:
+            import num2words
+            import spacy
+
+            self.words, self.pipeline = num2words.num2words, spacy.load(self.LANGUAGE)
+        except (ImportError, OSError):
+            raise ImportError(
+                "the model was trained on prompts rewritten by spaCy (normalize_text is True), which takes: "
+                f"pip install spacy num2words; python -m spacy download {self.LANGUAGE}"
+            ) from None
+
+    def __call__(self, text: str) -> str:
+        """The text rewritten."""
+        text = re.sub(r"\d+", lambda number: self.words(int(number[0])), text)
+        words = [word for word in self.pipeline(text) if not word.is_stop]
+        return " ".join(word.lemma_ for word in words if word.text not in self.PUNCTUATION)
+
+
 class TextEncoder(nn.Module):
     """T5 encoder with its tokenizer. It computes gradients unless the caller disables them."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", t5: "T5EncoderModel"):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        t5: "T5EncoderModel",
+        normalizer: Normalizer | None = None,
+    ):
         super().__init__()
         self.tokenizer = tokenizer
         self.t5 = t5
+        self.normalizer = normalizer
 
     @property
     def dim(self) -> int:
@@ -36,6 +75,8 @@ class TextEncoder(nn.Module):
 
         Raises: ValueError for a text of more than MAX_TOKENS tokens.
         """
+        if self.normalizer is not None:
+            texts = [self.normalizer(text) for text in texts]
         return tokenize(self.tokenizer, texts)
 
     def forward(self, texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,15 @@
 """Files that other programs wrote: torch's .bin, shards, checkpoints of a training, a cache of the hub."""
 
+import copy
 import json
+import re
 import shutil
 import sys
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -318,6 +322,82 @@ def test_memory_of_a_damaged_bin_file_is_estimated_from_its_size(folder: Path) -
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04" + bytes(996))
     assert hub.memory(str(folder)) == 1000
+
+
+# --- normalized prompts -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Word:
+    """A word as spaCy returns it."""
+
+    text: str
+
+    @property
+    def is_stop(self) -> bool:
+        return self.text.lower() in ("the", "a", "with")
+
+    @property
+    def lemma_(self) -> str:
+        return self.text.lower().removesuffix("s")
+
+
+def pipeline(text: str) -> list[Word]:
+    return [Word(part) for part in re.findall(r"\w+|[^\w\s]", text)]
+
+
+def load_pipeline(name: str) -> Callable[[str], list[Word]]:
+    assert name == "en_core_web_sm"
+    return pipeline
+
+
+def number_in_words(number: int) -> str:
+    return f"number{number}"
+
+
+def normalizing(audiocraft: Path) -> Path:
+    """The folder, of a model trained with `normalize_text`."""
+    content = torch.load(audiocraft / LM, weights_only=True)
+    config = yaml.safe_load(content["xp.cfg"])
+    config["conditioners"]["description"]["t5"]["normalize_text"] = True
+    torch.save(content | {"xp.cfg": yaml.safe_dump(config)}, audiocraft / LM)
+    return audiocraft
+
+
+def test_prompts_are_normalized_if_the_model_was_trained_so(
+    audiocraft: Path, original: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=load_pipeline))
+    monkeypatch.setitem(sys.modules, "num2words", SimpleNamespace(num2words=number_in_words))
+    text, rewritten = "The calm pianos, with 2 drums: slow!", "calm piano number2 drum slow"
+    ours, plain = load(normalizing(audiocraft)), load(original)
+    assert ours.conditioner.text.normalizer(text) == rewritten
+    ours.save_pretrained(str(audiocraft.parent / "again"))
+    assert "transformers does not know" in capsys.readouterr().err
+    for model in (ours, load(audiocraft.parent / "again"), copy.deepcopy(ours)):
+        made = model.conditioner.encode([text, "the", ""])
+        expected = plain.conditioner.encode([rewritten, "", ""])
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize("missing", ["spacy", "num2words", "model"])
+def test_a_model_that_normalizes_prompts_names_what_it_takes(
+    missing: str, audiocraft: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"[E050] Can't find model {name!r}.\nIt doesn't seem to be a package.")
+
+    modules = {
+        "spacy": SimpleNamespace(load=absent if missing == "model" else load_pipeline),
+        "num2words": SimpleNamespace(num2words=number_in_words),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, None if name == missing else module)
+    words = ("normalize_text is True", "pip install spacy num2words", "spacy download en_core_web_sm")
+    refusal(lambda: load(normalizing(audiocraft)), *words, kinds=ImportError)
+
+
+# --- FSDP and a missing codec -------------------------------------------------------------------------------
 
 
 def test_a_shard_of_fsdp_is_named(audiocraft: Path) -> None:

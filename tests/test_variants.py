@@ -106,7 +106,7 @@ ODD = [
     (MELODY, "fuser.cross", ["description"], "[]"),
     (MELODY, "fuser.prepend", ["self_wav"], "description"),
     (MELODY, "fuser.ignore", ["self_wav"], "[]"),
-    (SMALL, f"{T5}.normalize_text", True, "False"),
+    (SMALL, f"{T5}.normalize_text", 1, "expected bool"),
     (SMALL, f"{T5}.name", "mt5-base", "t5-base"),
     (SMALL, f"{T5}.name", "../../t5-base", "t5-base"),
     (SMALL, f"{T5}.pooling", "mean", "does not know"),

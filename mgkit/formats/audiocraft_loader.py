@@ -23,6 +23,7 @@ from mgkit.formats.tensor_files import Stored, read_bin, read_tensors
 from mgkit.lm import LMConfig
 from mgkit.melody import HOP
 from mgkit.model import Model, empty_text_encoder, on_meta
+from mgkit.text import Normalizer
 
 LONGEST_WINDOW = 300  # seconds
 TEXT, MELODY = "conditioners.description", "conditioners.self_wav"
@@ -49,6 +50,8 @@ def from_audiocraft(first: Path, folder: Path, dtype: torch.dtype) -> tuple[Mode
     name = t5_name(file)
     t5 = _find_t5(folder, name)
     text = empty_text_encoder(t5, read_config(t5))
+    if file.setting(f"{TEXT}.t5.normalize_text", bool, default=False):
+        text.normalizer = Normalizer()
     frames = 1 + int(seconds * codec.sample_rate) // HOP if melody else None
     model = on_meta(codec, shape, text, frames, dtype)
     model.window = seconds

@@ -19,6 +19,7 @@ from mgkit.formats.tensor_files import read_tensors
 from mgkit.lm import LMConfig
 from mgkit.melody import HOP
 from mgkit.model import Model, empty_text_encoder, on_meta
+from mgkit.text import Normalizer
 
 if TYPE_CHECKING:
     from transformers import EncodecConfig, PretrainedConfig
@@ -58,7 +59,10 @@ def from_hugging_face(folder: Path, dtype: torch.dtype) -> tuple[Model, Plan]:
         frames = config.chroma_length
         variants.require_sizes(file, chroma_length=frames)
         _require_chroma(folder, config.num_chroma, codec.sample_rate)
-    model = on_meta(codec, shape, empty_text_encoder(folder, config.text_encoder), frames, dtype)
+    text = empty_text_encoder(folder, config.text_encoder)
+    if metadata.get("normalize_text") == "True":
+        text.normalizer = Normalizer()
+    model = on_meta(codec, shape, text, frames, dtype)
     model.window = _read_window(folder, metadata, model, config.decoder.max_position_embeddings)
     model.licence = metadata.get("licence", Model.licence)
     return model, plan(model.named_parameters(), source, hugging_face, folder)

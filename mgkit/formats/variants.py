@@ -77,7 +77,7 @@ LM_SECTIONS: dict[str, dict[str, object]] = {
     },
     "codebooks_pattern.delay": {"flatten_first": 0, "empty_initial": 0},
     "fuser": {"cross_attention_pos_emb": False},
-    "conditioners.description.t5": {"normalize_text": False},
+    "conditioners.description.t5": {},
 }
 CHROMA_SECTION: dict[str, object] = {
     "n_chroma": 12,
@@ -139,7 +139,7 @@ KNOWN = {
     ),
     "codebooks_pattern.delay": "delays",
     "fuser": "sum prepend cross ignore input_interpolate cross_attention_pos_emb_scale",
-    "conditioners.description.t5": "name finetune word_dropout autocast_dtype",
+    "conditioners.description.t5": "name finetune word_dropout autocast_dtype normalize_text",
     "conditioners.self_wav.chroma_stem": "sample_rate match_len_on_eval n_eval_wavs cache_path",
     "encodec": "sample_rate renorm",
     "rvq": (
