@@ -52,9 +52,19 @@ def test_clips_grow_with_budget_and_cores_within_limits():
     assert 10_000 < GPU.clips() <= nano.CLIPS[1]
 
 
-def test_every_step_finds_the_folders_it_needs():
-    made = set()
-    for _, _, given in steps(CPU):
+def test_a_given_codec_replaces_its_stages():
+    recipe = Recipe(9, "cuda", 16, codec="old")
+    planned = steps(recipe)
+    assert {stage for stage, *_ in planned} == {"data", "tokens", "lm", "reinforce"}
+    assert {given["--codec"] for stage, _, given in planned if stage == "tokens"} == {"old"}
+    assert not any("--stems" in given for *_, given in planned)
+
+
+@pytest.mark.parametrize("recipe", [CPU, GPU])
+def test_every_step_finds_the_folders_it_needs(recipe):
+    # rendered meanwhile on a GPU
+    made = {"out/band"} if recipe.renders_meanwhile else set()
+    for _, _, given in steps(recipe):
         inputs = ("--data", "--valid", "--tokens", "--valid-tokens", "--start", "--codec")
         assert {path for name, path in given.items() if name in inputs} <= made
         made.add(given.get("--out", given.get("--data")))
@@ -139,6 +149,6 @@ def test_the_whole_recipe_makes_a_model_that_generates(tmp_path, soundfont):
     assert wave.isfinite().all()
     assert (tmp_path / "parts" / "nano.tar.00").is_file()
     finished = (tmp_path / "nano.json").read_text(encoding="utf-8")
-    assert len(json.loads(finished)["done"]) == 10
+    assert len(json.loads(finished)["done"]) == 9
     nano.follow(Recipe(0.2, best_device().type, os.cpu_count(), 2.0), tmp_path)
     assert (tmp_path / "nano.json").read_text(encoding="utf-8") == finished

@@ -33,6 +33,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
 
 def attend_for(lm: LM) -> Attend:
     """The faster attention for training on the device of `lm`."""
+    if lm.device.type == "cuda":
+        # cuDNN's attention prepares every new length anew, for 10 ms a call; texts differ in length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return attend if lm.device.type == "cpu" else fused_attend
 
 

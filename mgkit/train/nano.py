@@ -113,10 +113,13 @@ class Recipe:
     until: str = "export"
     # Train the codec with torch.compile.
     compiled: bool = False
+    # A trained codec, a folder or a file: the stages that train one are left out.
+    codec: str | None = None
 
     def stages(self) -> list[str]:
         """The stages, in order."""
-        return list(SHARES)[: list(SHARES).index(self.until) + 1]
+        stages = list(SHARES)[: list(SHARES).index(self.until) + 1]
+        return [stage for stage in stages if not (self.codec and stage in ("codec", "decoder"))]
 
     def share(self, stage: str) -> float:
         """A stage's part of the time left when it begins."""
@@ -135,12 +138,13 @@ class Recipe:
             count = SHARES["data"] * power * self.cores / RENDER
         if self.device == "cpu" and "tokens" in self.stages():
             count = min(count, SHARES["tokens"] * power * self.cores / ENCODE)
-        return round(min(max(count, CLIPS[0]), CLIPS[1]))
+        most = CODEC_CLIPS if "tokens" not in self.stages() and self.device == "cuda" else CLIPS[1]
+        return round(min(max(count, CLIPS[0]), most))
 
     @property
     def renders_meanwhile(self) -> bool:
         """Whether the language model's clips are rendered while the codec trains on clips of its own."""
-        return self.device == "cuda" and "tokens" in self.stages()
+        return self.device == "cuda" and {"codec", "tokens"} <= set(self.stages())
 
     def rendering(self, out: Path) -> list[str]:
         """Arguments of `train data` for the language model's clips."""
@@ -175,7 +179,8 @@ class Recipe:
             many = self.rendering(out)
             if self.renders_meanwhile:
                 many = [f"--out={sounds}", f"--clips={min(clips, CODEC_CLIPS)}", seconds]
-            return [("data", [*many, "--stems"]), ("data", [*few, seconds])]
+            stems = [] if self.codec else ["--stems"]
+            return [("data", [*many, *stems]), ("data", [*few, seconds])]
         if stage == "codec":
             fresh = [f"--batch={size.codec_batch}", f"--filters={size.filters}", f"--lr={size.codec_lr:g}"]
             return [("codec", [*codec_run, *fresh])]
@@ -185,7 +190,7 @@ class Recipe:
         if stage == "tokens":
             pairs = ((band, out / "tokens"), (valid, out / "valid_tokens"))
             return [
-                ("tokens", [f"--data={data}", f"--codec={out / 'decoder'}", f"--out={folder}"])
+                ("tokens", [f"--data={data}", f"--codec={self.codec or out / 'decoder'}", f"--out={folder}"])
                 for data, folder in pairs
             ]
         if stage == "lm":
@@ -303,7 +308,7 @@ def follow(recipe: Recipe, out: str | Path, after: Callable[[str], None] = lambd
             if stage in RUNS:
                 after(stage)
     if recipe.until == "export":
-        folders = out / "decoder", out / "reinforced", out / "model"
+        folders = recipe.codec or out / "decoder", out / "reinforced", out / "model"
         step = f"train export --out={out / 'model'}"
         progress.run("export", step, partial(export.export, *folders, recipe.seconds))
     print(f"finished in {sum(progress.done.values()) / 60:.1f} min: {out}", flush=True)
@@ -325,6 +330,7 @@ def main(argv: list[str] | None = None) -> None:
     option("--device", choices=SIZES, default=None, help="default: the best there is")
     option("--seconds", type=ranges.amount, default=Recipe.seconds, help="length of a clip (default 10)")
     option("--until", choices=SHARES, default="export", help="last stage; those up to it share the budget")
+    option("--codec", default=None, help="a trained codec, to leave out the stages that train one")
     option("--compile", action="store_true", help="train the codec with torch.compile")
     option("--parts", default=None, help="folder for the results in files of at most 15 MiB")
     option("--pack", default=None, help="write what another machine needs into this folder, and stop")
@@ -337,7 +343,8 @@ def main(argv: list[str] | None = None) -> None:
     device = best_device().type
     if args.device not in (None, device):
         raise ValueError(f"--device {args.device} is not available here; the best device is {device}")
-    recipe = Recipe(args.budget, device, os.cpu_count() or 1, args.seconds, args.until, args.compile)
+    plan = (args.budget, device, os.cpu_count() or 1, args.seconds, args.until, args.compile, args.codec)
+    recipe = Recipe(*plan)
     if not args.parts:
         return follow(recipe, args.out)
     out, parts = Path(args.out), Path(args.parts)
