@@ -55,7 +55,7 @@ def load(
         )
         if lm is not None:
             values |= _fine_tuned(model, Path(lm))
-        allocate(model, values, device)
+        allocate(model, values, device, dtype)
     model.name = name
     if licence := hub.licence(name):
         model.licence = licence

@@ -16,6 +16,7 @@ from mgkit.formats.layouts import CODEC_SETTINGS, LM_SETTINGS, hugging_face
 from mgkit.formats.readers import quiet_transformers
 from mgkit.formats.variants import CODEC_REQUIRED
 from mgkit.melody import HOP, N_FFT
+from mgkit.packed import plain
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
@@ -33,6 +34,10 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    if any(parameter.dtype == torch.int8 for _, parameter in model.named_parameters()):
+        raise ValueError(
+            "the weights are rounded to int8; load the model with dtype=torch.float32 to save it"
+        )
     named = tensors(model, dtype)
     metadata = {"format": "pt", "licence": model.licence, "window": f"{model.window:.6f}"}
     if model.conditioner.text.normalizer is not None:
@@ -69,7 +74,7 @@ def tensors(
     tensors: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():
         name = hugging_face(ours)
-        value = parameter.detach().to(device, dtype or parameter.dtype)
+        value = plain(parameter.detach()).to(device, dtype or parameter.dtype)
         if name.endswith("conv.weight"):
             # Weight norm, w = g v / |v|: our weight serves as the direction v, its norm as the gain g.
             gain = value.float().flatten(1).norm(dim=1).view(-1, *[1] * (value.dim() - 1)).to(value.dtype)

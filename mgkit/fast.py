@@ -21,6 +21,7 @@ from torch.nn.modules import module as every_module
 
 from mgkit.linear import Linear, joint, linear, linear_add, linear_gelu
 from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer, Tap
+from mgkit.packed import Packed
 from mgkit.positions import positions, sinusoid
 
 BLOCK = 256  # positions whose keys are stored together
@@ -49,9 +50,9 @@ class RowCache(KVCache):
         self.text: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor) -> "RowCache":
+    def of(cls, keys: Tensor, values: Tensor, dtype: torch.dtype) -> "RowCache":
         """A cache of just these keys and values [B, H, L, D / H], in a single block."""
-        cache = cls(keys.shape, keys.dtype, block=keys.shape[2])
+        cache = cls(keys.shape, dtype, block=keys.shape[2])
         cache.put(keys.flatten(0, 1), values.flatten(0, 1))
         return cache
 
@@ -59,8 +60,9 @@ class RowCache(KVCache):
         """All keys (a copy) and values so far [B, H, length + S, D / H], the new ones included."""
         (batch, heads, capacity, width), end = self.shape, self.length + keys.shape[2]
         self.put(keys.flatten(0, 1), values.flatten(0, 1))
-        every = self.keys.transpose(2, 3).reshape(batch, heads, -1, width)
-        return every[:, :, :end], self.values.view(batch, heads, capacity, width)[:, :, :end]
+        all_keys = self.keys.transpose(2, 3).reshape(batch, heads, -1, width)[:, :, :end]
+        all_values = self.values.view(batch, heads, capacity, width)[:, :, :end]
+        return all_keys.to(keys.dtype), all_values.to(values.dtype)
 
     def put(self, keys: Tensor, values: Tensor) -> None:
         """Store the keys and values [B * H, S, D / H] of the next S positions."""
@@ -97,13 +99,14 @@ class Rows:
         scores = scores.view(batch, heads, -1)[..., : self.length]
         if self.padding is not None:
             scores = scores.masked_fill(self.padding, -torch.inf)
-        weights = scores.softmax(dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32)
         return _sums(cache.values.view(-1, width), self.values, self.value_bags, weights).view(batch, -1)
 
 
 def _sums(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
     """For each bag the sum of weight * row over its rows of the table; bag i begins at rows[bags[i]]."""
-    return torch.embedding_bag(table, rows, bags, False, 0, False, weights.reshape(-1), True)[0]
+    weights = weights.reshape(-1).to(table.dtype)
+    return torch.embedding_bag(table, rows, bags, False, 0, False, weights, True)[0].float()
 
 
 class LayerStep:
@@ -141,7 +144,7 @@ class LayerStep:
 
 
 def _norm(module: nn.LayerNorm) -> Norm:
-    return module.weight, module.bias
+    return module.weight.float(), module.bias.float()
 
 
 def _normalize(x: Tensor, norm: Norm) -> Tensor:
@@ -159,12 +162,14 @@ class Step:
         """The cache has room for `length` positions, prefix included. If `plain`, every step calls `lm`."""
         self.lm, self.condition, config = lm, condition, lm.config
         self.modules = list(lm.modules())
-        plain = plain or lm.device.type != "cpu" or lm.dtype != torch.float32
+        packed = isinstance(next(lm.heads[0].parameters()), Packed)
+        plain = plain or lm.device.type != "cpu" or not (packed or lm.dtype == torch.float32)
         if plain or not as_published(self.modules):
             self.cache: list[KVCache] = lm.cache(condition.batch, length)
             return
         shape = (condition.batch, config.heads, length, config.dim // config.heads)
-        self.rows = [RowCache(shape, lm.dtype) for _ in lm.layers]
+        # Half the memory to read, where the weights are rounded more coarsely already.
+        self.rows = [RowCache(shape, torch.float16 if packed else torch.float32) for _ in lm.layers]
         self.cache = [*self.rows]
         self.layers = [LayerStep(layer, text=condition.cross is not None) for layer in lm.layers]
         self.texts: list[RowCache | None] = []  # after the first step
@@ -207,7 +212,7 @@ class Step:
     def _texts(self) -> Sequence[RowCache | None]:
         """The keys and values of the text in every layer, which the first step left in the cache."""
         if not self.texts:
-            self.texts = [cache.text and RowCache.of(*cache.text) for cache in self.rows]
+            self.texts = [cache.text and RowCache.of(*cache.text, cache.keys.dtype) for cache in self.rows]
             if self.texts[0]:
                 mask = self.condition.text_mask
                 self.text_rows = Rows(

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgkit.packed import Packed
+
 ONEDNN: Any = None
 if torch.backends.mkldnn.is_available():
     ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -26,12 +28,25 @@ if torch.backends.mkldnn.is_available():
 class Linear(nn.Linear):
     """`nn.Linear` with the product of this file."""
 
+    weight: nn.Parameter
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Keep the weight in bfloat16 or int8; see `packed`. `state_dict` still gives its plain values."""
+        self.weight = nn.Parameter(Packed.pack(self.weight, dtype), requires_grad=False)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if isinstance(self.weight, Packed):
+            destination[f"{prefix}weight"] = self.weight.plain()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., I] times the transpose of weight [O, I], plus bias [O]: [..., O]."""
+    if isinstance(weight, Packed):
+        return weight.linear(x) if bias is None else weight.linear(x) + bias
     if _applies(x, weight):
         return ONEDNN.default(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
@@ -73,6 +88,8 @@ def adjoin(weights: Sequence[nn.Parameter]) -> None:
 
 def joint(weights: Sequence[Tensor]) -> Tensor | None:
     """The rows of all `weights` as one matrix, a view, if they are adjacent in memory; else None."""
+    if any(isinstance(weight, Packed) for weight in weights):
+        return None
     first, end = weights[0], weights[0].data_ptr()
     for weight in weights:
         shares = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()

@@ -223,7 +223,8 @@ def machine(model: Model) -> str:
     device = model.lm.device.type
     kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = f"torch {torch.__version__}, transformers {version('transformers')}"
-    return f"{versions}, {device} {kind}, {model.lm.dtype}"
+    dtype = next(model.lm.heads.parameters()).dtype
+    return f"{versions}, {device} {kind}, {dtype}"
 
 
 def pack(values: Tensor) -> str:

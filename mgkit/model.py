@@ -16,8 +16,9 @@ from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.formats.layouts import Plan, fill
 from mgkit.formats.readers import meta_t5, read_tokenizer
-from mgkit.linear import adjoin
+from mgkit.linear import Linear, adjoin
 from mgkit.lm import LM, LMConfig
+from mgkit.packed import packable
 from mgkit.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -98,19 +99,32 @@ def on_meta(
     with torch.device("meta"):
         # Whatever torch's default dtype is.
         conditioner = Conditioner(text, lm.dim, melody_frames).float()
-        return Model(Codec(codec).float(), LM(lm).to(dtype), conditioner)
+        network = LM(lm).to(dtype if dtype.is_floating_point else torch.float32)
+        return Model(Codec(codec).float(), network, conditioner)
 
 
-def allocate(model: Model, values: Plan, device: torch.device) -> None:
-    """Allocate a model of the meta device and fill it; it is in inference mode, without gradients."""
+def allocate(model: Model, values: Plan, device: torch.device, dtype: torch.dtype) -> None:
+    """Allocate a model of the meta device and fill it; it is in inference mode, without gradients.
+
+    On a CPU, linear layers of the language model in bfloat16 or int8 are packed.
+    """
     for module in (model.codec, model.lm, model.conditioner):
         module.to_empty(device=device)
-    for layer in model.lm.layers:
-        adjoin([layer.attention.q_proj.weight, layer.attention.k_proj.weight, layer.attention.v_proj.weight])
-    adjoin([head.weight for head in model.lm.heads])
+    narrow = device.type == "cpu" and packable(dtype)
+    if not narrow:
+        for layer in model.lm.layers:
+            own = layer.attention
+            adjoin([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])
+        adjoin([head.weight for head in model.lm.heads])
     # `to_empty` separates these two names of one tensor.
     t5 = model.conditioner.text.t5
     t5.encoder.embed_tokens.weight = t5.shared.weight
-    fill(model.named_parameters(), values)
+    # One weight after the other, so that plain ones are never in memory together.
+    parts = model.lm.named_modules() if narrow else ()
+    linears = {f"lm.{name}.weight": part for name, part in parts if type(part) is Linear}
+    fill(((name, p) for name, p in model.named_parameters() if name not in linears), values)
+    for name, part in linears.items():
+        fill([(name, part.weight)], values)
+        part.pack(dtype)
     for module in (model.codec, model.lm, model.conditioner):
         module.eval().requires_grad_(False)

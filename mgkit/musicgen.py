@@ -64,7 +64,8 @@ class MusicGen:
         """Load the model `name`: nano (ships with mgkit), small, melody, large, …, a hub id or a folder.
 
         `device` defaults to the best one available (cuda, mps, cpu); `dtype`, the type of the language model,
-        to float16 on a GPU and float32 on a CPU. `lm` is a file with the state dict of a language model
+        to float16 on a GPU and float32 on a CPU, where bfloat16 and int8 are faster and less exact (see
+        `mgkit.packed`). `lm` is a file with the state dict of a language model
         fine-tuned from `name`, by audiocraft or mgkit. Prints the licence of weights other than mgkit's.
 
         Raises:

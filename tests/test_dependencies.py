@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"brief", "linear", "threads"},
+    {"brief", "packed", "threads"},
     {
         "formats.encoding",
+        "linear",
         "files",
         "formats.mp3",
         "formats.ogg",
