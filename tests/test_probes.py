@@ -33,7 +33,7 @@ def planted(strength: float, spread: np.ndarray | None = None) -> tuple[Activati
     labels = [{"mode": "minor" if each else "major"} for each in minor]
     pieces = [LabelledPiece(torch.zeros(4, MOMENTS), label) for label in labels]
     moments = moments.astype(np.float32)
-    return Activations(pieces, (0, 1, 2), moments[:, :, 0], moments, np.arange(MOMENTS), False), direction
+    return Activations(pieces, (0, 1, 2), moments[:, :, 0], moments, np.arange(MOMENTS), 50, False), direction
 
 
 # -- the probe ---------------------------------------------------------------------------------------------
@@ -68,10 +68,11 @@ def test_shuffled_labels_are_at_chance(seed):
 def test_a_piece_is_never_in_both_training_and_test():
     """Each piece has its own place in the stream: known from training, its label would be known as well."""
     rng = np.random.default_rng(2)
-    own = rng.normal(size=(1, PIECES, 1, WIDTH)) + 0.01 * rng.normal(size=(1, PIECES, MOMENTS, WIDTH))
+    # wide enough for a linear probe to know every piece by heart
+    own = rng.normal(size=(1, PIECES, 1, 200)) + 0.01 * rng.normal(size=(1, PIECES, MOMENTS, 200))
     labels = rng.permutation(PIECES) % 2
     pieces = [LabelledPiece(torch.zeros(4, MOMENTS), {"coin": "ab"[label]}) for label in labels]
-    activations = Activations(pieces, (0,), own[:, :, 0], own, np.arange(MOMENTS), True)
+    activations = Activations(pieces, (0,), own[:, :, 0], own, np.arange(MOMENTS), 50, True)
     assert activations.probe("coin").scores[0].accuracy.value < 0.65
 
 
@@ -83,7 +84,7 @@ def test_labels_of_frames_are_read_at_their_frames_and_nowhere_else():
     labels = ["on", "off", "on", "off", None, None]
     pieces = [LabelledPiece(torch.zeros(4, MOMENTS), {"state": labels}) for _ in range(PIECES)]
     whole = np.zeros((1, PIECES, WIDTH), np.float32)
-    found = Activations(pieces, (0,), whole, moments, np.arange(MOMENTS), False).probe("state")
+    found = Activations(pieces, (0,), whole, moments, np.arange(MOMENTS), 50, False).probe("state")
     assert found.best.accuracy.value == 1 and found.samples == 4 * PIECES and found.chance == 0.5
 
 
@@ -106,7 +107,7 @@ def test_intervals_of_accuracy_cover_the_share_of_later_pieces():
         high = np.arange(150) % 2 == 0
         x[0, high] += 2
         pieces = [LabelledPiece(torch.zeros(4, 1), {"level": "high" if each else "low"}) for each in high]
-        activations = Activations(pieces, (0,), x[:, :, 0], x, np.arange(1), False)
+        activations = Activations(pieces, (0,), x[:, :, 0], x, np.arange(1), 50, False)
         accuracy = activations.probe("level").best.accuracy
         covered.append(accuracy.low <= 0.8413 <= accuracy.high)
     assert np.mean(covered) >= 0.85
@@ -131,6 +132,12 @@ def test_a_moment_has_read_its_frame_and_none_after_it(model):
             other.codes[-1, changed:] = (other.codes[-1, changed:] + 1) % model.lm.config.codebook_size
         equal = np.isclose(probes.read(model, others, at=[0.4]).moments, moments, atol=1e-5)
         assert equal.all() if same else not equal.all(axis=3).any()
+
+
+def test_one_moment_is_that_of_a_reading_at_it(model):
+    pieces = pieces_of(model, frames=100)
+    later = probes.read(model, pieces).at(1.04)
+    assert np.array_equal(later.moments, probes.read(model, pieces, at=[1.0]).moments) and later.chosen
 
 
 def test_layers_are_those_of_residuals_and_edits(model):

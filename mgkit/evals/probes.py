@@ -14,7 +14,7 @@ arXiv:1909.03368) is the same probe on labels shuffled among the pieces; it must
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,14 @@ class Activations:
     mean: np.ndarray
     moments: np.ndarray
     frames: np.ndarray
+    frame_rate: int
     chosen: bool
+
+    def at(self, second: float) -> "Activations":
+        """The activations of one moment, the nearest to `second`, for all attributes alike."""
+        nearest = np.abs(self.frames + 1 - second * self.frame_rate).argmin()
+        only = slice(nearest, nearest + 1)
+        return replace(self, moments=self.moments[:, :, only], frames=self.frames[only], chosen=True)
 
     def probe(self, attribute: str, seed: int = 0) -> "Probe":
         """Probes of an attribute in every layer, and the control task; `seed` draws folds and shuffles.
@@ -240,7 +247,7 @@ def read(
             music = stream[0, -steps.shape[-1] :].float().cpu().numpy()[first:]
             whole[row, number] = music.mean(axis=0)
             parts[row, number, inside] = music[frames[inside]]
-    return Activations(pieces, chosen_layers, whole, parts, frames, at is not None)
+    return Activations(pieces, chosen_layers, whole, parts, frames, model.frame_rate, at is not None)
 
 
 # -- the probe ---------------------------------------------------------------------------------------------
