@@ -180,7 +180,11 @@ def unpack_chroma(manifest: dict) -> dict[int, Tensor]:
 
 
 def require_model(manifest: dict, model: Model) -> None:
-    """Raises: ValueError unless the manifest was made with these weights and adapters."""
+    """Raises: ValueError unless this is a manifest made with these weights and adapters."""
+    if not isinstance(manifest, dict):
+        raise ValueError(
+            f"the manifest is a {type(manifest).__name__}; it must be a dict, as from audio.read_manifest"
+        )
     try:
         stored = tuple(Adapter(**entry) for entry in manifest.get("adapters", ()))
         needed = ", ".join(
@@ -202,6 +206,16 @@ def require_model(manifest: dict, model: Model) -> None:
         raise ValueError(
             f"the manifest was made with {f'the adapters {needed}' if used else 'no adapters'}, and this "
             f"model has {len(here) or 'none'}: load the same ones with load_adapter, in the same order"
+        )
+
+
+def require_tokens(manifest: dict, model: Model, codes: Tensor) -> None:
+    """Raises: ValueError unless the codes [K, T] are those of the manifest."""
+    if digest(codes) != manifest.get("tokens"):
+        raise ValueError(
+            "the tokens came out different: the manifest was made with "
+            f"{brief(manifest.get('machine'), 200)}, this is {machine(model)}; another processor or version "
+            "rounds differently"
         )
 
 

@@ -30,7 +30,7 @@ from mgkit.generate import Stop
 from mgkit.interrupt import CtrlC
 from mgkit.interventions import LogitsHook
 from mgkit.loops import recut
-from mgkit.manifest import digest, machine, manifests, replay_request, require_model
+from mgkit.manifest import manifests, replay_request, require_model, require_tokens
 from mgkit.perform import OnStep, decode_or_keep, decode_whole, request_frames, say_stopped
 from mgkit.progress import ProgressBar
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
@@ -365,21 +365,12 @@ class MusicGen:
         Raises:
             ValueError: other weights, adapters or edits than those of the manifest, or other tokens.
         """
-        if not isinstance(manifest, dict):
-            raise ValueError(
-                f"the manifest is a {type(manifest).__name__}; it must be a dict, as from audio.read_manifest"
-            )
         require_model(manifest, self.model)
         request = replay_request(self.model, manifest, edits, logits)
         frames = int(manifest["frames"])  # fewer than planned if the run was stopped
         new = max(0, frames - request.audio_prompt.shape[-1])
         tokens = self._tokens(request, progress, None, None, new)[..., :frames]
-        if digest(tokens[0]) != manifest.get("tokens"):
-            raise ValueError(
-                "the tokens came out different: the manifest was made with "
-                f"{brief(manifest.get('machine'), 200)}, "
-                f"this is {machine(self.model)}; another processor or version rounds differently"
-            )
+        require_tokens(manifest, self.model, tokens[0])
         for entry, finish in (("loop", recut), ("between", rejoin)):
             if entry in manifest:
                 return finish(self.model, manifest[entry], tokens)

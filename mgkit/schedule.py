@@ -61,5 +61,5 @@ def value_at(schedule: Schedule, seconds: float) -> float:
 def _is_number(value: Any, low: float, high: float) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    # NaN is not within
-    return low <= float(value) <= high
+    number: Any = value  # mypy's Real has no order
+    return bool(low <= number <= high)

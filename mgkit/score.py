@@ -16,8 +16,11 @@ from torch import Tensor
 
 from mgkit.checkpoint import Model
 from mgkit.delay import delay, delays
+from mgkit.edits import Change
+from mgkit.interventions import parse_interventions
 from mgkit.lm import LM, Attend, Condition, Tap, attend
 from mgkit.prompts import Texts, parse_texts
+from mgkit.settings import Settings
 
 
 class Door(Protocol):
@@ -26,22 +29,34 @@ class Door(Protocol):
     model: Model
 
 
-def score(model: Door | Model, codes: Tensor, conditions: Texts | Condition, *, grad: bool = False) -> Tensor:
+def score(
+    model: Door | Model,
+    codes: Tensor,
+    conditions: Texts | Condition,
+    *,
+    edits: Sequence[Change] = (),
+    grad: bool = False,
+) -> Tensor:
     """Log-likelihood of each token of `codes` [K, T] or [B, K, T], in nats and in their shape.
 
     `conditions` is a list of one text or None for all B pieces, or of one for each; or a `Condition`, for a
-    melody or for vectors of one's own: `model.conditioner(model.conditioner.encode(texts), pitch_classes)`.
-    With `grad`, the result can be differentiated with respect to that condition. Where a piece was cut, the
-    likelihood of its last frames is not that of generation: finer codebooks are predicted from later frames.
+    melody or for vectors of one's own: `model.conditioner(model.conditioner.encode(texts), chroma)`. `edits`
+    (`mgkit.edits`) apply as to the prompt's stream. With `grad`, the result can be differentiated with
+    respect to the condition or the edits' tensors. Where a piece was cut, the likelihood of its last frames
+    is not that of generation: finer codebooks are predicted from later frames.
 
     Raises:
-        ValueError: codes of another shape, longer than a window or out of range, or another number of texts.
+        ValueError: codes of another shape, longer than a window or out of range, another number of texts, or
+            edits that do not fit the model.
     """
     plain = model if isinstance(model, Model) else model.model
     pieces = _parse_codes(plain, codes)
     condition = _parse_condition(plain, conditions, len(pieces))
+    config, rate = plain.lm.config, plain.frame_rate
+    changes = parse_interventions(edits, None, config, rate, Settings())
+    steps = range(pieces.shape[-1] + max(delays(config.codebooks, config.channels)))
     with torch.set_grad_enabled(grad), torch.autocast(plain.lm.device.type, enabled=False):
-        logits = frame_logits(plain.lm, pieces, condition)
+        logits = frame_logits(plain.lm, pieces, condition, tap=changes.tap(len(pieces), 0, steps))
         chosen = logits.log_softmax(dim=-1).gather(-1, pieces[..., None])[..., 0]
     return chosen if codes.ndim == 3 else chosen[0]
 

@@ -13,8 +13,9 @@ BAD_SETTINGS = {
     "duration": [0, -1, math.nan, math.inf, "8", None, [8], True],
     "temperature": [-0.1, math.nan, math.inf, "1", None],
     "top_p": [-0.1, 1.1, math.nan, "0.5", None],
+    "min_p": [-0.1, 1.1, math.nan, "0.5", None],
     "top_k": [-1, 2.5, math.nan, math.inf, "5", None],
-    "cfg_coef": [math.nan, -math.inf, "3", None],
+    "cfg_coef": [math.nan, -math.inf, "3", None, True, [], [3], [(0, 1, 2)]],
     "cfg_coef_beta": [math.nan, "5"],
     "extend_stride": [0, -1, math.nan, math.inf, "6"],
     "use_sampling": ["no", None],
@@ -29,6 +30,24 @@ def test_an_invalid_setting_is_named_and_the_others_stay(text, name, value):
     before = text.settings
     refusal(lambda: text.set_generation_params(**{name: value}), name, str(value), "must be")
     assert text.settings == before
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        ([(0, 1), (4, "3")], ["values of cfg_coef", "'3'"]),
+        (10**400, ["cfg_coef is 1000"]),
+        ([(0, 10**400)], ["values of cfg_coef"]),
+        ([(0, math.nan)], ["values of cfg_coef", "nan"]),
+        ([(4, 1), (0, 3)], ["times of cfg_coef", "[4, 0]"]),
+        ([(-1, 1), (0, 3)], ["times of cfg_coef", "[-1, 0]"]),
+        ([("now", 1)], ["times of cfg_coef", "'now'"]),
+        ([(0, math.inf)], ["values of cfg_coef", "inf"]),
+        ([(math.inf, 1)], ["times of cfg_coef", "inf"]),
+    ],
+)
+def test_an_invalid_schedule_is_refused_with_the_times_or_values(text, schedule, words):
+    refusal(lambda: text.set_generation_params(cfg_coef=schedule), *words)
 
 
 def test_numpy_numbers_and_integral_floats_are_accepted(text):

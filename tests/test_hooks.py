@@ -9,6 +9,7 @@ from tiny import tiny
 from torch import Tensor, nn
 
 from mgkit import MusicGen
+from mgkit.trace import retrace
 
 
 def count_calls(lm: nn.Module) -> Counter[str]:
@@ -69,6 +70,29 @@ def test_residuals_are_the_inputs_of_the_layers_and_lead_to_the_logits():
     seen.clear()
     [middle] = model.lm.residuals(steps, condition, layers=(1,))
     assert torch.equal(middle, found[1]) and len(seen) == 1  # nothing is computed beyond it
+
+
+def test_a_recording_hook_sees_every_step_of_a_run_that_an_adapter_of_peft_changes():
+    """Plain hooks and PEFT's modules, as research code uses them, and both at once."""
+    peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
+    model = tiny()
+    model.set_generation_params(duration=0.5, use_sampling=False)
+    before = model.generate(["calm piano"], return_tokens=True)[1]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["q_proj", "linear2"]), model.lm)
+    assert torch.equal(model.generate(["calm piano"], return_tokens=True)[1], before)  # B is 0 at first
+    with torch.no_grad():
+        for name, parameter in model.lm.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.3)
+    seen: list[Tensor] = []
+    hook = model.lm.layers[1].register_forward_hook(lambda module, given, output: seen.append(output))
+    changed, [manifest] = model.generate(["calm piano"], return_tokens=True, return_manifests=True)[1:]
+    hook.remove()
+    assert not torch.equal(changed, before)
+    assert [len(x) for x in seen] == [2] * (25 + 3)  # the prompt's stream and the null stream
+    # What the hook saw is what a trace keeps, adapter included.
+    kept = retrace(model, changed[0], manifest, ["residual"]).residual[2]
+    torch.testing.assert_close(torch.cat([x[0] for x in seen]), kept)
 
 
 def test_each_of_several_runs_at_once_gets_its_own_manifest():

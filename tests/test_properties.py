@@ -244,6 +244,40 @@ def test_double_guidance_matches_the_papers_formula() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_schedule_of_guidance_holds_by_seconds(layout: str) -> None:
+    model = model_of(layout)
+    made = {}
+    for name, coef in {
+        "low": 1.0,
+        "constant": [(0, 1.0), (4, 1.0)],
+        "later": [(0.4, 1.0), (0.4, 9.0)],
+        "rising": [(0, 1.0), (1, 9.0)],
+    }.items():
+        model.set_generation_params(duration=0.8, cfg_coef=coef)
+        made[name], [manifest, *_] = run_with_manifests(model, TEXTS, 4)
+        json.dumps(manifest)
+        assert torch.equal(model.replay(manifest)[1], made[name][:1])
+        alone = [run(model, [text], 4 + i) for i, text in enumerate(TEXTS)]
+        assert torch.equal(torch.cat(alone), made[name])
+    assert torch.equal(made["constant"], made["low"])
+    # Step 20 predicts frame 20 of codebook 0 and frame 17 of codebook 3.
+    assert torch.equal(made["later"][:, 0, :20], made["low"][:, 0, :20])
+    assert torch.equal(made["later"][:, 3, :17], made["low"][:, 3, :17])
+    assert not torch.equal(made["later"], made["low"]) and not torch.equal(made["rising"], made["low"])
+
+
+def test_a_schedule_counts_seconds_across_windows() -> None:
+    model = tiny(window=0.6)
+    for coef in (1.0, [(0.8, 1.0), (0.8, 9.0)]):
+        model.set_generation_params(duration=1.3, cfg_coef=coef)
+        tokens = run(model, ["calm piano"], 4)
+        if coef == 1.0:
+            before = tokens
+    assert torch.equal(tokens[..., :37], before[..., :37])
+    assert not torch.equal(tokens[..., 40:], before[..., 40:])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_guidance_in_two_steps_equals_guidance_in_one(layout: str) -> None:
     model, made = model_of(layout), []
     for two in (False, True):
@@ -303,6 +337,31 @@ def test_top_p_keeps_the_smallest_set_with_probability_p(p: float) -> None:
         assert chosen.sum() >= p - 1e-6
         assert chosen.sum() - chosen.min() <= p + 1e-6
         assert torch.allclose(after[after > 0], chosen / chosen.sum())
+
+
+@pytest.mark.parametrize("p", [0.01, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("top", [{}, {"top_k": 7}, {"top_p": 0.8}], ids=str)
+def test_min_p_keeps_the_tokens_close_to_the_most_likely_one(p: float, top: dict) -> None:
+    logits = torch.randn(50, 32) * 2
+    whole, kept = probabilities(logits, **top), probabilities(logits, min_p=p, **top)
+    close_enough = whole >= p * whole.amax(dim=-1, keepdim=True)
+    expected = whole * close_enough
+    assert torch.allclose(kept, expected / expected.sum(dim=-1, keepdim=True))
+    assert (kept > 0).any(dim=-1).all()
+
+
+def test_min_p_of_a_model_changes_its_tokens_and_1_is_argmax() -> None:
+    model = model_of("text")
+    model.set_generation_params(duration=0.4, top_k=0)
+    tokens = run(model, TEXTS, 4)
+    model.set_generation_params(duration=0.4, top_k=0, min_p=0.3)
+    made, [manifest, *_] = run_with_manifests(model, TEXTS, 4)
+    assert not torch.equal(made, tokens)
+    assert manifest["settings"]["min_p"] == 0.3 and torch.equal(model.replay(manifest)[1], made[:1])
+    model.set_generation_params(duration=0.4, top_k=0, min_p=1.0)
+    most_likely = run(model, TEXTS, 4)
+    model.set_generation_params(duration=0.4, use_sampling=False)
+    assert torch.equal(most_likely, run(model, TEXTS))
 
 
 def test_top_p_wins_over_top_k() -> None:

@@ -10,6 +10,7 @@ from tiny import CODEC, RATE, tiny, tune
 from torch import Tensor
 
 from mgkit import MusicGen, melody, trace
+from mgkit.edits import Add
 from mgkit.score import rank, score
 
 LAYOUTS = ("text", "melody", "stereo")
@@ -74,6 +75,18 @@ def test_the_gradient_predicts_the_change_of_the_score(made, layout):
     after = score(model, codes, replace(condition, **{name: vectors.detach() + step})).mean()
     assert float(after - total.detach()) == pytest.approx(1e-2 * float(slope.norm()), rel=0.05)
     assert not score(model, codes, condition).requires_grad
+
+
+def test_the_gradient_of_an_edits_direction_predicts_the_change_of_the_score(made):
+    model, codes = made["text"]
+    direction = torch.zeros(128, requires_grad=True)
+    before = score(model, codes, TEXTS, edits=[Add(1, direction)], grad=True).mean()
+    torch.testing.assert_close(before.detach(), score(model, codes, TEXTS).mean())
+    [slope] = torch.autograd.grad(before, direction)
+    step = 0.1 * slope / slope.norm()
+    after = score(model, codes, TEXTS, edits=[Add(1, step)]).mean()
+    assert float(after - before.detach()) == pytest.approx(0.1 * float(slope.norm()), rel=0.1)
+    refusal(lambda: score(model, codes, TEXTS, edits=[Add(7, step)]), "layer", "0 to 2")
 
 
 def test_rank_puts_the_likeliest_first_whatever_the_lengths(made):

@@ -1,16 +1,22 @@
 """A trace has the logits of generation, and attention that adds up."""
 
 import math
+from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from refusals import refusal
+from safetensors.torch import save_file
 from test_properties import close
 from tiny import CODEC, RATE, tiny, tune
 from torch import Tensor
 
 from mgkit import MusicGen, generate, trace
+from mgkit.edits import Add, Patch
 from mgkit.generate import choose
 from mgkit.sampling import draw, noise
 
@@ -167,6 +173,124 @@ def test_shapes(layout: str) -> None:
     assert seen.to_words.shape == (lm.layers, lm.heads, steps, len(TEXT.split()) + 1)
     heard = model_of(layout).conditioner.melody_frames or 0
     assert seen.to_melody.shape == (lm.layers, lm.heads, steps, heard)
+
+
+# --- activations ------------------------------------------------------------------------------------------
+
+
+def hooked_activations(model: MusicGen, work: Callable[[], object]) -> dict[str, list[Tensor]]:
+    """What forward hooks see during `work`, by `lm.Tap`'s name of the site, one tensor for each call."""
+    seen: dict[str, list[Tensor]] = {}
+    hooks = []
+    for layer in model.lm.layers:
+        outputs = {"residual": layer, "mlp": layer.feed_forward}
+        inputs = {"attention": layer.attention.out_proj}
+        if model.lm.config.cross_attention:
+            inputs["cross_attention"] = layer.cross_attention.out_proj
+        for name, module in outputs.items():
+            keep = lambda module, given, output, name=name: seen.setdefault(name, []).append(output[0])  # noqa: E731
+            hooks.append(module.register_forward_hook(keep))
+        for name, module in inputs.items():
+            keep = lambda module, given, name=name: seen.setdefault(name, []).append(given[0][0])  # noqa: E731
+            hooks.append(module.register_forward_pre_hook(keep))
+    work()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kept_activations_are_those_that_forward_hooks_see(layout: str) -> None:
+    model, codes, manifest = make(layout, melody="melody" in layout)
+    config, steps = model.lm.config, codes.shape[1] + 3
+    keep = [site for site in trace.SITES if site != "cross_attention" or config.cross_attention]
+    traces = []
+    hooked = hooked_activations(model, lambda: traces.append(trace.retrace(model, codes, manifest, keep)))
+    [seen] = traces
+    width = config.dim // config.heads
+    assert seen.residual.shape == (config.layers + 1, steps, config.dim)
+    assert seen.attention.shape == (config.layers, config.heads, steps, width)
+    assert seen.mlp.shape == (config.layers, steps, config.dim)
+    assert (seen.cross_attention is None) == ("melody" in layout)
+    for site in keep:
+        # the prompt's pass comes first
+        theirs = torch.stack(hooked[site][: config.layers])[:, -steps:]
+        ours = getattr(seen, site)
+        ours = ours.transpose(1, 2).flatten(2) if ours.ndim == 4 else ours
+        assert torch.equal(ours[1:] if site == "residual" else ours, theirs)
+    assert torch.equal(seen.conditional, trace.retrace(model, codes, manifest).conditional)
+
+
+@pytest.mark.parametrize("layout", ["text", "melody"])
+def test_a_patch_with_its_own_trace_changes_nothing(layout: str) -> None:
+    model, codes, manifest = make(layout, melody="melody" in layout)
+    seen = trace.retrace(model, codes, manifest, ["residual"])
+    for layer in range(model.lm.config.layers + 1):
+        own = Patch(layer, seen.residual[layer])
+        again = trace.retrace(model, codes, manifest, ["residual"], edits=[own])
+        assert torch.equal(again.logits, seen.logits) and torch.equal(again.residual, seen.residual)
+        if layout == "melody":
+            tokens = model.generate_with_chroma([TEXT], tune(2), RATE, edits=[own], **RETURNED)[1]
+        else:
+            tokens = model.generate([TEXT], edits=[own], **RETURNED)[1]
+        assert torch.equal(tokens[0], codes)
+
+
+def test_a_layer_patched_from_another_piece_gives_its_predictions() -> None:
+    model, codes, manifest = make("text")
+    other = trace.retrace(model, codes.flip(-1), manifest, ["residual"])
+    patched = trace.retrace(model, codes, manifest, edits=[Patch(2, other.residual[2])])
+    assert torch.equal(patched.conditional, other.conditional)
+    assert torch.equal(patched.null, trace.retrace(model, codes, manifest).null)
+
+
+@pytest.mark.parametrize("layout", ["text", "stereo melody"])
+def test_a_trace_with_the_edits_of_the_piece_has_its_logits(layout: str) -> None:
+    model = model_of(layout)
+    model.set_generation_params(duration=0.5, use_sampling=False)
+    direction = 3 * torch.randn(128, generator=torch.Generator().manual_seed(0))
+    edits = [Add(1, direction, [(0, 0.0), (0.3, 2.0)], "prompt")]
+    _, codes, [manifest] = model.generate([TEXT], edits=edits, **RETURNED)
+    with_edits = trace.retrace(model, codes[0], manifest, edits=edits)
+    assert torch.equal(with_edits.logits.argmax(dim=-1), codes[0])
+    without = trace.retrace(model, codes[0], manifest, edits=[])
+    assert not torch.equal(without.logits.argmax(dim=-1), codes[0])
+    refusal(lambda: trace.retrace(model, codes[0], manifest), "edits=[…]")
+
+
+@pytest.mark.parametrize("how", [{}, {"cfg_coef_beta": 2.0}], ids=str)
+def test_a_trace_follows_a_schedule_of_guidance(how: dict) -> None:
+    schedule = [(0, 0.0), (0.2, 6.0), (0.2, -2.0), (0.5, 1.0)]
+    model, codes, manifest = make("melody", melody=True, use_sampling=False, cfg_coef=schedule, **how)
+    assert torch.equal(trace.retrace(model, codes, manifest).logits.argmax(dim=-1), codes)
+
+
+@pytest.mark.parametrize("keep", [(), trace.SITES])
+def test_a_saved_trace_loads_as_it_was(keep: tuple[str, ...], tmp_path: Path) -> None:
+    model, codes, manifest = make("text")
+    seen = trace.retrace(model, codes, manifest, keep)
+    seen.save(tmp_path / "a.safetensors")
+    loaded = trace.Trace.load(tmp_path / "a.safetensors")
+    for field in fields(trace.Trace):
+        ours, theirs = getattr(seen, field.name), getattr(loaded, field.name)
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_another_file_is_not_a_trace(tmp_path: Path) -> None:
+    for name, content in {"text": b"calm piano", "empty": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        refusal(lambda name=name: trace.Trace.load(tmp_path / name), name, "Trace.save")
+    save_file({"codes": torch.zeros(4, 5)}, tmp_path / "other")
+    refusal(lambda: trace.Trace.load(tmp_path / "other"), "other", "Trace.save")
+    with pytest.raises(FileNotFoundError):
+        trace.Trace.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("keep", ["residual", ["residuals"], ["cross_attention"], [3]])
+def test_unknown_activations_are_refused_by_name(keep: object) -> None:
+    model, codes, manifest = make("melody")
+    refusal(lambda: trace.retrace(model, codes, manifest, keep), "keep", "residual, attention, mlp")
 
 
 # --- words ------------------------------------------------------------------------------------------------
