@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mgkit import __version__, audio, melody, midi
 from mgkit.checkpoint import Model
-from mgkit.files import replace_file
+from mgkit.files import check_output, replace_file
 from mgkit.generate import Stop
 from mgkit.manifest import fingerprint, manifests
 from mgkit.perform import OnStep, decode_whole, request_frames
@@ -43,9 +43,9 @@ class Sample(NamedTuple):
     """What came of a job."""
 
     job: Job
-    wave: Tensor  # [C, N]
+    wave: Tensor  # [C, N], on the CPU
     rate: int
-    codes: Tensor  # [K, T]
+    codes: Tensor  # [K, T], on the CPU
     manifest: dict
 
 
@@ -122,7 +122,7 @@ def generate_batch(
         return []
     return [
         # Decoded alone: in a batch, the last bit of a sample may depend on the others.
-        Sample(job, decode_whole(model, row[None])[0], model.sample_rate, row, manifest)
+        Sample(job, decode_whole(model, row[None])[0].cpu(), model.sample_rate, row.cpu(), manifest)
         for job, row, manifest in zip(batch, tokens, manifests(model, request, tokens), strict=True)
     ]
 
@@ -176,16 +176,17 @@ def run_table(
     Raises: ValueError for an invalid job; OSError if the folder cannot be written.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output {str(folder)!r} is a file; choose a folder")
     folder.mkdir(parents=True, exist_ok=True)
     named = {name: job for job, name in zip(jobs, file_names(model, jobs, strategy), strict=True)}
     paths = {job: folder / name for name, job in named.items()}
     index, count = shard
     own = batches(model, list(paths), size)[index::count]
     own = [batch for batch in own if not all(paths[job].exists() for job in batch)]
-    tables, progress = (
-        Tables(folder, named),
-        Progress(on_frame, sum(count_frames(model, batch) for batch in own)),
-    )
+    frames = sum(count_frames(model, batch) for batch in own)
+    check_output(folder / RESULTS, 2 * model.channels * frames * model.codec.config.hop)
+    tables, progress = Tables(folder, named), Progress(on_frame, frames)
     for batch in own:
         if stop is not None and stop.is_set():
             break

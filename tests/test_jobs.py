@@ -240,7 +240,32 @@ def test_shards_together_leave_the_files_of_one_run(model, tmp_path):
     run_table(model.model, made, tmp_path / "one", 2)
     for part in (2, 0, 1):
         run_table(model.model, made, tmp_path / "shards", 2, (part, 3))
+        run_table(model.model, made, tmp_path / f"only {part}", 2, (part, 3))
     assert contents(tmp_path / "shards") == contents(tmp_path / "one")
+    parts = [len(list((tmp_path / f"only {part}").glob("*.wav"))) for part in range(3)]
+    assert sum(parts) == len(made) and max(parts) - min(parts) <= 2
+
+
+def test_tables_that_were_lost_are_written_again(model, tmp_path):
+    made = expand({"seed": [1, 2]}, SHORT)
+    run_table(model.model, made, tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / "results.csv").unlink()
+    run_table(model.model, made, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_is_a_file_is_refused(model, tmp_path):
+    (tmp_path / "a").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="a' is a file; choose a folder"):
+        run_table(model.model, expand({"seed": [1]}, SHORT), tmp_path / "a")
+
+
+def test_a_table_larger_than_the_disk_is_refused_before_any_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "generate_batch", lambda *_: 1 / 0)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 90_000}))
+    with pytest.raises(OSError, match="needs 0 MB, and its disk has 0 MB"):
+        run_table(model.model, expand({"seed": range(5)}, SHORT), tmp_path)
 
 
 def test_progress_counts_the_missing_frames_and_a_stop_keeps_complete_pieces(model, tmp_path):

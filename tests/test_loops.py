@@ -208,6 +208,9 @@ def test_the_bridge_and_the_join_are_the_likeliest(model, likelihoods):
     best = max(bridges, key=lambda one: one[-1])
     assert torch.equal(best[0], joins[0][0]) and torch.equal(best[0], bridge.codes[:, :100])
     assert [before.shape[-1] for before, *_ in joins] == [100, 105, 110, 115, 120, 125]
+    second = model.codec.encode(AFTER[None])[0]
+    for before, after, _ in joins:
+        assert torch.equal(after, second[:, before.shape[-1] - 100 :][:, :50])
     assert round(bridge.join * 50) == max(joins, key=lambda one: one[-1])[0].shape[-1]
 
 
