@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mgkit import audio, ranges
+from mgkit import audio, files, ranges
 from mgkit.evals import recordings, report
 from mgkit.train.captions import visible
 
@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> None:
             given.what, given.out, given.count or report.CARD_COUNT, given.seconds or report.CARD_SECONDS
         )
         return
+    # Report a folder that cannot be written before the work.
+    given.out.mkdir(parents=True, exist_ok=True)
+    files.check_output(given.out / "recordings.csv")
     networks = list(dict.fromkeys(given.embedding or ("musicnn",)))
     measured = recordings.measure(given.what, given.reference, given.prompts, given.training, networks)
     measured.write(given.out)

@@ -34,6 +34,7 @@ from mgkit.train.captions import abbreviate, name_in, read_table, visible
 RATE = 32000  # Hz, at which properties are estimated
 # Starting processes takes longer than to analyse fewer files than this.
 FEW_FILES = 16
+FRECHET = "Fréchet distance"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Measured:
             lines.append(
                 f"| {measure.name} | {value:.3g}{interval} | {measure.embedding} | {measure.basis} |"
             )
+        if any(measure.name == FRECHET for measure in self.measures):
+            lines += ["", "The Fréchet distance is biased upwards: compare only values from as many windows."]
         return "\n".join(lines)
 
 
@@ -243,7 +246,7 @@ def _against_reference(
         )
         label = _load(name).name
         measures += [
-            Measure("Fréchet distance", distances.frechet(own, others), basis, label),
+            Measure(FRECHET, distances.frechet(own, others), basis, label),
             Measure("KAD (100 × MMD²)", distances.kernel_distance(own, others), basis, label),
         ]
     partners = {str(Path(name).with_suffix("")): name for name in reference}
