@@ -14,6 +14,8 @@ If the text changes, the current window ends there and the next one continues th
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -30,6 +32,8 @@ from mgkit.sampling import draw, guide, guide_double, mix, noise, probabilities
 from mgkit.schedule import value_at
 from mgkit.settings import Settings
 from mgkit.steps import UNKNOWN, Steps
+
+MANY = 4  # samples whose noise is drawn in several threads
 
 
 class Window(NamedTuple):
@@ -192,11 +196,14 @@ def _window(
         taps = [partial(interventions.tap, max(0, prompts - rows), window.start) for rows in before]
     fixed = interventions.logits is None and isinstance(settings.cfg_coef, float)
     run = Steps(lm, batches, steps, pick, taps, fixed)
-    for s in range(first + 1, steps.shape[-1]):
-        shape = (lm.config.codebooks, lm.config.codebook_size)
-        run.fill(s, noise(generators, shape) if settings.samples else None)
-        frame = s - 1 - max(shifts)
-        yield undelay(steps[..., frame : s + 1], shifts)[..., 0] if frame >= first else None
+    shape = (lm.config.codebooks, lm.config.codebook_size)
+    # One core draws the noise of few samples in the time of a GPU's step.
+    several = len(known) >= MANY and lm.device.type != "cpu"
+    with ThreadPoolExecutor() if several else nullcontext() as threads:
+        for s in range(first + 1, steps.shape[-1]):
+            run.fill(s, noise(generators, shape, threads) if settings.samples else None)
+            frame = s - 1 - max(shifts)
+            yield undelay(steps[..., frame : s + 1], shifts)[..., 0] if frame >= first else None
 
 
 def _pick(

@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
@@ -16,7 +17,7 @@ import torch
 from tiny import CODEC, RATE, noise, tiny, tune
 from torch import Tensor
 
-from mgkit import MusicGen, audio, melody
+from mgkit import MusicGen, audio, melody, sampling
 from mgkit.delay import delay, delays, undelay
 from mgkit.generate import Guidance, Window, choose, frames, windows
 from mgkit.lm import Condition
@@ -302,6 +303,19 @@ def test_temperature_zero_is_argmax_for_any_seed(layout: str) -> None:
     likeliest = run(model, TEXTS, 1)
     model.set_generation_params(temperature=0.0, duration=0.4)
     assert torch.equal(run(model, TEXTS, 2), likeliest)
+
+
+def test_noise_drawn_side_by_side_is_that_of_each_generator_alone() -> None:
+    def made() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in range(9)]
+
+    one, side, alone = made(), made(), made()
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(5):
+            row_by_row = sampling.noise(one, (4, 32))
+            assert torch.equal(row_by_row, sampling.noise(side, (4, 32), threads))
+            each = [torch.empty(4, 32).exponential_(generator=generator) for generator in alone]
+            assert torch.equal(row_by_row, torch.stack(each))
 
 
 def test_choosing_without_sampling_is_argmax() -> None:
