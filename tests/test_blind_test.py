@@ -210,7 +210,7 @@ def test_plots_describe_their_content(path):
     drawn = preferences.plot_intervals({"tempo": (0.5, 0.2, 0.8)}, chance=0.25)
     assert "50% (20% to 80%)" in drawn.alt
     for figure in (drawn, preferences.plot(count(read(path)))):
-        assert figure._repr_png_()[0].startswith(b"\x89PNG")
+        assert "image/png" in figure._repr_mimebundle_()[0]
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------

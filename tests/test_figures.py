@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mgkit.generate import windows
-from mgkit.lab import figures
+from mgkit.lab import drawing, figures
 
 RATE = 32000
 WAVE = 0.5 * torch.sin(torch.arange(12345) / 20)[None]
@@ -99,6 +99,29 @@ def test_curves_are_smoothed_over_half_a_second():
     assert step[100] == pytest.approx(0.5, abs=0.05)
 
 
+def test_a_table_is_text_that_can_be_copied_and_darker_is_larger():
+    made = figures.table(
+        torch.tensor([[0.0, 0.5], [1.0, 0.25]]), ["one", EVIL], ["two", "three"], EVIL, ".0%"
+    )
+    cells = re.findall(r"rgba\(31, 104, 163, ([\d.]+)\)[^>]*>([^<]*)</td>", made.html)
+    assert [text for _, text in cells] == ["0%", "50%", "100%", "25%"]
+    darkness = [float(alpha) for alpha, _ in cells]
+    assert sorted(darkness) == [darkness[i] for i in (0, 3, 1, 2)]
+    assert EVIL not in made.html and made._repr_html_() == made.html
+    for values in (torch.full((1, 2), torch.nan), torch.ones(1, 2)):
+        assert figures.table(values, ["one"], ["two", "three"]).html.count("<td") == 2
+    with pytest.raises(ValueError, match="expected 1 rows"):
+        figures.table(torch.ones(2, 2), ["one"], ["two", "three"])
+
+
+def test_more_is_darker_in_every_colour_map():
+    from matplotlib import colormaps
+
+    for name in (drawing.LOUD, drawing.MORE):
+        lightness = colormaps[name](torch.linspace(0, 1, 20).numpy())[:, :3] @ [0.2126, 0.7152, 0.0722]
+        assert (lightness[:-1] > lightness[1:]).all()
+
+
 @pytest.mark.parametrize("wave", [torch.zeros(2, 1, 100), torch.full((1, 100), torch.nan), torch.zeros(1, 0)])
 def test_player_rejects_anything_but_one_wave(wave):
     with pytest.raises(ValueError):
@@ -124,7 +147,6 @@ def pictures() -> dict[str, Figure]:
         "attention to many positions": figures.attention(
             torch.rand(16, 20, 79), [str(i) for i in range(79)], 50
         ),
-        "table": figures.table(torch.rand(2, 2), ["one", EVIL], ["two", EVIL], EVIL, ".0%"),
         "overview": figures.overview(EVIL + 40 * " a very long prompt", codes, WAVE, RATE),
     }
 
@@ -135,9 +157,10 @@ def test_every_picture_is_a_figure_that_draws_without_a_backend():
     before = matplotlib.rcParams["backend"]
     for name, figure in pictures().items():
         assert isinstance(figure, Figure), name
-        png, metadata = figure._repr_png_()
-        assert png.startswith(b"\x89PNG"), name
-        assert metadata["alt"], name
+        data, metadata = figure._repr_mimebundle_()
+        assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG"), name
+        assert metadata["image/png"]["alt"], name
+        assert data["image/png"] in data["text/html"] and EVIL not in data["text/html"], name
     assert matplotlib.rcParams["backend"] == before
 
 
@@ -155,7 +178,7 @@ def test_page_is_self_contained(tmp_path):
     assert text.count("<script") == 1
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)"', text))
     assert not re.search(r"https?://|url\(|@import", text)
-    assert text.count('class="picture"') == len(pictures())
+    assert text.count('class="mgkit-picture"') == len(pictures())
     [(decoded, _)] = sounds(text)
     assert decoded.shape == WAVE.shape
 
@@ -198,7 +221,7 @@ def test_windows_draws_context_generated_and_unused_parts():
     assert bars[1] == [(6, 4), (10, 4), (14, 2)]
     assert bars[2] == [(10, 4), (14, 6)]
     assert EVIL[:10] in axes.texts[0].get_text()
-    figures.windows(plan, 50)._repr_png_()
+    figures.windows(plan, 50)._repr_mimebundle_()
 
 
 def test_real_time_draws_playback_from_the_first_chunk_on():

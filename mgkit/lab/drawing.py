@@ -9,6 +9,7 @@ import base64
 import io
 import textwrap
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ from mgkit.delay import delay, delays
 GIVEN, NEW = "#8a8f98", "#2a7fbf"
 # Markers, and the second of two options that are compared.
 ACCENT, OTHER = "#c2410c", "#d97706"
+# Lines of a plot, told apart by more than their colour.
+LINES = ("-", "--", ":", "-.")
+# More is darker, in every picture.
+LOUD, MORE = "magma_r", "Blues"
 # Ties, unused stretches, special tokens.
 PALE = "#d9dce1"
 # Dynamic range of mel spectrograms, in dB below the maximum.
@@ -35,33 +40,57 @@ FLOOR = 80.0
 N_FFT, MEL_HOP, BANDS = 2048, 512, 96
 
 
+# Colours of a dark page: lightness is inverted, hues stay. Its paper takes the page's colour in both.
+DARK = "filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen"
+PICTURE_STYLE = f"""<style>
+.mgkit-picture {{ display: block; max-width: 100%; height: auto; margin: 0; mix-blend-mode: multiply }}
+body[data-jp-theme-light="false"] .mgkit-picture {{ {DARK} }}
+@media (prefers-color-scheme: dark) {{ body:not([data-jp-theme-light]) .mgkit-picture {{ {DARK} }} }}
+</style>"""
+
+
 class Picture(Figure):
-    """A matplotlib figure that notebooks show as PNG with alternative text, whatever the backend."""
+    """A matplotlib figure that notebooks show in the colours of their theme, whatever the backend.
+
+    It is a PNG with alternative text, on white where style sheets are blocked.
+    """
 
     alt = "picture"
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
-        return png(self), {"alt": self.alt}
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        data = base64.b64encode(png(self)).decode()
+        html = PICTURE_STYLE + image(data, self.alt)
+        return {"text/html": html, "image/png": data}, {"image/png": {"alt": self.alt}}
+
+
+def image(data: str, alt: str) -> str:
+    """HTML of a PNG in base64, for pages with PICTURE_STYLE."""
+    return f'<img class="mgkit-picture" alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def new_picture(height: float, alt: str, title: str = "") -> Picture:
-    """Empty picture, 9 inches wide and `height` inches high."""
-    figure = Picture(figsize=(9, height), layout="constrained")
+    """Empty picture, 7.5 inches wide and `height` inches high; its text is legible on 700 pixels."""
+    figure = Picture(figsize=(7.5, height), layout="constrained")
     figure.alt = alt
     if title:
-        figure.suptitle(textwrap.shorten(title, 110, placeholder=" …"), fontsize=10, parse_math=False)
+        figure.suptitle(textwrap.shorten(title, 95, placeholder=" …"), fontsize=10, parse_math=False)
     return figure
 
 
 def set_title(axes: Axes, title: str) -> None:
     """Left-aligned title of one panel, shortened to fit."""
-    axes.set_title(textwrap.shorten(title, 110, placeholder=" …"), fontsize=9, loc="left", parse_math=False)
+    axes.set_title(textwrap.shorten(title, 95, placeholder=" …"), fontsize=9, loc="left", parse_math=False)
+
+
+def set_legend(axes: Axes) -> None:
+    """Legend to the right of a panel, where it covers no data."""
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def png(figure: Figure) -> bytes:
-    """PNG of a figure at 110 dots per inch."""
+    """PNG of a figure at 132 dots per inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=132)
     return buffer.getvalue()
 
 
@@ -137,7 +166,7 @@ def mel_thumbnail(power: Tensor) -> bytes:
     small = torch.nn.functional.adaptive_avg_pool1d(power[None], min(190, power.shape[1]))[0]
     decibels = 10 * torch.log10(small.clamp(min=1e-12))
     buffer = io.BytesIO()
-    imsave(buffer, decibels.numpy(), vmin=-FLOOR, vmax=0, cmap="magma", origin="lower", format="png")
+    imsave(buffer, decibels.numpy(), vmin=-FLOOR, vmax=0, cmap=LOUD, origin="lower", format="png")
     return buffer.getvalue()
 
 

@@ -7,7 +7,7 @@ H heads, W words, R rows.
     tokens, pattern, schedule, usage   codes, their delay pattern, and how often each token occurs
     overview                           the way from prompt to waveform in one picture
     windows, real_time                 how long music is generated, and how fast
-    bars, curves, attention, table     values of a trace: distribution, curves over time, attention, heat map
+    bars, curves, attention, table     values of a trace: distribution, curves over time, attention, table
 
 The players and pages of `pages.py` are available here too (`figures.player`, `figures.page`, …), so that a
 notebook needs one import.
@@ -27,7 +27,10 @@ from mgkit.lab.drawing import (
     BANDS,
     FLOOR,
     GIVEN,
+    LINES,
+    LOUD,
     MEL_HOP,
+    MORE,
     N_FFT,
     NEW,
     PALE,
@@ -38,10 +41,20 @@ from mgkit.lab.drawing import (
     mel_power,
     new_picture,
     one_seam_each,
+    set_legend,
     set_title,
     to_samples,
 )
-from mgkit.lab.pages import Player, bare_player, page, player, player_table, players  # noqa: F401
+from mgkit.lab.pages import (  # noqa: F401
+    Player,
+    Table,
+    bare_player,
+    page,
+    player,
+    player_table,
+    players,
+    shaded_table,
+)
 from mgkit.melody import HOP, PITCH_CLASSES
 from mgkit.spectra import mel_filters
 
@@ -69,7 +82,7 @@ def mel(
 ) -> Picture:
     """Mel spectrograms of (title, wave [C, N]), one row each, channels averaged, on one dB scale.
 
-    0 dB is the maximum over all of them; -80 dB and below is black. `seam`, the end of an audio prompt in
+    0 dB is the maximum over all of them; -80 dB and below is white. `seam`, the end of an audio prompt in
     seconds, is one value for all waves or one for each. Raises: as `players`, and ValueError for no items.
     """
     if not items:
@@ -84,14 +97,14 @@ def mel(
     for axes, (title, _), power, at in zip(rows, items, powers, one_seam_each(seam, len(items)), strict=True):
         decibels = 10 * torch.log10(power.clamp(min=1e-12) / top)
         edges = (0, power.shape[1] * MEL_HOP / rate, 0, len(bands))
-        image = axes.imshow(decibels.numpy(), origin="lower", aspect="auto", cmap="magma", extent=edges)
+        image = axes.imshow(decibels.numpy(), origin="lower", aspect="auto", cmap=LOUD, extent=edges)
         image.set_clim(-FLOOR, 0)
         set_title(axes, title)
         marks = [hertz for hertz in (250, 1000, 4000) if hertz < rate / 2]
         peaks = [int(bands[:, round(hertz * N_FFT / rate)].argmax()) for hertz in marks]
         axes.set_yticks(peaks, [f"{hertz} Hz" for hertz in marks])
         if at is not None:
-            axes.axvline(at, color="white", linestyle="--", linewidth=1)
+            axes.axvline(at, color="black", linestyle="--", linewidth=1)
     rows[-1].set_xlabel("seconds")
     figure.colorbar(image, ax=list(rows), label="dB", aspect=15 * len(items), pad=0.01)
     return figure
@@ -189,13 +202,14 @@ def usage(items: Sequence[tuple[str, Tensor]], title: str = "") -> Picture:
     for axes, (name, counts) in zip(panels, items, strict=True):
         ranked = counts.float().sort(dim=1, descending=True).values
         for k, row in enumerate(ranked):
-            axes.plot(np.arange(1, len(row) + 1), row.numpy(), label=f"codebook {k}")
+            line = LINES[k % len(LINES)]
+            axes.plot(np.arange(1, len(row) + 1), row.numpy(), line, label=f"codebook {k}")
         axes.set_yscale("symlog", linthresh=1)
         axes.set_xlabel("token rank")
         set_title(axes, name)
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("occurrences")
-    panels[-1].legend(fontsize=8)
+    set_legend(panels[-1])
     return figure
 
 
@@ -255,7 +269,7 @@ def windows(plan: Sequence[Window], rate: int, prompts: Sequence[tuple[float, st
     axes.set_yticks(range(len(plan)), [f"window {row + 1}" for row in range(len(plan))], fontsize=8)
     axes.set_xlim(0, plan[-1].end / rate)
     axes.set_xlabel("seconds")
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    set_legend(axes)
     return figure
 
 
@@ -277,7 +291,7 @@ def real_time(progress: Sequence[tuple[float, float]]) -> Picture:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("elapsed seconds")
     axes.set_ylabel("seconds of music")
-    axes.legend(fontsize=8, loc="lower right")
+    set_legend(axes)
     return figure
 
 
@@ -304,7 +318,9 @@ def bars(before: Tensor, after: Tensor, chosen: int, title: str = "", count: int
         axes.plot(place, float(after[chosen]), "v", color=ACCENT, label=f"sampled: token {chosen}")
     axes.set_xlabel("tokens, most likely first")
     axes.set_ylabel("probability")
-    axes.legend(fontsize=8)
+    # Fixed, so that two pictures can be compared.
+    axes.set_ylim(0, 1)
+    set_legend(axes)
     return figure
 
 
@@ -327,19 +343,22 @@ def curves(items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: 
         )
         seconds = np.arange(len(values)) / rate
         axes.plot(seconds, values.numpy(), color=f"C{i}", alpha=0.25, linewidth=0.8)
-        axes.plot(seconds, total / count, color=f"C{i}", label=name)
+        axes.plot(seconds, total / count, LINES[i % len(LINES)], color=f"C{i}", label=name)
     axes.set_xlabel("seconds")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    set_legend(axes)
     return figure
 
 
-def attention(weights: Tensor, names: Sequence[str], rate: float, title: str = "") -> Picture:
+def attention(
+    weights: Tensor, names: Sequence[str], rate: float, title: str = "", scale: Tensor | None = None
+) -> Picture:
     """Attention `weights` [H, S, W] to W named positions over time, one panel per head, on one scale.
 
     `rate` is in steps per second. Colour follows the square root, so that small weights stay visible; the top
-    0.5 % of the weights are saturated. Raises: ValueError for another shape or number of names.
+    0.5 % of the weights, or of `scale` for several pictures on one scale, are saturated.
+    Raises: ValueError for another shape or number of names.
     """
     if weights.ndim != 3 or weights.shape[-1] != len(names) or 0 in weights.shape:
         raise ValueError(f"expected attention [H, S, {len(names)}] of one layer, got {list(weights.shape)}")
@@ -349,11 +368,12 @@ def attention(weights: Tensor, names: Sequence[str], rate: float, title: str = "
     height = 0.6 + down * max(1.2, 0.17 * len(names[::every]))
     figure = new_picture(height, f"attention of {len(weights)} heads", title)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    scale = PowerNorm(0.5, 0, float(np.quantile(weights.numpy(), 0.995)) or 1.0)
+    top = np.quantile((weights if scale is None else scale).numpy(), 0.995)
+    norm = PowerNorm(0.5, 0, float(top) or 1.0)
     for axes, head in zip(panels.flat, weights, strict=False):
         edges = (0, head.shape[0] / rate, len(names) - 0.5, -0.5)
         image = axes.imshow(
-            head.T.numpy(), aspect="auto", interpolation="nearest", cmap="viridis", norm=scale, extent=edges
+            head.T.numpy(), aspect="auto", interpolation="nearest", cmap=MORE, norm=norm, extent=edges
         )
     for h, axes in enumerate(panels.flat):
         axes.set_visible(h < len(weights))
@@ -368,25 +388,17 @@ def attention(weights: Tensor, names: Sequence[str], rate: float, title: str = "
 
 def table(
     values: Tensor, rows: Sequence[str], columns: Sequence[str], title: str = "", form: str = ".2f"
-) -> Picture:
-    """Heat map of values [R, columns] with the numbers, formatted by `form`; darker is larger.
+) -> Table:
+    """Table of values [R, columns] formatted by `form`, which can be copied; darker is larger.
 
     Raises: ValueError for another shape.
     """
     if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
         raise ValueError(f"expected {len(rows)} rows of {len(columns)} values, got {list(values.shape)}")
-    figure = new_picture(0.7 + 0.28 * len(rows), title or "table", title)
-    axes = figure.subplots()
-    axes.imshow(values.numpy(), aspect="auto", cmap="Blues")
-    dark = values.min() + 0.6 * (values.max() - values.min())
-    for (r, c), value in np.ndenumerate(values.numpy()):
-        color = "white" if value > dark else "black"
-        axes.text(c, r, format(value, form), ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    return figure
+    cells = [[format(value, form) for value in row] for row in values.tolist()]
+    low, high = float(values.min()), float(values.max())
+    shares = (values.float() - low) / (high - low or 1.0)
+    return shaded_table(cells, shares.nan_to_num().tolist(), rows, columns, title)
 
 
 def _one_sample(codes: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ each player a cursor, seeking, a loop button and a named download, and lets one 
 not, the browser's own player remains.
 """
 
+import base64
 import html
 import os
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,10 @@ from torch import Tensor
 
 from mgkit import audio
 from mgkit.lab.drawing import (
+    FLOOR,
+    PICTURE_STYLE,
     data_uri,
+    image,
     mel_power,
     mel_thumbnail,
     one_seam_each,
@@ -43,7 +47,7 @@ FIGURE_STYLE = (
 STYLE = """:root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 920px; margin: 2em auto; padding: 0 1em }
 figure { max-width: 100% } img, audio { max-width: 100% }
-img.picture { display: block; margin: 1em 0; background: #fff }"""
+table { font-size: 14px }"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,42 @@ def file_name(title: str, extension: str = ".flac") -> str:
     """
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()
     return ("-".join(words)[:60].strip("-") or "mgkit") + extension
+
+
+@dataclass(frozen=True)
+class Table:
+    """HTML of a table, shown by notebooks as it is."""
+
+    html: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def shaded_table(
+    cells: Sequence[Sequence[str]],
+    shares: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+) -> Table:
+    """Table of texts `cells[row][column]`, each on a blue as strong as its share, from 0 to 1."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+    body = []
+    for name, texts, strengths in zip(rows, cells, shares, strict=True):
+        body.append(f'<tr><th scope="row" style="text-align: left">{html.escape(name)}</th>')
+        for text, share in zip(texts, strengths, strict=True):
+            # Weak blues leave the page's text colour, light or dark.
+            ink = "; color: #fff" if share > 0.5 else ""
+            back = f"rgba(31, 104, 163, {0.05 + 0.95 * share:.2f})"
+            style = f"text-align: right; padding: 3px 10px; background: {back}{ink}"
+            body.append(f'<td style="{style}">{html.escape(text)}</td>')
+        body.append("</tr>")
+    caption = f'<caption style="text-align: left">{html.escape(title)}</caption>' if title else ""
+    return Table(
+        f'<div style="overflow-x: auto"><table style="border-collapse: collapse">{caption}'
+        f"<tr><th></th>{head}</tr>{''.join(body)}</table></div>"
+    )
 
 
 def player(
@@ -164,10 +204,16 @@ def player_table(
             body.append(f'<img alt="{alt}" width="190" height="64" style="display: block" src="{picture}">')
             body.append(f'<audio controls {wide} src="{sound}"></audio></td>')
         body.append("</tr>")
-    return Player(f"<table><tr>{head}</tr>{''.join(body)}</table>")
+    longest = max(samples.shape[1] for row in waves for samples in row) / rate
+    caption = (
+        f"Mel spectrograms: time from 0 to {longest:.1f} s at most, frequency from 0 to {rate / 2000:g} kHz, "
+        f"darker is louder, over {FLOOR:.0f} dB."
+    )
+    note = f'<caption style="caption-side: bottom; text-align: left"><small>{caption}</small></caption>'
+    return Player(f"<table>{note}<tr>{head}</tr>{''.join(body)}</table>")
 
 
-def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title: str) -> Path:
+def page(items: Iterable[str | Player | Table | Figure], path: str | os.PathLike, title: str) -> Path:
     """Self-contained HTML file at `path`: strings become paragraphs, players and figures are embedded.
 
     Strings and `title` are escaped. Parent folders are created. An existing file is replaced only once the
@@ -179,16 +225,16 @@ def page(items: Iterable[str | Player | Figure], path: str | os.PathLike, title:
     for item in items:
         if isinstance(item, str):
             body.append(f"<p>{html.escape(item)}</p>")
-        elif isinstance(item, Player):
+        elif isinstance(item, Player | Table):
             body.append(item.html)
         elif isinstance(item, Figure):
-            alt = html.escape(getattr(item, "alt", "picture"))
-            body.append(f'<img class="picture" alt="{alt}" src="{data_uri(png(item), "image/png")}">')
+            body.append(image(base64.b64encode(png(item)).decode(), getattr(item, "alt", "picture")))
         else:
-            raise TypeError(f"expected a string, a player or a figure, got {type(item).__name__}")
+            raise TypeError(f"expected a string, a player, a table or a figure, got {type(item).__name__}")
     name = html.escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
-    text = f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body><h1>{name}</h1>\n'
+    styles = f"<style>{STYLE}</style>{PICTURE_STYLE}"
+    text = f'<!doctype html><html lang="en"><head>{head}{styles}</head><body><h1>{name}</h1>\n'
     text += "\n".join(body) + f"\n{PAGE_SCRIPT}\n</body></html>\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     return audio.replace_file(path, lambda draft: draft.write_text(text, encoding="utf-8"))

@@ -61,7 +61,6 @@ def test_a_drawn_melody_is_heard_undone_and_generated(lab, panel, page):
     page.mouse.up()
     wait_until(lambda: drawn(lab, page)[5:16] == [11] * 11, "the stroke")
     assert drawn(lab, page)[:5] == detected[:5]
-    panel.root.locator("button", has_text="Play").last.scroll_into_view_if_needed()
     page.locator(".jupyter-button", has_text="Play").click()
     page.wait_for_function("[...document.querySelectorAll('audio')].some(a => a.currentTime > 0.1)")
     panel.enter("Seconds", "2")
