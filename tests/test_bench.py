@@ -78,6 +78,7 @@ def test_late_steps_are_timed_on_a_full_cache(monkeypatch, melody, devices):
     assert len(times) == stopwatch.TIMED - stopwatch.SKIPPED and min(times) > 0
 
 
+@pytest.mark.slow
 def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, capsys):
     files = {name: tmp_path / f"bench.{name}" for name in ("json", "png", "md")}
     files["md"].write_text("a\n<!-- bench -->\nold\n<!-- end of bench -->\nb\n", encoding="utf-8")
