@@ -33,6 +33,7 @@ SERIES = {
     "08_live": "Can it play while it generates?",
     "09_train": "How is it trained, and how do I fine-tune it on my sounds?",
     "10_listen": "Is it good?",
+    "11_probe": "What does it know?",
     "13_chords": "Can it follow chords?",
 }
 # Seconds per cell.
