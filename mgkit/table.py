@@ -109,13 +109,18 @@ def expand(
             | {"seed": defaults.get("seed", 0) + number}
             | dict(zip(columns, values, strict=True))
         )
-        settings = tuple((name, cells.pop(name)) for name in SETTINGS if name in cells)
+        settings = tuple((name, _frozen(cells.pop(name))) for name in SETTINGS if name in cells)
         for name in (*TEXTS, *FILES):
             if not isinstance(cells.get(name, ""), str if name in TEXTS else str | Path):
                 raise ValueError(f"{name} is {brief(cells[name])}; it must be a text")
         cells |= {name: folder / cells[name] for name in FILES if name in cells}
         jobs.append(Job(settings=settings, place=place, **cells))
     return jobs
+
+
+def _frozen(value: Any) -> Any:
+    """A value in which every list, such as a schedule, is a tuple: jobs are hashable."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _parse_column(name: str) -> None:

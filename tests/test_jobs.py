@@ -65,6 +65,13 @@ def test_a_row_with_lists_is_all_their_combinations(tmp_path):
     assert all(dict(job.settings)["duration"] == 0.3 for job in made)
 
 
+def test_a_schedule_is_one_value_within_a_list(model, tmp_path):
+    made = read_jobs(table(tmp_path / "a.csv", "cfg_coef", '"[3, [[0, 1], [0.1, 5]]]"'), SHORT)
+    assert [dict(job.settings)["cfg_coef"] for job in made] == [3, ((0, 1), (0.1, 5))]
+    run_table(model.model, made, tmp_path / "out")
+    assert [row["cfg_coef"] for row in rows(tmp_path / "out")] == ["3.0", "[[0.0, 1.0], [0.1, 5.0]]"]
+
+
 def test_files_are_relative_to_the_table(tmp_path):
     audio.write(tmp_path / "tune.wav", tune(0.2), RATE)
     [job] = read_jobs(table(tmp_path / "a.csv", "melody", "tune.wav"), {})

@@ -56,6 +56,11 @@ def test_the_grid_has_the_players_of_the_rows_selected(model):
     assert part[part.top_k == 3].grid("seed").html.count("<audio") == 2
 
 
+def test_schedules_are_compared_like_numbers(model):
+    table = sweep(model, "calm", cfg_coef=[1, [(0, 1), (0.1, 5)]], progress=False)
+    assert table.grid().html.count("<audio") == 2 and table.varied == ["cfg_coef"]
+
+
 def test_the_seed_is_0_and_a_single_value_needs_no_list(model):
     table = sweep(model, "calm", chords="C G", progress=False)
     assert len(table) == 1 and table.seed[0] == 0 and table.chords[0] == "C G"
