@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import RATE, noise, tiny
 
-from mgkit import MusicGen, audio
+from mgkit import MusicGen, audio, edits, trace
 from mgkit.band.compose import compose
 from mgkit.evals import labelled, probes
 from mgkit.evals.probes import Activations, LabelledPiece
@@ -146,6 +146,30 @@ def test_layers_are_those_of_residuals_and_edits(model):
     everything = probes.read(model, pieces_of(model))
     assert everything.layers == (0, 1, 2)
     assert np.array_equal(activations.moments, everything.moments[[0, 2]])
+
+
+def test_a_direction_moves_the_stream_where_it_was_read(model):
+    """Along it, by the strength, in its own layer; as an edit of generation it changes the music."""
+    activations = probes.read(model, pieces_of(model))
+    direction = activations.probe("half").direction("a", layer=1)
+    codes = activations.pieces[0].codes
+    edit = edits.Add(1, direction, 2.0)
+    manifest = model.generate(["calm piano"], seed=0, return_manifests=True)[1][0]
+    plain, moved = (
+        trace.retrace(model, codes, manifest | {"cfg_coef": 1.0}, keep=("residual",), edits=some)
+        for some in ((), (edit,))
+    )
+    difference = moved.residual[1] - plain.residual[1]
+    assert torch.allclose(difference, (2 * direction).expand_as(difference), atol=1e-4)
+    assert torch.equal(moved.residual[0], plain.residual[0])
+    model.set_generation_params(duration=1)
+    tokens = [
+        model.generate(["calm piano"], seed=0, return_tokens=True, edits=[edits.Add(1, direction, strength)])[
+            1
+        ]
+        for strength in (0.0, 50.0)
+    ]
+    assert not torch.equal(*tokens)
 
 
 def test_a_short_piece_among_long_ones_counts_to_its_end(model):
