@@ -8,14 +8,12 @@ Names and defaults are those of audiocraft's `MusicGen`, so code written for it 
 import. Arguments that audiocraft lacks are keyword-only.
 """
 
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
-from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -36,7 +34,7 @@ from mgkit.progress import ProgressBar
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
 from mgkit.request import Request, Waves, parse_melodies, parse_request
 from mgkit.schedule import Schedule
-from mgkit.sessions import LiveSession, Stream
+from mgkit.sessions import LiveSession, Stream, chunk_frames
 from mgkit.settings import Settings
 
 Result: TypeAlias = Tensor | tuple[Any, ...]
@@ -248,11 +246,10 @@ class MusicGen:
     ) -> Result:
         """Music [B, C, N] for the descriptions, following the melodies; see `generate`.
 
-        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of waves,
-        and without a rate, it takes pitch classes, int64 [F], [B, F] or in the list (see
-        `mgkit.melody.classes`), or chroma of 0 and 1, float [F, 12], [B, F, 12] or in the list, such as
-        `mgkit.melody.chords("C G A:min F")`; a short melody repeats. `separate` removes drums and bass from
-        the waves first (`mgkit.melody.demucs()`; audiocraft always does).
+        `melody_wavs` is [C, N] for all samples, [B, C, N], or a list of B waves or None. In place of a wave,
+        and without a rate, it takes pitch classes, int64 [F] (`mgkit.melody.classes`), or chroma of 0 and 1,
+        float [F, 12] (`mgkit.melody.chords`), also [B, …]; a short melody repeats. `separate` removes drums
+        and bass first (`mgkit.melody.demucs()`; audiocraft always does).
 
         Raises:
             ValueError: a model without melody conditioning, or a silent melody.
@@ -310,7 +307,7 @@ class MusicGen:
         Takes the arguments of the four methods above together; the first wave is the audio prompt, if there
         is one. The iterator's `manifests` and `tokens` describe the music so far.
         """
-        chunk = self._chunk_frames(chunk_seconds)
+        chunk = chunk_frames(self.model, chunk_seconds)
         tunes = None if melody_wavs is None else self._melodies(descriptions, melody_wavs, melody_sample_rate)
         given = None if prompt is None else (prompt, prompt_sample_rate)
         how = (seed, negative, tunes, given, edits, logits)
@@ -342,7 +339,7 @@ class MusicGen:
             ValueError: as `generate`; for a changed prompt, while the music plays.
         """
         ask = prompts if callable(prompts) else lambda: prompts
-        chunk = self._chunk_frames(chunk_seconds)
+        chunk = chunk_frames(self.model, chunk_seconds)
         tunes = None if melody_wav is None else parse_melodies(self.model, 1, melody_wav, melody_sample_rate)
         # Longer than a window, so that the stride is checked as well.
         settings = replace(self.settings, duration=2 * self.max_duration)
@@ -425,9 +422,3 @@ class MusicGen:
     ) -> list[Tensor | None]:
         batch, duration = len(parse_descriptions(descriptions)), self.settings.duration
         return parse_melodies(self.model, batch, waves, rate, separate, duration)
-
-    def _chunk_frames(self, seconds: float) -> int:
-        """Frames of a chunk of music."""
-        if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
-            raise ValueError(f"chunk_seconds is {brief(seconds)}; it must be a number of seconds above 0")
-        return max(1, round(seconds * self.frame_rate))

@@ -5,13 +5,16 @@ Axes: B batch, C channels, K codebooks, T frames.
     frames [B, K], one after another -> chunks of tokens [B, K, t] -> decoder -> waves [B, C, n]
 """
 
+import math
 import sys
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from mgkit.brief import brief
 from mgkit.checkpoint import Model
 from mgkit.generate import Guidance, Stop, Window, endless
 from mgkit.interrupt import CtrlC
@@ -28,6 +31,17 @@ from mgkit.perform import (
 from mgkit.prompts import Prompt, parse_prompt
 from mgkit.request import Request, plan_windows, stride_frames, window_chroma
 from mgkit.settings import DAY
+
+
+def chunk_frames(model: Model, seconds: float) -> int:
+    """Frames of a chunk of `seconds`, at least one.
+
+    Raises:
+        ValueError: not a number of seconds above 0.
+    """
+    if not isinstance(seconds, Real) or not 0 < seconds < math.inf:
+        raise ValueError(f"chunk_seconds is {brief(seconds)}; it must be a number of seconds above 0")
+    return max(1, round(seconds * model.frame_rate))
 
 
 class Session(Iterator[Tensor]):
