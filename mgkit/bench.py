@@ -45,6 +45,7 @@ class Bench:
         self.bandwidth = bandwidth(device)
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
+        self.memory: dict[tuple[str, str], float] = {}  # of model and way, in GB
 
     def measure(self, name: str) -> None:
         """Add the rows of the model `name` and print them."""
@@ -62,7 +63,7 @@ class Bench:
 
     def _measure(self, ways: list[Way], rows: list[Row], batch: int) -> None:
         if batch == 1:
-            self._memory(ways, rows)
+            self._warm_up(ways, rows)
             for way, row in self._turns(ways, rows):
                 row.pieces.append(way.piece(row.duration, batch))
                 if isinstance(way, Mgkit):
@@ -85,7 +86,14 @@ class Bench:
         for dtype in DTYPES[self.device.type]:
             way = f"mgkit {str(dtype).removeprefix('torch.')}"
             with self._reported(f"{name}, {way}"):
+                if self.device.type == "cpu":
+                    # In a process of its own, while there is memory for it.
+                    self.memory[name, way] = peak_memory(name, dtype)
                 loaded = shapes.load(name, self.device, dtype)
+                if model is not None:
+                    # One copy of the parts that are the same.
+                    loaded.model.codec, loaded.model.conditioner = model.model.codec, model.model.conditioner
+                    loaded = MusicGen(loaded.model)
                 model = model or loaded
                 yield Mgkit(loaded, way)
         if model is not None:
@@ -108,21 +116,19 @@ class Bench:
             for p in POSITIONS
             if float(p) <= way.model.max_duration
         }
-        return Row(name, way.name, batch, min(self.duration, way.model.max_duration), floor)
+        row = Row(name, way.name, batch, min(self.duration, way.model.max_duration), floor)
+        row.memory = self.memory.get((name, way.name)) if batch == 1 else None
+        return row
 
-    def _memory(self, ways: list[Way], rows: list[Row]) -> None:
-        """Run each way once, untimed, and note the peak memory: of a process of its own on a CPU."""
+    def _warm_up(self, ways: list[Way], rows: list[Row]) -> None:
+        """Run each way once, untimed; on a GPU, note the peak memory."""
         for way, row in zip(ways, rows, strict=True):
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
             way.piece(1.0, 1)
-            if not isinstance(way, Mgkit):
-                continue
-            if self.device.type == "cuda":
+            if self.device.type == "cuda" and isinstance(way, Mgkit):
                 row.memory = (torch.cuda.max_memory_allocated() - before + held(way.model)) / 1e9
-            else:
-                row.memory = peak_memory(row.model, way.model.lm.dtype)
 
     def _fits(self, model: MusicGen, batch: int) -> bool:
         """Whether the keys and values of a window fit into half of a GPU's free memory."""

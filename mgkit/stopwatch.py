@@ -171,12 +171,25 @@ def held(model: MusicGen) -> int:
 
 
 def peak_memory(name: str, dtype: torch.dtype) -> float:
-    """Peak memory in GB of a process of its own, which loads the model and generates a second on the CPU."""
-    code = (
-        "import resource, torch; from mgkit import shapes, stopwatch; "
-        f"model = shapes.load({name!r}, torch.device('cpu'), {dtype}); "
-        "stopwatch.Mgkit(model, '').piece(1.0, 1); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    # kilobytes on Linux
+    """Peak memory in GB of a process of its own while it generates a second on the CPU, after loading."""
+    done = subprocess.run([sys.executable, "-c", PEAK, name, str(dtype)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["the process was killed"])[-1])
     return int(done.stdout.split()[-1]) * 1024 / 1e9
+
+
+# Linux forgets the peak of loading if asked to; elsewhere it is included.
+PEAK = """
+import resource, sys, torch
+from pathlib import Path
+from mgkit import shapes, stopwatch
+
+way = stopwatch.Mgkit(shapes.load(sys.argv[1], torch.device("cpu"), getattr(torch, sys.argv[2][6:])), "")
+reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+if reset.exists():
+    reset.write_text("5")
+way.piece(1.0, 1)
+lines = status.read_text().splitlines() if status.exists() else []
+peaks = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+print(*peaks or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])
+"""
