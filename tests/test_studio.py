@@ -296,6 +296,19 @@ def test_more_like_this_has_the_same_request_and_the_next_seeds(panel, model, co
     assert seeds == list(range(take.manifest["seed"], take.manifest["seed"] + 5))
 
 
+def test_chords_in_the_editor_reach_the_take_and_its_variations(panel, model):
+    panel.set(melody=(tune(1.0), RATE), **SHORT)
+    panel.controls.editor.set_chords("C A:min")
+    take = panel.generate()
+    assert take.manifest["chords"] and take.source == "follows chords"
+    for make in (lambda: panel, lambda: Studio(model)):
+        each = make()
+        each.more_like(each.takes[0], 1)
+        each.wait()
+        assert each.takes[-1].manifest["chords"] == take.manifest["chords"]
+        assert each.takes[-1].source == "follows chords"
+
+
 def test_stop_ends_all_runs_of_more_like_this(panel):
     take = panel.generate(duration=0.3, seed=1)
     take.request = replace(take.request, settings=replace(take.request.settings, duration=600))

@@ -54,6 +54,8 @@ class TakeRequest:
     @property
     def source(self) -> str:
         """The audio it is conditioned on, in words; may be empty."""
+        if self.chroma is not None and self.chroma.dim() == 2:
+            return "follows chords"
         if self.melody:
             return f"follows {self.melody.name}{', edited' * self.edited}"
         if self.chroma is not None:
@@ -167,7 +169,7 @@ class Take:
             negative=manifest["negative"] or "",
             seed=seed,
             settings=Settings(**manifest["settings"]),
-            chroma=windows[0][0] if 0 in windows else None,
+            chroma=_melody(windows[0][0]) if 0 in windows else None,
             audio_prompt=Sound(self.source.removeprefix("continues "), given, self.rate)
             if given is not None
             else None,
@@ -183,6 +185,11 @@ class Take:
 
     def _repr_html_(self) -> str:
         return self.player()._repr_html_()
+
+
+def _melody(chroma: Tensor) -> Tensor:
+    """Pitch classes [F] of a melody's `chroma` [F, 12]; the chroma itself if it has chords."""
+    return chroma.argmax(dim=1) if (chroma.sum(dim=1) == 1).all() else chroma
 
 
 def generate_take(

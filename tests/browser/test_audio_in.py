@@ -70,6 +70,17 @@ def test_a_drawn_melody_is_heard_undone_and_generated(lab, panel, page):
     wait_until(lambda: drawn(lab, page) == detected, "undone")
 
 
+def test_chords_take_the_place_of_the_melody_and_an_invalid_one_is_told(lab, panel, page):
+    panel.start_from("text + melody")
+    panel.enter("Chords", "C H:min")
+    expect(panel.problem).to_contain_text("H:min")
+    panel.enter("Chords", "C A:min")
+    expect(panel.problem).to_have_count(0)
+    panel.enter("Seconds", "2")
+    panel.generate(1)
+    assert "chords" in lab.run(page, "print(panel.takes[0].manifest.keys())")
+
+
 def test_the_handle_says_where_the_music_continues_and_the_total_is_told(lab, panel, page):
     panel.start_from("text + audio")
     lab.run(page, "import torch\npanel.set(audio_prompt=(torch.rand(1, 320000) - 0.5, 32000), duration=8)")

@@ -124,7 +124,7 @@ def test_the_panel_begins_with_the_prompt_and_every_input_says_what_it_does(pane
     expect(panel.field("Prompt")).to_have_value("happy folk with violin, with drums, 120 bpm")
     panel.root.get_by_text("Advanced").click()
     expect(panel.root.get_by_text("Guidance (CFG)")).to_be_visible()
-    assert page.locator(".mgkit-studio [title=null]").count() == 0
+    assert page.locator(".mgkit-studio [title=null]:visible").count() == 0
     named = page.locator(".mgkit-setting label[title], .mgkit-setting .widget-label[title]")
     assert named.count() >= 8
 
