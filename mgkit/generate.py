@@ -190,7 +190,7 @@ def _window(
     batches = guidance.streams if settings.two_step_cfg else [cat(guidance.streams)]
     pick = partial(_pick, guidance, settings, interventions, window.start)
     taps = None
-    if interventions.edits:
+    if interventions.active:
         prompts = len(known) * (1 if guidance.weights is None else len(guidance.weights))
         before = accumulate((batch.batch for batch in batches), initial=0)
         taps = [partial(interventions.tap, max(0, prompts - rows), window.start) for rows in before]

@@ -16,7 +16,11 @@ from mgkit.lm import LMConfig, Tap
 from mgkit.settings import Settings
 
 LogitsHook: TypeAlias = Callable[[Tensor, int], Tensor]
-"""Changes logits [B, K, V] after guidance, given the number of the step; returns those to draw from."""
+"""Changes logits [B, K, V] after guidance, given the number of the step; returns those to draw from.
+
+Steps count from the beginning of the piece (`mgkit.edits`); at the beginning of a later window, the last few
+numbers come again. The B samples are those of the request whose windows are the same.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,14 @@ class Interventions:
         return {"edits": [edit.record() for edit in self.edits], "logits": name}
 
     @property
+    def active(self) -> Sequence[Change]:
+        """The edits that may change something; without any, a run is as fast as without edits."""
+        return [edit for edit in self.edits if not edit.idle]
+
+    @property
     def one_sided(self) -> bool:
         """Whether the guidance streams differ by an edit."""
-        return any(edit.streams != "both" for edit in self.edits)
+        return any(edit.streams != "both" for edit in self.active)
 
     def tap(self, prompts: int, start: int, columns: range) -> Tap | None:
         """The tap of a pass over `columns` of a window from frame `start`.
@@ -43,7 +52,7 @@ class Interventions:
         The first `prompts` rows of its batch are those of the stream "prompt".
         """
         steps = range(start + columns.start, start + columns.stop)
-        return EditedPass(self.edits, prompts, steps, self.frame_rate) if self.edits else None
+        return EditedPass(self.active, prompts, steps, self.frame_rate) if self.active else None
 
     def change_logits(self, logits: Tensor, step: int) -> Tensor:
         """The logits [B, K, V] to draw from."""

@@ -143,10 +143,7 @@ class MusicGen:
         *,
         min_p: float = 0.0,
     ) -> None:
-        """Set how to generate from now on; arguments left out take their defaults.
-
-        `cfg_coef` may be a schedule over seconds, such as [(0, 1.0), (4, 3.0)]. See `Settings`.
-        """
+        """Set how to generate from now on; arguments left out take their defaults. See `Settings`."""
         self.settings = Settings(
             use_sampling=use_sampling,
             top_k=top_k,
@@ -196,9 +193,8 @@ class MusicGen:
             on_step: called after each step with the number of steps done and of all steps.
             stop: once it is set, generation ends and returns the music so far, as it does on Ctrl-C.
             edits: changes of activations, such as [edits.Add(4, direction, 8.0)]; see `mgkit.edits`.
-            logits: a function of the logits [B, K, V] after guidance and the number of the step, counted from
-                the beginning of the piece; it returns the logits to draw from. Samples whose windows differ
-                come in separate calls.
+            logits: a function of the logits [B, K, V] after guidance and the number of the step; it returns
+                those to draw from. See `mgkit.interventions.LogitsHook`.
 
         Raises:
             ValueError: an invalid argument.

@@ -154,7 +154,7 @@ def retrace(
     """The trace of a piece's `codes` [K, T], given its `manifest`, on the CPU.
 
     `keep` names activations to keep: "residual", "attention" (the outputs of the heads), "cross_attention",
-    "mlp". They take 4 bytes a number: 12 MB for 10 s of nano, 0.3 GB for 15 s of `small`. `edits` change the
+    "mlp". They take 4 bytes a number: 10 MB for 10 s of nano, 0.2 GB for 15 s of `small`. `edits` change the
     pass as in generation; by default they are those of the manifest, which cannot hold tensors and functions:
     give the same again, or [] for the model without them. A hook on logits is not applied.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mgkit import MusicGen
 from mgkit.edits import Add, At, Edit, Patch, ScaleHead
+from mgkit.interventions import EditedPass
 from mgkit.trace import retrace
 
 LAYOUTS = ("text", "melody", "stereo")
@@ -60,12 +61,25 @@ def test_an_edit_of_strength_0_changes_no_token(model, streams):
     before = run(model, TEXTS, 5)
     for layer in range(3):
         assert torch.equal(run(model, TEXTS, 5, edits=[Add(layer, direction(), 0.0, streams)]), before)
+        # A strength that begins after the piece takes the path of edits.
+        later = [Add(layer, direction(), [(5, 0.0), (5, 2.0)], streams)]
+        assert torch.equal(run(model, TEXTS, 5, edits=later), before)
+
+
+def test_an_edit_that_changes_nothing_costs_nothing(plain, monkeypatch):
+    """In half precision, the steps of an edited run would also round otherwise."""
+    monkeypatch.setattr(EditedPass, "__call__", lambda *_: pytest.fail("an idle edit was applied"))
+    idle = [Add(1, direction(), 0.0), ScaleHead(0, 1, 1), Patch(1, torch.zeros(5, 128), [])]
+    _, [manifest] = run_with_manifests(plain, ["calm piano"], 5, edits=idle)
+    assert len(manifest["edits"]) == 3
 
 
 @pytest.mark.parametrize("streams", ["prompt", "null", "both"])
 def test_a_head_scaled_by_1_changes_no_token(model, streams):
     before = run(model, TEXTS, 5)
     assert torch.equal(run(model, TEXTS, 5, edits=[ScaleHead(1, 0, 1.0, streams)]), before)
+    x = torch.randn(2, 2, 5, 64)
+    assert torch.equal(ScaleHead(1, 0, 1.0).apply(x, At(1, "attention", range(5)), 50), x)
 
 
 def test_a_function_that_returns_what_it_gets_changes_no_token(model):
