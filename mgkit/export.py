@@ -29,7 +29,7 @@ def save(model: Model, folder: str | os.PathLike, dtype: torch.dtype | None = No
 
     Raises: ValueError for adapters that are not merged; OSError for a full or read-only disk.
     """
-    if model.tuner is not None:
+    if model.tuner is not None or any(".lora_" in name for name, _ in model.named_parameters()):
         raise ValueError("the model has adapters, and this layout has no place for them: merge() them first")
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -41,6 +41,12 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's page, whose samples take most of its time, has none."""
+    monkeypatch.setattr("mgkit.train.finetune.sample", lambda *_: [])
+
+
 def greedy(model: MusicGen) -> MusicGen:
     model.set_generation_params(use_sampling=False, duration=FRAMES / 50, cfg_coef=3.0)
     return model
@@ -163,7 +169,7 @@ def test_a_bin_file_loads_as_safetensors_do(tmp_path: Path, base: Base, made: Pa
     assert torch.equal(tokens(loaded(folder, adapter)), expected)
 
 
-@pytest.mark.parametrize("layers", [None, 1])
+@pytest.mark.parametrize("kind, layers", [("text", None), ("text", 1), ("melody", None), ("stereo", None)])
 def test_our_adapters_load_in_transformers(tmp_path: Path, base: Base, kind: str, layers: int | None) -> None:
     folder = base(kind)
     run = plan(recordings(tmp_path / "own"), str(folder), lora=4, layers=layers, steps=6, lr=0.03)
@@ -264,6 +270,10 @@ def test_a_model_with_adapters_is_not_saved_without_them(tmp_path: Path, base: B
     model = loaded(folder, made)
     with pytest.raises(ValueError, match=r"merge\(\) them first"):
         model.save_pretrained(str(tmp_path / "out"))
+    own = tiny()
+    get_peft_model(own.lm, LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"merge\(\) them first"):
+        own.save_pretrained(str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -257,18 +257,13 @@ def test_with_pyav_a_damaged_file_of_another_format_is_refused(kind):
     refusal(lambda: audio.decode(MAGIC[kind] + bytes(99), "a.x"), "'a.x'", kind)
 
 
-@pytest.mark.parametrize(
-    ("container", "codec", "rate"),
-    [("ipod", "aac", 44100), ("adts", "aac", 32000), ("webm", "libopus", 48000)],
-)
-@pytest.mark.parametrize("channels", [1, 2])
-def test_with_pyav_other_formats_are_read(monkeypatch, container, codec, rate, channels):
-    av = pytest.importorskip("av", reason="PyAV is optional: pip install av")
-    time = torch.arange(2 * rate) / rate
-    wave = torch.stack([(2 * torch.pi * hertz * time).sin() / 3 for hertz in (440, 660)[:channels]])
+def encode_by_pyav(wave, container, codec, rate):
+    """Bytes of a file with the samples of `wave` [C, N]."""
+    import av
+
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:
-        layout = "mono" if channels == 1 else "stereo"
+        layout = "mono" if len(wave) == 1 else "stereo"
         stream = file.add_stream(codec, rate=rate, layout=layout)
         frame = av.AudioFrame.from_ndarray(wave.numpy().astype(np.float32), "fltp", layout)
         frame.sample_rate = rate
@@ -280,14 +275,38 @@ def test_with_pyav_other_formats_are_read(monkeypatch, container, codec, rate, c
                 file.mux(packet)
         for packet in stream.encode(None):
             file.mux(packet)
-    back, seen = audio.decode(buffer.getvalue(), "a.x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "rate"),
+    [("ipod", "aac", 44100), ("adts", "aac", 32000), ("webm", "libopus", 48000)],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_with_pyav_other_formats_are_read(monkeypatch, container, codec, rate, channels):
+    pytest.importorskip("av", reason="PyAV is optional: pip install av")
+    time = torch.arange(2 * rate) / rate
+    wave = torch.stack([(2 * torch.pi * hertz * time).sin() / 3 for hertz in (440, 660)[:channels]])
+    content = encode_by_pyav(wave, container, codec, rate)
+    back, seen = audio.decode(content, "a.x")
     assert seen == rate and back.shape[0] == channels and abs(back.shape[1] - 2 * rate) < 4096
     middle = slice(rate // 2, rate)
     torch.testing.assert_close(back[:, middle].std(dim=1), wave[:, middle].std(dim=1), atol=0.02, rtol=0)
     for row, hertz in zip(back, (440, 660)):
         assert int(torch.fft.rfft(row[:rate]).abs().argmax()) == hertz
     monkeypatch.setattr(decoding, "LIMIT", rate)
-    refusal(lambda: audio.decode(buffer.getvalue(), "a.x"), "minutes")
+    refusal(lambda: audio.decode(content, "a.x"), "minutes")
+
+
+def test_with_pyav_a_webm_file_that_is_cut_off_is_read_as_far_as_it_goes(capsys):
+    pytest.importorskip("av", reason="PyAV is optional: pip install av")
+    content = encode_by_pyav(noise(1, SECONDS * 48000) / 10, "webm", "libopus", 48000)
+    assert audio.decode(content, "a.webm")[0].shape[1] == pytest.approx(SECONDS * 48000, abs=4096)
+    assert capsys.readouterr().err == ""
+    wave, _ = audio.decode(content[: len(content) // 2], "a.webm")
+    assert wave.shape[1] == pytest.approx(SECONDS * 24000, abs=24000)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("'a.webm' is cut off")
 
 
 # --- damaged files ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,7 +61,9 @@ def decode(source: BinaryIO, name: str) -> tuple[Tensor, int]:
     source.seek(0)
     container = next((kind for at, magic, kind in CONTAINERS if head[at:].startswith(magic)), None)
     faults: list[str] = []
-    blocks = _containers_blocks(source, name, container) if container else _blocks(source, name, faults)
+    blocks = (
+        _containers_blocks(source, name, container, faults) if container else _blocks(source, name, faults)
+    )
     parts, rate, size = [], 0, 0
     try:
         for rate, block in blocks:
@@ -146,8 +149,10 @@ def _is_cut(file: soundfile.SoundFile) -> bool:
     return cut or "truncated file" in file.extra_info
 
 
-def _containers_blocks(source: BinaryIO, name: str, container: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Sample rate and samples [C, n], block by block, by FFmpeg."""
+def _containers_blocks(
+    source: BinaryIO, name: str, container: str, faults: list[str]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Sample rate and samples [C, n], block by block, by FFmpeg; adds what is wrong to `faults`."""
     try:
         import av
     except ImportError:
@@ -163,11 +168,15 @@ def _containers_blocks(source: BinaryIO, name: str, container: str) -> Iterator[
                 raise ValueError(f"{name!r} contains no audio, only {len(opened.streams)} other streams")
             stream = opened.streams.audio[0]
             planar = av.AudioResampler("fltp", stream.layout, stream.rate)
-            for frame in opened.decode(stream):
+            seconds = 0.0
+            for frame in chain(opened.decode(stream), [None]):
                 for part in planar.resample(frame):
+                    seconds += part.samples / part.sample_rate
                     yield part.sample_rate, part.to_ndarray()
-            for part in planar.resample(None):
-                yield part.sample_rate, part.to_ndarray()
+            # In microseconds; AAC without a container has no header, and FFmpeg guesses.
+            stated = 0 if container == "AAC" else (opened.duration or 0) / 1e6
+            if stated > 1.01 * seconds + 0.5:
+                faults.append(CUT)
     except av.FFmpegError as error:
         raise ValueError(
             f"{name!r} is {container} audio that cannot be decoded ({error.strerror}): download or convert "
