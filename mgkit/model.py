@@ -106,25 +106,41 @@ def on_meta(
 def allocate(model: Model, values: Plan, device: torch.device, dtype: torch.dtype) -> None:
     """Allocate a model of the meta device and fill it; it is in inference mode, without gradients.
 
-    On a CPU, linear layers of the language model in bfloat16 or int8 are packed.
+    On a CPU, linear layers of the language model in bfloat16 or int8 are packed, one after the other, so that
+    their plain weights are never in memory together.
     """
     for module in (model.codec, model.lm, model.conditioner):
         module.to_empty(device=device)
-    narrow = device.type == "cpu" and packable(dtype)
-    if not narrow:
-        for layer in model.lm.layers:
-            own = layer.attention
-            adjoin([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])
-        adjoin([head.weight for head in model.lm.heads])
     # `to_empty` separates these two names of one tensor.
     t5 = model.conditioner.text.t5
     t5.encoder.embed_tokens.weight = t5.shared.weight
-    # One weight after the other, so that plain ones are never in memory together.
-    parts = model.lm.named_modules() if narrow else ()
-    linears = {f"lm.{name}.weight": part for name, part in parts if type(part) is Linear}
+    if not narrow(device, dtype):
+        arrange(model.lm, dtype)
+    linears = {f"lm.{name}.weight": part for name, part in model.lm.named_modules() if type(part) is Linear}
     fill(((name, p) for name, p in model.named_parameters() if name not in linears), values)
     for name, part in linears.items():
         fill([(name, part.weight)], values)
-        part.pack(dtype)
+        if narrow(device, dtype):
+            part.pack(dtype)
     for module in (model.codec, model.lm, model.conditioner):
         module.eval().requires_grad_(False)
+
+
+def narrow(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether linear layers are packed in this type on this device."""
+    return device.type == "cpu" and packable(dtype)
+
+
+def arrange(lm: LM, dtype: torch.dtype) -> None:
+    """Convert a language model to `dtype`, its weights where its step on a CPU finds them fastest."""
+    if dtype.is_floating_point:
+        lm.to(dtype)
+    if narrow(lm.device, dtype):
+        for part in lm.modules():
+            if type(part) is Linear:
+                part.pack(dtype)
+        return
+    for layer in lm.layers:
+        own = layer.attention
+        adjoin([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])
+    adjoin([head.weight for head in lm.heads])

@@ -15,7 +15,7 @@ from mgkit import export, hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.lm import LM, Layer, LMConfig
-from mgkit.model import Model
+from mgkit.model import Model, arrange
 from mgkit.musicgen import MusicGen
 from mgkit.text import TextEncoder
 
@@ -37,17 +37,16 @@ def random(size: str, device: torch.device, dtype: torch.dtype) -> Model:
     """A model of the published size `size` with random weights."""
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-    if not dtype.is_floating_point:
-        raise ValueError(f"a language model cannot be loaded in {dtype}")
     layers, dim = hub.SHAPES[size]
     tokenizer = AutoTokenizer.from_pretrained(hub.embedded(), trust_remote_code=False)
     with torch.device(device), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         t5 = T5EncoderModel(T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12))
-        lm = LM(LMConfig(dim=dim, layers=layers, heads=dim // 64, feed_forward=4 * dim)).to(dtype)
+        lm = LM(LMConfig(dim=dim, layers=layers, heads=dim // 64, feed_forward=4 * dim))
         codec, conditioner = Codec(CodecConfig()), Conditioner(TextEncoder(tokenizer, t5), dim)
     for module in (codec, lm, conditioner):
         module.eval().requires_grad_(False)
+    arrange(lm, dtype)
     return Model(codec, lm, conditioner, RANDOM + size, 30.0, hub.MIT)
 
 

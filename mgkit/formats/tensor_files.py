@@ -1,16 +1,16 @@
 """Tensors in files: safetensors, torch's .bin and .th, whole or in shards. Nothing in them is ever run.
 
-    folder -> weight_files: its files -> read_tensors: {name: Stored}, mapped -> layouts.plan -> parameters
+    folder -> weight_files: its files -> read_tensors: {name: Stored} -> layouts.plan -> parameters
 
 A `Stored` tensor knows its shape before it is read: the plan compares all shapes first.
 """
 
+import json
 import pickle
 import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ class Stored:
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Every tensor of a folder in the Hugging Face layout, mapped, and the metadata of its files.
+    """Every tensor of a folder in the Hugging Face layout, and the metadata of its files.
 
     Raises: FileNotFoundError without weights or one of their shards; WeightsError for a damaged file, files
     of two models, or a tensor in two files.
@@ -100,20 +100,42 @@ def _shards(files: list[Path]) -> dict[str, list[Path]]:
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors in a safetensors file, mapped, and its metadata.
+    """The tensors in a safetensors file, each read from it when asked for, and its metadata.
+
+    Not mapped: pages of a mapped file that have been read count as memory of the process, as much again as
+    the model.
 
     Raises: WeightsError for a truncated file or one of another format.
     """
     from safetensors import SafetensorError, safe_open
 
-    tensors: dict[str, Stored] = {}
-    with reading(file, SafetensorError):
-        handle = safe_open(file, framework="pt")
-        for name in handle.keys():  # noqa: SIM118 (a file handle is not a dict)
-            part = handle.get_slice(name)
-            floating = part.get_dtype() in ("F16", "BF16", "F32", "F64")
-            tensors[name] = Stored(tuple(part.get_shape()), floating, partial(handle.get_tensor, name))
-        return tensors, handle.metadata() or {}
+    with reading(file, SafetensorError, ValueError, LookupError):
+        with safe_open(file, framework="pt") as handle:  # checks the whole header
+            metadata = handle.metadata() or {}
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(size))
+        header.pop("__metadata__", None)
+        return {name: _slice(file, 8 + size, **entry) for name, entry in header.items()}, metadata
+
+
+# The names of types of floating-point numbers in a safetensors file.
+STORED_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def _slice(file: Path, data: int, dtype: str, shape: list[int], data_offsets: list[int]) -> Stored:
+    """One tensor of a safetensors file, whose tensors begin at byte `data`."""
+    start, end = data_offsets
+
+    def read() -> Tensor:
+        with file.open("rb") as opened:
+            opened.seek(data + start)
+            content = bytearray(opened.read(end - start))
+        if len(content) != end - start:
+            raise WeightsError(f"{file} was cut while it was read; copy it again")
+        return torch.frombuffer(content, dtype=STORED_FLOATS[dtype]).view(shape)
+
+    return Stored(tuple(shape), dtype in STORED_FLOATS, read)
 
 
 def _read_pt(file: Path) -> dict[str, Stored]:
