@@ -169,6 +169,12 @@ def test_only_a_full_evaluation_enters_the_card(tmp_path, monkeypatch):
         measure.main([str(tmp_path), "--seconds", "4"])
 
 
+def test_too_few_prompts_for_the_classifiers_are_refused_before_the_work(tmp_path, soundfont):
+    with pytest.raises(ValueError, match="--count is 2: the 4 pieces .* do not differ in drums"):
+        report.evaluate("nano", tmp_path, 2)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("module", [estimates, report])
 def test_doctests_of_the_report_pass(module):
     assert doctest.testmod(module).failed == 0

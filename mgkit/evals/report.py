@@ -35,19 +35,25 @@ def evaluate(model: str, out: Path, count: int, seconds: float = CARD_SECONDS) -
     """All rows for a model, from `count` held-out prompts; intermediate results are cached in `out`/shards.
 
     Raises: RuntimeError, FileNotFoundError or ImportError with the command to run, if a network or sound font
-    is missing.
+    is missing; ValueError if there are too few prompts for the classifiers.
     """
     # Fail before the work, not during it.
     musicnn.musicnn()
     basic_pitch.network()
     synth.find_soundfont()
     synth.find_soundfont(MEASURING_FONT)
-    measurements = shards.measure(model, out / "shards", count, seconds)
     condition, training = CONDITIONS["renders"], CONDITIONS["classifier set"]
     pieces = [protocol.compose_piece(condition, i, seconds) for i in range(count)]
     training_pieces = [
         protocol.compose_piece(training, i, seconds) for i in range(count * training.clips_per_prompt)
     ]
+    for name in ("lead", "drums"):
+        if len({getattr(piece, name) for piece in training_pieces}) < 2:
+            raise ValueError(
+                f"--count is {count}: the {len(training_pieces)} pieces that a classifier learns from do not "
+                f"differ in {name}; give a larger number"
+            )
+    measurements = shards.measure(model, out / "shards", count, seconds)
     examples = measurements["classifier set"] + measurements["classifier set, round trip"]
     estimator = scores.AttributeEstimator(examples, training_pieces * 2)
     accuracy, synonyms = scores.text_rows(measurements, pieces, estimator)
