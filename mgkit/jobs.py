@@ -13,8 +13,10 @@ killed and resumed, or shared by several processes, leaves the same files.
 import csv
 import hashlib
 import json
+import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -195,7 +197,7 @@ def run_table(
             if not paths[sample.job].exists():
                 audio.write(paths[sample.job], sample.wave, sample.rate, strategy, sample.manifest)
         progress.before += progress.size
-        tables.write()
+        tables.refresh()
     tables.write()
     return tables.files
 
@@ -245,15 +247,22 @@ class Tables:
     def __init__(self, folder: Path, jobs: Mapping[str, Job]):
         self.folder, self.jobs = folder, jobs
         self._manifests: dict[str, dict] = {}
+        self._written, self._took = -math.inf, 0.0  # seconds: when, and how long
 
     @property
     def files(self) -> list[Path]:
         """The files that are there."""
-        return [path for path in map(self.folder.joinpath, self.jobs) if path.exists()]
+        known = self._manifests
+        return [self.folder / name for name in self.jobs if name in known or (self.folder / name).exists()]
+
+    def refresh(self) -> None:
+        """Write both, unless the tables of a long run would take more than a tenth of its time."""
+        if time.monotonic() - self._written >= 9 * self._took:
+            self.write()
 
     def write(self) -> None:
         """Write both, and again if another process has added files meanwhile."""
-        files = None
+        started, files = time.monotonic(), None
         while files != self.files:
             files = self.files
             for path in files:
@@ -261,6 +270,8 @@ class Tables:
                     self._manifests[path.name] = audio.read_manifest(path)
             replace_file(self.folder / MANIFESTS, partial(self._write_manifests, files=files))
             replace_file(self.folder / RESULTS, partial(self._write_results, files=files))
+        self._written = time.monotonic()
+        self._took = self._written - started
 
     def _write_manifests(self, draft: Path, files: Sequence[Path]) -> None:
         lines = (json.dumps({"file": path.name} | self._manifests[path.name]) + "\n" for path in files)

@@ -262,6 +262,26 @@ def test_tables_that_were_lost_are_written_again(model, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_the_tables_of_a_long_run_take_a_tenth_of_its_time(model, tmp_path, monkeypatch):
+    """A batch takes a second and writing the tables two; they are complete at the end."""
+    clock, written, write = [0.0], [], jobs.replace_file
+
+    def slow(path, draft):
+        clock[0] += 1
+        written.append(clock[0])
+        return write(path, draft)
+
+    def generate(*arguments):
+        clock[0] += 1
+        return generate_batch(*arguments)
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(jobs, "replace_file", slow)
+    monkeypatch.setattr(jobs, "generate_batch", generate)
+    run_table(model.model, expand({"seed": range(60)}, {"duration": 0.02}), tmp_path, 1)
+    assert 4 <= len(written) <= 12 and len(rows(tmp_path)) == 60
+
+
 def test_a_folder_that_is_a_file_is_refused(model, tmp_path):
     (tmp_path / "a").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="a' is a file; choose a folder"):

@@ -779,6 +779,12 @@ def test_chords_give_the_same_music_alone_and_in_a_batch_and_replay() -> None:
     heard, [manifest] = run_with_manifests(model, TEXTS[:1], melody=told)
     assert not torch.equal(heard, run(model, TEXTS[:1], melody=told.argmax(dim=1)))
     assert torch.equal(model.replay(json.loads(json.dumps(manifest)))[1], heard)
+    stream = model.stream(TEXTS[:1], melody_wavs=told, seed=0)
+    assert close(torch.cat(list(stream), dim=-1), model.generate_audio(heard), 1e-4)
+    live = model.live(TEXTS[0], melody_wav=told, seed=0)
+    next(live)
+    live.close()
+    assert torch.equal(live.tokens, heard[..., : live.tokens.shape[-1]]) and live.manifests[0]["chords"]
     assert torch.equal(run(model, TEXTS[:2], melody=told)[:1], heard)
     assert torch.equal(run(model, TEXTS[:2], melody=torch.stack([told, told]))[:1], heard)
     wave = tune(3)
