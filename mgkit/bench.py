@@ -28,7 +28,7 @@ from mgkit.devices import best_device
 from mgkit.files import printable
 from mgkit.musicgen import MusicGen
 from mgkit.shapes import bytes_of_a_step
-from mgkit.stopwatch import TIMED, Mgkit, Transformers, Way, bandwidth, held, peak_memory
+from mgkit.stopwatch import TIMED, Clock, Mgkit, Transformers, Way, bandwidth, held, peak_memory
 from mgkit.timings import Row, insert, line, plot, table
 
 POSITIONS = ("1", "10", "30")  # seconds of music before the steps that are timed
@@ -39,10 +39,20 @@ DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.int8), "cuda": (torch.flo
 class Bench:
     """Measures rows until its time is up."""
 
-    def __init__(self, device: torch.device, duration: float, pairs: int, limit: float, beside: int):
+    def __init__(
+        self,
+        device: torch.device,
+        duration: float,
+        pairs: int,
+        limit: float,
+        beside: int,
+        clock: Clock,
+        memory: bool,
+    ):
         self.device, self.duration, self.pairs, self.beside = device, duration, pairs, beside
+        self.clock, self.with_memory = clock, memory
         self.end = time.monotonic() + limit
-        self.bandwidth = bandwidth(device)
+        self.bandwidth = bandwidth(device, clock)
         self.rows: list[Row] = []
         self.failed: dict[str, str] = {}
         self.memory: dict[tuple[str, str], float] = {}  # of model and way, in GB
@@ -86,7 +96,7 @@ class Bench:
         for dtype in DTYPES[self.device.type]:
             way = f"mgkit {str(dtype).removeprefix('torch.')}"
             with self._reported(f"{name}, {way}"):
-                if self.device.type == "cpu":
+                if self.with_memory and self.device.type == "cpu":
                     # In a process of its own, while there is memory for it.
                     self.memory[name, way] = peak_memory(name, dtype)
                 loaded = shapes.load(name, self.device, dtype)
@@ -95,11 +105,11 @@ class Bench:
                     loaded.model.codec, loaded.model.conditioner = model.model.codec, model.model.conditioner
                     loaded = MusicGen(loaded.model)
                 model = model or loaded
-                yield Mgkit(loaded, way)
+                yield Mgkit(loaded, way, self.clock)
         if model is not None:
             way = f"transformers {str(model.lm.dtype).removeprefix('torch.')}"
             with self._reported(f"{name}, {way}"):
-                yield Transformers(model, way)
+                yield Transformers(model, way, self.clock)
 
     def _turns(self, ways: list[Way], rows: list[Row]) -> Iterator[tuple[Way, Row]]:
         """The ways in turn, `pairs` times, until the time is up."""
@@ -179,24 +189,16 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
 
 
-def bench(
-    models: list[str],
-    device: torch.device,
-    duration: float,
-    pairs: int,
-    limit: float,
-    beside: int,
-) -> dict[str, Any]:
+def bench(models: list[str], run: Bench, conditions: str) -> dict[str, Any]:
     """Print the rows of all models; the content of the JSON file."""
-    print(machine(device), flush=True)
-    run = Bench(device, duration, pairs, limit, beside)
+    print(conditions, flush=True)
     print(f"memory bandwidth {run.bandwidth / 1e9:.0f} GB/s", flush=True)
     for name in models:
         run.measure(name)
     return {
-        "machine": machine(device),
+        "machine": conditions,
         "bandwidth": run.bandwidth,
-        "beside": beside,
+        "beside": run.beside,
         "rows": [asdict(row) for row in run.rows],
         "failed": run.failed,
     }
@@ -215,6 +217,8 @@ def main(argv: list[str] | None = None) -> None:
     option("--pairs", type=ranges.count, default=3, help="timed runs of each library")
     option("--limit", type=ranges.amount, default=3600.0, help="seconds after which nothing new is measured")
     option("--beside", type=ranges.count, default=0, help="also time pieces beside this many busy processes")
+    option("--memory", action="store_true", help="also peak memory, on a CPU in a process for each type")
+    option("--cpu-time", action="store_true", help="one thread, and its own time: for a busy machine")
     option("--json", type=Path, help="file for the results")
     option("--plot", type=Path, help="PNG: ms a step against the position")
     option("--readme", type=Path, help="file in which to replace the table between the marks")
@@ -232,7 +236,12 @@ def main(argv: list[str] | None = None) -> None:
         if device.type == "cpu":
             models = ["nano", "random-small", "random-medium"]
     duration = arguments.duration or (30.0 if device.type == "cuda" else 5.0)
-    result = bench(models, device, duration, arguments.pairs, arguments.limit, arguments.beside)
+    conditions, clock = machine(device), time.perf_counter
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
+        conditions, clock = f"{machine(device)}; CPU time of one thread", time.process_time
+    settings = (device, duration, arguments.pairs, arguments.limit, arguments.beside)
+    result = bench(models, Bench(*settings, clock, arguments.memory), conditions)
     rows = [Row(**row) for row in result["rows"]]
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

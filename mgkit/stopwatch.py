@@ -27,6 +27,10 @@ TIMED, SKIPPED = 30, 6  # steps; the first compile, capture, or choose a number 
 REFERENCE = 5.0  # seconds of music that transformers generates on a GPU, scaled
 
 
+Clock = Callable[[], float]
+"""Seconds: `time.perf_counter`, or `time.process_time`, which stands still while others compute."""
+
+
 class Way(Protocol):
     """A library with a model."""
 
@@ -43,19 +47,19 @@ class Way(Protocol):
 class Mgkit:
     """mgkit's `generate`."""
 
-    def __init__(self, model: MusicGen, name: str):
-        self.model, self.device, self.name = model, model.lm.device, name
+    def __init__(self, model: MusicGen, name: str, clock: Clock = time.perf_counter):
+        self.model, self.device, self.name, self.clock = model, model.lm.device, name, clock
 
     def piece(self, duration: float, batch: int) -> float:
         """Seconds of work for `batch` pieces of `duration` seconds."""
         self.model.set_generation_params(duration=duration)
-        return seconds(lambda: self.model.generate([TEXT] * batch, seed=0), self.device)
+        return seconds(lambda: self.model.generate([TEXT] * batch, seed=0), self.device, self.clock)
 
     def first_sound(self) -> float:
         """Seconds until a stream yields its first wave."""
         self.model.set_generation_params(duration=3.0)
         stream = self.model.stream([TEXT], seed=0)
-        waited = seconds(lambda: next(stream), self.device)
+        waited = seconds(lambda: next(stream), self.device, self.clock)
         stream.close()
         return waited
 
@@ -83,15 +87,15 @@ class Mgkit:
             run.fill(column, noise(generators, (codebooks, size)))
             if column % 10 == 0:
                 synchronize(self.device)
-            times.append(time.perf_counter())
+            times.append(self.clock())
         return differences(times, self.device)
 
 
 class Transformers:
     """transformers' `generate`, as its users call it, on the same weights."""
 
-    def __init__(self, model: MusicGen, name: str):
-        self.model, self.device, self.name = model, model.lm.device, name
+    def __init__(self, model: MusicGen, name: str, clock: Clock = time.perf_counter):
+        self.model, self.device, self.name, self.clock = model, model.lm.device, name, clock
         self.theirs = shapes.in_transformers(model.model)
 
     def piece(self, duration: float, batch: int) -> float:
@@ -103,7 +107,9 @@ class Transformers:
             steps = min(whole, round(REFERENCE * self.model.frame_rate))
         given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
         chosen = {"do_sample": True, "top_k": 250, "guidance_scale": 3.0, "max_new_tokens": steps}
-        return seconds(lambda: self.theirs.generate(**given, **chosen), self.device) * whole / steps
+        return (
+            seconds(lambda: self.theirs.generate(**given, **chosen), self.device, self.clock) * whole / steps
+        )
 
     @torch.no_grad()
     def steps(self, frames: int, batch: int) -> list[float]:
@@ -125,7 +131,7 @@ class Transformers:
         for _ in range(TIMED):
             self.theirs.decoder(input_ids=ids, past_key_values=cache, use_cache=True, **given)
             synchronize(self.device)
-            times.append(time.perf_counter())
+            times.append(self.clock())
         return differences(times, torch.device("cpu"))
 
 
@@ -137,13 +143,13 @@ def differences(times: list[float], device: torch.device) -> list[float]:
     return [1000 * (after - before) for before, after in zip(times, times[1:], strict=False)]
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of `run`, its work on the GPU included."""
+def seconds(run: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
+    """Time of `run`, its work on the GPU included."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize(device: torch.device) -> None:
@@ -152,17 +158,19 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def bandwidth(device: torch.device) -> float:
+def bandwidth(device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Memory bandwidth in bytes per second: the best of ten runs over 256 MB (on a GPU 1 GB).
 
     On a CPU a matrix times a vector, which only reads; on a GPU a copy, counting bytes read and written.
     """
     if device.type == "cpu":
         matrix, vector = torch.ones(8192, 8192), torch.ones(8192)
-        return 4 * matrix.numel() / min(seconds(lambda: matrix @ vector, device) for _ in range(10))
+        return 4 * matrix.numel() / min(seconds(lambda: matrix @ vector, device, clock) for _ in range(10))
     source = torch.rand(2**28, device=device)
     target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / min(seconds(lambda: target.copy_(source), device) for _ in range(10))
+    return (
+        2 * 4 * source.numel() / min(seconds(lambda: target.copy_(source), device, clock) for _ in range(10))
+    )
 
 
 def held(model: MusicGen) -> int:

@@ -83,7 +83,17 @@ def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, c
     files = {name: tmp_path / f"bench.{name}" for name in ("json", "png", "md")}
     files["md"].write_text("a\n<!-- bench -->\nold\n<!-- end of bench -->\nb\n", encoding="utf-8")
     argv = ["bench", "--model", "random-small", "--device", "cpu", "--duration", "0.2", "--pairs", "2"]
-    written = ["--json", files["json"], "--plot", files["png"], "--readme", files["md"], "--beside", "1"]
+    written = [
+        "--json",
+        files["json"],
+        "--plot",
+        files["png"],
+        "--readme",
+        files["md"],
+        "--beside",
+        "1",
+        "--memory",
+    ]
     assert main([*argv, *map(str, written)]) == 0
     result = json.loads(files["json"].read_text(encoding="utf-8"))
     assert result["bandwidth"] > 1e8 and "load" in result["machine"]
