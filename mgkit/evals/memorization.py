@@ -1,9 +1,13 @@
-"""`python -m mgkit memorization`: verbatim overlap of generated tokens with the training clips.
+"""`python -m mgkit memorization`: a page to look at, and verbatim overlap with the training clips.
 
 Axes: n generated clips, M training clips, K codebooks, T frames of 20 ms, V codebook size.
 
     generated [n, K, T], training [M, K, T] -> longest common run of frames
                                             -> nearest training clip by token statistics
+
+The page has for each prompt the render of its piece, the render after the codec, the generated clip and the
+nearest training clip, as spectrograms on one scale and with players, and the faults of each set
+(`evals/faults.py`).
 
 Clips of one style share short runs by chance. The reference is therefore the overlap of held-out renders,
 which copy no training clip. MusicLM's memorization analysis (arXiv:2301.11325) also counts exact matches.
@@ -20,12 +24,15 @@ from tqdm import tqdm
 from mgkit import ranges
 from mgkit.codec import Codec
 from mgkit.evals import shards
+from mgkit.evals.faults import faults, table
 from mgkit.evals.shards import SHARD_SIZE, Shard
 from mgkit.lab import figures
+from mgkit.lab.pages import Table
+from mgkit.musicgen import MusicGen
 from mgkit.train.clips import Clips, to_float
 from mgkit.train.tokens import Tokens
 
-Items = list[str | figures.Player | figures.Picture]
+Items = list[str | figures.Player | figures.Picture | Table]
 
 
 class Match(NamedTuple):
@@ -101,7 +108,7 @@ def _token_counts(codes: np.ndarray, size: int) -> np.ndarray:
 
 
 def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -> Items:
-    """Items of a page about the first `count` held-out prompts: three paragraphs of summary, then each clip.
+    """Items of a page about the first `count` held-out prompts: a summary, a table of faults, then each clip.
 
     Raises: FileNotFoundError or ValueError for a folder of clips or tokens that is missing, incomplete or of
     another rate, and ValueError for tokens of another codec than the model's.
@@ -133,16 +140,23 @@ def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -
         _summary("all codebooks", full, count),
     ]
     prompts = [prompt for shard in some for prompt in shard.prompts]
+    waves = {
+        "render": renders,
+        "render, encoded and decoded": _decode(model, both[count:]),
+        "generated": _decode(model, both[:count]),
+    }
+    found = {name: [faults(wave, rate) for wave in part] for name, part in waves.items()}
+    items.append(table(found))
     for i, clip in enumerate(nearest_clips(generated, training.codes, size)):
-        wave = model.generate_audio(torch.from_numpy(generated[i : i + 1].astype(np.int64)))[0]
         nearest = to_float(clips.mix[clip])[None]
         items.append(
             f"{i + 1}. “{prompts[i]}”: longest match {_describe(first[i])}; "
             f"in all codebooks {_describe(full[i])}. "
             f"Nearest training clip: {clip}, “{training.captions[clip][0]}”."
         )
-        pair = [("generated", wave), (f"nearest training clip, {clip}", nearest)]
-        items += [figures.mel(pair, rate), figures.players(pair, rate)]
+        rows = [(name, torch.from_numpy(part[i])[None]) for name, part in waves.items()]
+        rows.append((f"nearest training clip, {clip}", nearest))
+        items += [figures.mel(rows, rate), figures.players(rows, rate)]
     return items
 
 
@@ -150,6 +164,12 @@ def compare(name: str, data: Path, tokens: Path, cache: Path, count: int = 20) -
 def _encode(codec: Codec, mixes: np.ndarray) -> np.ndarray:
     """Codes [n, K, T] of waves [n, N]."""
     return codec.encode(torch.from_numpy(mixes)[:, None]).numpy()
+
+
+def _decode(model: MusicGen, codes: np.ndarray) -> np.ndarray:
+    """Waves [n, N] of codes [n, K, T]."""
+    one_by_one = torch.from_numpy(codes.astype(np.int64)).split(1)
+    return torch.cat([model.generate_audio(part)[0] for part in one_by_one]).numpy()
 
 
 def _frame_ids(codes: np.ndarray, size: int) -> np.ndarray:
@@ -174,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     """`python -m mgkit memorization`."""
     parser = argparse.ArgumentParser(
         prog="python -m mgkit memorization",
-        description="Compare generated clips with the nearest training clips.",
+        description="A page of generated clips beside renders and the nearest training clips.",
     )
     parser.add_argument("model", nargs="?", default="nano", help="name or folder of the model")
     parser.add_argument(
@@ -191,9 +211,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     items = compare(args.model, args.data, args.tokens, args.out / "shards", args.count)
     print(*items[1:3], sep="\n")
-    print(
-        figures.page(items, args.out / "memorization.html", "Generated clips and the nearest training clips")
-    )
+    title = "Renders, generated clips and the nearest training clips"
+    print(figures.page(items, args.out / "memorization.html", title))
 
 
 if __name__ == "__main__":
