@@ -267,12 +267,13 @@ class Rendering:
 
     def __init__(self, recipe: Recipe, out: Path):
         self.command = [sys.executable, "-m", "mgkit", "train", "data", *recipe.rendering(out)]
-        self.wanted, self.process = recipe.renders_meanwhile, None
+        self.wanted = recipe.renders_meanwhile
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Rendering":
         if self.wanted:
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            self.process = subprocess.Popen(self.command, **quiet)
+            quiet = subprocess.DEVNULL
+            self.process = subprocess.Popen(self.command, stdout=quiet, stderr=quiet)
         return self
 
     def __exit__(self, *_: object) -> None:
