@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tiny_runs import clips, codec_run
 
 from mgkit.devices import best_device
 from mgkit.train import loop, nano, pack
+from mgkit.train.clips import Clips
 from mgkit.train.codec import CodecLearner
 from mgkit.train.nano import SHARES, Progress, Recipe
 
@@ -68,6 +70,23 @@ def test_every_step_finds_the_folders_it_needs(recipe):
         inputs = ("--data", "--valid", "--tokens", "--valid-tokens", "--start", "--codec")
         assert {path for name, path in given.items() if name in inputs} <= made
         made.add(given.get("--out", given.get("--data")))
+
+
+def test_clips_of_the_language_model_are_rendered_by_another_process(tmp_path, soundfont, monkeypatch):
+    monkeypatch.setattr(Recipe, "clips", lambda self: 3)
+    with nano.Rendering(Recipe(9, "cuda", 3, seconds=1.0), tmp_path) as rendering:
+        rendering.wait()
+    assert Clips(tmp_path / "band", 32000).mix.shape == (3, 32000)
+
+
+def test_a_failed_rendering_is_reported_and_an_unneeded_one_not_begun(tmp_path):
+    rendering = nano.Rendering(GPU, tmp_path)
+    rendering.command = [sys.executable, "-c", "raise SystemExit(3)"]
+    with rendering, pytest.raises(RuntimeError, match="rendering failed"):
+        rendering.wait()
+    with nano.Rendering(CPU, tmp_path) as unneeded:
+        assert unneeded.process is None
+        unneeded.wait()
 
 
 def test_finished_steps_are_not_repeated_and_another_recipe_is_refused(tmp_path):
