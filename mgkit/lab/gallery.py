@@ -34,6 +34,7 @@ SERIES = {
     "09_train": "How is it trained, and how do I fine-tune it on my sounds?",
     "10_listen": "Is it good?",
     "11_probe": "What does it know?",
+    "12_steer": "Can I turn a knob inside?",
     "13_chords": "Can it follow chords?",
 }
 # Seconds per cell.
