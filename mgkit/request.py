@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -264,8 +265,13 @@ def parse_waves(waves: Waves, batch: int, what: str, melodies: bool = False) -> 
     for wave in waves:
         if melodies and _is_pitch_classes(wave):
             parsed.append(melody.one_hot(melody.parse_classes(wave, what)))
-        elif melodies and isinstance(wave, Tensor) and _is_chroma(wave):
-            parsed.append(melody.parse_chroma(wave, what))
+        elif melodies and _is_chroma(wave):
+            parsed.append(melody.parse_chroma(torch.as_tensor(wave), what))
+        elif melodies and isinstance(wave, str):
+            raise ValueError(
+                f"{what} is the text {brief(wave)}; melody.chords makes chroma of chord names, and audio.read "
+                "a wave of a file"
+            )
         else:
             parsed.append(None if wave is None and melodies else audio.as_wave(wave, what, audio.CHANNELS))
     if len(parsed) == 1:
@@ -282,6 +288,6 @@ def _is_pitch_classes(tune: object) -> bool:
     return isinstance(tune, Tensor) and tune.dtype == torch.int64
 
 
-def _is_chroma(tune: Tensor) -> bool:
+def _is_chroma(tune: object) -> bool:
     """Whether this is chroma [F, 12]: nobody's melody is a wave of 12 samples."""
-    return tune.dim() == 2 and tune.shape[1] == 12
+    return isinstance(tune, Tensor | np.ndarray) and tune.ndim == 2 and tune.shape[1] == 12

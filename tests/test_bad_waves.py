@@ -108,6 +108,24 @@ def test_integers_other_than_pitch_classes_are_not_a_melody(text, melody, classe
     refusal(lambda: text.generate_continuation(classes, RATE, ["calm"]), "prompt")
 
 
+def test_chord_names_and_paths_are_not_a_melody_yet(melody):
+    refusal(lambda: melody.generate_with_chroma(["calm"], "C G"), "'C G'", "melody.chords", "audio.read")
+
+
+def test_chroma_may_be_an_array(melody):
+    chroma = torch.eye(12)[:, :12]
+    one, other = (
+        melody.generate_with_chroma(["calm"], given, seed=1, return_tokens=True)[1]
+        for given in (chroma, chroma.numpy())
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("chroma", [torch.rand(40, 12), torch.ones(0, 12), torch.full((3, 12), 2)])
+def test_chroma_is_0_or_1(melody, chroma):
+    refusal(lambda: melody.generate_with_chroma(["calm"], chroma), "the melody")
+
+
 def test_pitch_classes_are_one_row_or_one_per_sample(melody):
     refusal(lambda: melody.generate_with_chroma(["calm"] * 3, torch.zeros(2, 9).long()), "2", "3")
 
