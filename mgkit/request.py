@@ -269,8 +269,8 @@ def parse_waves(waves: Waves, batch: int, what: str, melodies: bool = False) -> 
             parsed.append(melody.parse_chroma(torch.as_tensor(wave), what))
         elif melodies and isinstance(wave, str):
             raise ValueError(
-                f"{what} is the text {brief(wave)}; melody.chords makes chroma of chord names, and audio.read "
-                "a wave of a file"
+                f"{what} is the text {brief(wave)}; melody.chords makes chroma of chord names, "
+                "and audio.read a wave of a file"
             )
         else:
             parsed.append(None if wave is None and melodies else audio.as_wave(wave, what, audio.CHANNELS))
