@@ -67,8 +67,16 @@ def merge(model: Model) -> None:
     """
     if model.tuner is None:
         raise ValueError("the model has no adapters to merge: load one with load_adapter")
+    from peft.tuners.lora import LoraLayer
+
+    labels = [adapter.label for adapter in model.adapters if not adapter.merged]
     with torch.no_grad():
-        model.tuner.merge_and_unload()
+        for module in model.tuner.model.modules():
+            if isinstance(module, LoraLayer):
+                for label in (label for label in labels if label in module.r):
+                    # PEFT's own merge assigns to `weight.data`, which has no effect on packed weights.
+                    module.get_base_layer().weight.add_(module.get_delta_weight(label))
+    model.tuner.unload()
     model.tuner = None
     model.adapters = tuple(replace(adapter, merged=True) for adapter in model.adapters)
 
@@ -97,7 +105,7 @@ def matrices(model: Model) -> dict[str, Tensor]:
 
 def norm(weight: Tensor) -> float:
     """The norm of a module's weights, by which an adapter recognizes the model it was trained on."""
-    return float(weight.double().norm())
+    return float(weight.float().norm())
 
 
 def require_peft() -> None:

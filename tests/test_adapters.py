@@ -255,6 +255,22 @@ def test_models_with_adapters_are_copied_and_pickled(tmp_path: Path, base: Base,
         assert torch.equal(tokens(copied), tokens(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8])
+def test_adapters_work_on_a_model_in_fewer_bits(base: Base, made: Path, dtype: torch.dtype) -> None:
+    model = MusicGen.get_pretrained(str(base()), dtype=dtype)
+    steps = torch.randint(32, (1, 4, 9), generator=torch.Generator().manual_seed(0))
+    plain = model.lm(steps)
+    model.load_adapter(made, 0.5)
+    adapted = model.lm(steps)
+    model.merge()
+    types = {name: type(p) for name, p in model.lm.named_parameters()}
+    unadapted = MusicGen.get_pretrained(str(base()), dtype=dtype).lm
+    assert types == {name: type(p) for name, p in unadapted.named_parameters()}
+    change = (adapted - plain).norm()
+    assert (model.lm(steps) - adapted).norm() < 0.4 * change
+    assert (adapted - loaded(base(), (made, 0.5)).lm(steps)).norm() < 0.4 * change
+
+
 def test_loading_an_adapter_draws_no_random_numbers(tmp_path: Path, base: Base, made: Path) -> None:
     folder = base()
     model = loaded(folder)
