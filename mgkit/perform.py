@@ -23,6 +23,7 @@ from mgkit.lm import Condition
 from mgkit.prompts import Mix, prompt_at
 from mgkit.request import Request
 from mgkit.settings import Settings
+from mgkit.threads import faster_now, using
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the whole piece."""
@@ -87,7 +88,8 @@ def encode_texts(conditioner: Conditioner, texts: Sequence[str], vectors: dict[s
             del vectors[text]
     for text in texts:
         if text not in vectors:
-            with torch.autocast(conditioner.text_proj.weight.device.type, enabled=False):
+            # One thread: short work, which must not differ in its last bits from one run to the next.
+            with using(1), torch.autocast(conditioner.text_proj.weight.device.type, enabled=False):
                 [vectors[text]] = conditioner.encode([text])
 
 
@@ -143,14 +145,24 @@ def request_frames(
 
 def decode(model: Model, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
     """Yield the sound [B, C, n] of chunks of tokens as they arrive."""
-    waves = model.codec.decode_stream(chunks, model.channels)
+    waves = model.codec.decode_stream(_generated(chunks, torch.get_num_threads()), model.channels)
     while True:
-        # Not around the yield: both would reach into the caller's code.
-        with torch.no_grad(), torch.autocast(model.lm.device.type, enabled=False):
+        # Not around the yield: they would reach into the caller's code.
+        with using(faster_now()), torch.no_grad(), torch.autocast(model.lm.device.type, enabled=False):
             wave = next(waves, None)
         if wave is None:
             return
         yield wave
+
+
+def _generated(chunks: Iterator[Tensor], threads: int) -> Iterator[Tensor]:
+    """The chunks, generated in so many threads, not those of the decoding around it."""
+    while True:
+        with using(threads):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 @torch.no_grad()
@@ -158,7 +170,7 @@ def decode_whole(model: Model, tokens: Tensor) -> Tensor:
     """The sound [B, C, N] of tokens [B, K, T]; a long piece is decoded in parts, in bounded memory."""
     if tokens.shape[-1] > DECODED_AT_ONCE:
         return torch.cat(list(decode(model, iter(tokens.split(DECODED_AT_ONCE, dim=-1)))), dim=-1)
-    with torch.autocast(model.lm.device.type, enabled=False):
+    with using(faster_now()), torch.autocast(model.lm.device.type, enabled=False):
         return model.codec.decode(tokens, model.channels)
 
 

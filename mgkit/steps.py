@@ -18,7 +18,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 from mgkit.fast import Step, as_published, hooked
 from mgkit.lm import LM, Condition, KVCache, Tap
 from mgkit.positions import sinusoid
-from mgkit.threads import Threads
+from mgkit.threads import Threads, using
 
 if TYPE_CHECKING:
     from mgkit.kernels import Decoder
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 UNKNOWN = -1  # a token still to be generated
 STATIC_ON = {"cuda"}  # device types; elsewhere a growing cache is faster
 KERNELS_ON = {"cuda"}
+SMALL = 5e9  # products of a first step that one thread of a CPU makes in about 0.1 s
 WORTHWHILE = 16  # steps; capturing costs about as much as that many ordinary ones
 AHEAD = 8  # replays in flight; progress and stops lag behind by no more
 ALIGNED = 16  # positions; attention kernels want a multiple
@@ -82,12 +83,20 @@ class Steps:
             if self._static is not None and self._static.current():
                 self._static.fill(column, noise)
             else:
-                with nullcontext() if first or self.threads is None else self.threads.step():
+                with self._threads(column):
                     self._fill(column, noise)
         if first and self.fixed and self.steps.shape[-1] - column > WORTHWHILE and capturable(self.lm):
             caches, pick = [run.cache for run in self.runs], partial(self.choose, column)
             self._static = StaticStep(self.lm, self.conditions, caches, self.steps, pick)
         self.done = column
+
+    def _threads(self, column: int) -> AbstractContextManager:
+        """The number of threads of a step: measured, but for a step whose sums depend on it."""
+        if self.done == 0:
+            parameters = sum(parameter.numel() for parameter in self.lm.parameters())
+            rows = sum(run.condition.batch * (run.condition.prefix_length + column) for run in self.runs)
+            return using(1) if rows * parameters < SMALL and self.lm.device.type == "cpu" else nullcontext()
+        return nullcontext() if self.threads is None else self.threads.step()
 
     def _fill(self, column: int, noise: Tensor | None) -> None:
         new = self.steps[..., self.done : column]

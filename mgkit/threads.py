@@ -10,11 +10,13 @@ Trials come so seldom that they cost a few percent; one that goes badly ends ear
 calling thread alone, and only during a step: the caller and other threads keep theirs.
 """
 
+import ctypes
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from statistics import fmean, median
 
 import torch
@@ -26,6 +28,7 @@ PATIENCE = 3  # a trial ends once it has cost so many times what the other numbe
 SLOW = 1.7  # times the median: steps that lead to a trial at once
 REST = 64  # steps between other trials, at least
 MEMORY = 16  # steps
+PROBE = 256  # rows and columns of a product that takes about 0.5 ms
 
 
 class Threads:
@@ -42,7 +45,7 @@ class Threads:
     def step(self) -> Iterator[None]:
         """Run a step in the chosen number of threads, and time it."""
         start = self._clock()
-        with limited_to(self.now):
+        with using(self.now):
             yield
         self.after(self._clock() - start)
 
@@ -83,18 +86,37 @@ class Threads:
 
 
 @contextmanager
-def limited_to(threads: int) -> Iterator[None]:
-    """Run torch's parallel regions of this thread in at most so many threads."""
-    before, openmp = torch.get_num_threads(), _openmp()
-    if openmp is None or threads >= before:
+def using(threads: int) -> Iterator[None]:
+    """Run torch's parallel regions of the calling thread in so many threads."""
+    before, openmp, mkl = torch.get_num_threads(), _openmp(), _mkl()
+    if openmp is None or threads == before:
         yield
         return
     # Not torch.set_num_threads, whose value new threads of the program would inherit.
     openmp.set_num_threads(threads)
+    mkl_before = mkl(threads)
     try:
         yield
     finally:
         openmp.set_num_threads(before)
+        mkl(mkl_before)
+
+
+def faster_now() -> int:
+    """1 or the number of this thread's threads, whichever is faster at the moment: measured in 3 ms."""
+    most = torch.get_num_threads()
+    if most == 1 or _openmp() is None:
+        return most
+    x = torch.ones(PROBE, PROBE)
+    took = {}
+    for threads in (1, most):
+        with using(threads):
+            x @ x  # wakes the threads
+            start = time.perf_counter()
+            for _ in range(TRIAL):
+                x @ x
+            took[threads] = time.perf_counter() - start
+    return min(took, key=lambda threads: took[threads])
 
 
 @cache
@@ -103,3 +125,13 @@ def _openmp() -> LibController | None:
     found = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "openmp"]
     own = [lib for lib in found if "torch" in lib.filepath] or found
     return own[0] if len(own) == 1 else None
+
+
+@cache
+def _mkl() -> Callable[[int], int]:
+    """MKL's number of threads of the calling thread: sets it and returns the one before; 0 is OpenMP's."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.CDLL(str(library)).MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):  # another system, or a torch without MKL
+        return lambda threads: 0

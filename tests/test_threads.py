@@ -8,9 +8,9 @@ import torch
 from test_fast import TEXTS, conditions, join
 from tiny import tiny
 
-from mgkit import fast, threads
+from mgkit import fast, perform, threads
 from mgkit.fast import Step
-from mgkit.threads import Threads, limited_to
+from mgkit.threads import Threads, using
 
 Costs = dict[int, tuple[float, float]]
 """Mean and spread of a step's time, by number of threads."""
@@ -60,7 +60,7 @@ def test_a_step_takes_its_time_with_the_chosen_number():
 def test_the_limit_is_the_calling_thread_s_alone():
     before, others = torch.get_num_threads(), []
     torch.set_num_threads(3)
-    with limited_to(1):
+    with using(1):
         assert torch.get_num_threads() == 1
         worker = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
         worker.start()
@@ -104,3 +104,25 @@ def test_a_large_batch_keeps_the_number_of_its_caller(monkeypatch: pytest.Monkey
     model = tiny()
     model.set_generation_params(duration=0.2)
     model.generate(TEXTS)
+
+
+def test_sound_differs_in_its_last_bits_at_most():
+    codes, waves = torch.randint(32, (1, 4, 60)), []
+    codec = tiny().model.codec
+    for count in (1, 2, 4):
+        with using(count):
+            waves.append(codec.decode(codes))
+    assert all(torch.allclose(wave, waves[0], atol=1e-6 * waves[0].abs().max()) for wave in waves)
+
+
+def test_decoding_a_stream_leaves_the_threads_of_generation_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(perform, "faster_now", lambda: 1)
+    seen, model, before = [], tiny(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    model.set_generation_params(duration=0.4)
+    for _ in model.stream(
+        ["calm piano"], chunk_seconds=0.1, on_step=lambda *_: seen.append(torch.get_num_threads())
+    ):
+        seen.append(torch.get_num_threads())
+    torch.set_num_threads(before)
+    assert set(seen) == {3}
