@@ -7,6 +7,7 @@ must read, and no step is shorter.
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 
 MARK, END = "<!-- bench -->", "<!-- end of bench -->"
 
@@ -66,7 +67,7 @@ def table(rows: list[Row]) -> str:
         piece = f"{row.duration:g} s: {spread(row.pieces)[0]:.3g}" if row.pieces else ""
         if row.beside:
             piece += f" (beside busy processes {spread(row.beside)[0]:.3g})"
-        times = ratio(row, rows)
+        times = ", ".join(f"{value:.2g}" for value in ratios(row, rows))
         first = f"{spread(row.first_sound)[0]:.2g} s" if row.first_sound else ""
         memory = "" if row.memory is None else f"{row.memory:.1f} GB"
         cells = [
@@ -75,7 +76,7 @@ def table(rows: list[Row]) -> str:
             steps,
             floor,
             piece,
-            "" if times is None else f"{times:.3g}",
+            times,
             first,
             memory,
         ]
@@ -83,23 +84,23 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def ratio(row: Row, rows: list[Row]) -> float | None:
-    """How many times as fast as transformers: the median over pairs of pieces, else of steps."""
+def ratios(row: Row, rows: list[Row]) -> list[float]:
+    """How many times as fast as transformers: the median over pairs of pieces, or the steps by position."""
     for other in rows:
         same = (other.model, other.batch) == (row.model, row.batch)
         if not same or not other.way.startswith("transformers") or other is row:
             continue
         if row.pieces and other.pieces:
-            return spread([b / a for a, b in zip(row.pieces, other.pieces, strict=False)])[0]
+            return [spread([b / a for a, b in zip(row.pieces, other.pieces, strict=False)])[0]]
         both = [p for p in row.steps if p in other.steps]
-        if both:
-            return spread(other.steps[both[0]])[0] / spread(row.steps[both[0]])[0]
-    return None
+        return [spread(other.steps[p])[0] / spread(row.steps[p])[0] for p in both]
+    return []
 
 
 def plot(rows: list[Row], title: str, file: Path) -> None:
     """Draw ms a step against the position in the piece, a line for each way; the floors are dashed."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FormatStrFormatter
 
     models = list(dict.fromkeys(row.model for row in rows if row.steps and row.batch == 1))
     figure = Figure(figsize=(4.5 * max(1, len(models)), 3.6), layout="constrained")
@@ -112,8 +113,10 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
             axes.fill_between(at, low, high, color=color, alpha=0.2)
             axes.plot([float(p) for p in row.floor], list(row.floor.values()), "--", color=color, linewidth=1)
         axes.set(title=model, xlabel="seconds of music", ylabel="ms a step", yscale="log")
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(FormatStrFormatter("%g"))
         axes.legend(fontsize=7)
-    figure.suptitle(title, fontsize=8)
+    figure.suptitle(fill(title, 70), fontsize=8)
     figure.savefig(file, dpi=110)
 
 

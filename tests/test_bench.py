@@ -24,8 +24,8 @@ ROWS = [
         [2.0, 2.5],
     ),
     Row("nano", "transformers float32", 1, 5.0, {"1": 1.0, "10": 2.0}, {"1": [15.0]}, [4.0, 10.0]),
-    Row("nano", "mgkit float32", 8, 5.0, {"1": 3.0}, {"1": [6.0]}),
-    Row("nano", "transformers float32", 8, 5.0, {"1": 3.0}, {"1": [18.0]}),
+    Row("nano", "mgkit float32", 8, 5.0, {"1": 3.0}, {"1": [6.0], "10": [7.0]}),
+    Row("nano", "transformers float32", 8, 5.0, {"1": 3.0}, {"1": [18.0], "10": [28.0]}),
 ]
 
 
@@ -124,9 +124,9 @@ def test_nothing_new_is_measured_after_the_limit(small, capsys):
 
 
 def test_the_ratio_is_that_of_paired_pieces_or_else_of_steps():
-    assert timings.ratio(ROWS[0], ROWS) == 3.0  # the median of 2 and 4
-    assert timings.ratio(ROWS[2], ROWS) == 3.0
-    assert timings.ratio(ROWS[1], ROWS) is None
+    assert timings.ratios(ROWS[0], ROWS) == [3.0]  # the median of 2 and 4
+    assert timings.ratios(ROWS[2], ROWS) == [3.0, 4.0]
+    assert timings.ratios(ROWS[1], ROWS) == []
 
 
 def test_a_readme_without_the_marks_is_refused(tmp_path):
