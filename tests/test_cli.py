@@ -160,6 +160,7 @@ def test_every_option_reaches_the_settings(folder, tmp_path):
         "use_sampling": False,
         "top_k": 5,
         "top_p": 0.5,
+        "min_p": 0.1,
         "temperature": 0.7,
         "duration": 0.3,
         "cfg_coef": 2.0,
