@@ -55,6 +55,8 @@ def load(
         )
         if lm is not None:
             values |= _fine_tuned(model, Path(lm))
+        if device.type == "cpu":
+            _require_memory(model, dtype, name)
         allocate(model, values, device, dtype)
     model.name = name
     if licence := hub.licence(name):
@@ -64,6 +66,31 @@ def load(
     # from a file that anyone may have written
     model.licence = printable(model.licence)
     return model
+
+
+def _require_memory(model: Model, dtype: torch.dtype, name: str) -> None:
+    """Raises: ValueError if a model of the meta device does not fit into the memory; says what would."""
+    free, lm = _free_memory(), sum(parameter.numel() for parameter in model.lm.parameters())
+    rest = sum(4 * p.numel() for part in (model.codec, model.conditioner) for p in part.parameters())
+    need = {kind: lm * kind.itemsize + rest for kind in (dtype, torch.bfloat16, torch.int8)}
+    if free is None or need[dtype] <= free:
+        return
+    fits = next((kind for kind in need if need[kind] <= free), None)
+    advice = "close other programs, or take a smaller model"
+    raise ValueError(
+        f"{name} takes {need[dtype] / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB are free: "
+        + (advice if fits is None else f"dtype={fits} takes {need[fits] / 1e9:.1f} GB")
+    )
+
+
+def _free_memory() -> float | None:
+    """Bytes of memory and swap that a process could still take; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {line.split(":")[0]: 1024 * float(line.split()[1]) for line in lines}
+        return sizes["MemAvailable"] + sizes["SwapFree"]
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def _licence_of_card(folder: Path) -> str:

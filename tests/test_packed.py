@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from test_fast import TEXTS, conditions
 from tiny import tiny
 from torch import Tensor, nn
 
-from mgkit import MusicGen, devices, fast
+from mgkit import MusicGen, checkpoint, devices, fast
 from mgkit.devices import parse_dtype
 from mgkit.fast import RowCache, Step
 from mgkit.linear import Linear
@@ -203,3 +204,19 @@ def test_machines_without_the_instructions(monkeypatch: pytest.MonkeyPatch, caps
     assert "float32 is faster" in capsys.readouterr().err
     with pytest.raises(ValueError, match="cannot multiply in torch.int8"):
         parse_dtype(torch.int8, CPU)
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [(2e6, r"takes .* GB in torch.float32, .* dtype=torch\.bfloat16 takes"), (1e3, "take a smaller model")],
+)
+def test_a_model_too_large_for_the_memory_is_refused_before_it_is_loaded(
+    folder: str, monkeypatch: pytest.MonkeyPatch, free: float, told: str
+):
+    monkeypatch.setattr(checkpoint, "_free_memory", lambda: free)
+    with pytest.raises(ValueError, match=told):
+        load(folder, torch.float32)
+
+
+def test_the_free_memory_is_known_on_linux():
+    assert sys.platform != "linux" or checkpoint._free_memory() > 1e6
