@@ -167,7 +167,6 @@ def test_every_option_reaches_the_settings(folder, tmp_path):
         "cfg_coef_beta": 4.0,
         "two_step_cfg": True,
         "extend_stride": 5.0,
-        "min_p": 0.1,
     }
     assert chosen.keys() == {setting.name for setting in fields(Settings)}
     argv = []

@@ -116,7 +116,7 @@ def test_extreme_temperatures_give_tokens(temperature: float) -> None:
 
 @pytest.mark.parametrize("name", ["cfg_coef", "cfg_coef_beta"])
 def test_guidance_that_would_overflow_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} is 1e\+300; it must be a number from -1e(\+0)?6 to 1e(\+0)?6"):
+    with pytest.raises(ValueError, match=rf"{name} is 1e\+300; it must be a number from -1e(\+0)?6 to"):
         Settings(**{name: 1e300})
 
 
