@@ -24,6 +24,7 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from traitlets.config import Config
 from voila.app import Voila
 from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
+from voila.tornado.kernel_websocket_handler import VoilaKernelWebsocketHandler
 
 # Nothing from other hosts: Voilà's template requests icons, and classrooms may be offline. No foreign frames.
 POLICY = (
@@ -33,6 +34,8 @@ POLICY = (
 # In the code of the page: the visitor's name, which no other browser knows.
 VISITOR = "%visitor%"
 COOKIE, YEAR = "mgkit-visitor", 365 * 86400
+# Of the messages between pages and kernels.
+PROTOCOL = "v1.kernel.websocket.jupyter.org"
 # A run moves its progress bar at least this often, once it has started.
 QUIET = timedelta(seconds=5)
 
@@ -98,11 +101,29 @@ class PageClosed(VoilaShutdownKernelHandler):
             await super().post(kernel_id)
 
 
+class KernelSocket(VoilaKernelWebsocketHandler):
+    """The connection of a page to its kernel.
+
+    Voilà reads every binary message by the protocol that its own pages use. In one of the older protocol, for
+    a client that asked for none, it finds billions of parts, and the server would stand still.
+    """
+
+    def write_message(self, message: bytes | dict[str, Any], binary: bool = False) -> Any:
+        if isinstance(message, bytes) and self.selected_subprotocol != PROTOCOL:
+            # Past Voilà's own method.
+            return super(VoilaKernelWebsocketHandler, self).write_message(message, binary)
+        return super().write_message(message, binary)
+
+
 class Server(Voila):
-    """Voilà with `PageClosed`, opening the browser at the address with the token."""
+    """Voilà with `PageClosed` and `KernelSocket`, opening the browser at the address with the token."""
 
     def init_handlers(self) -> list:
-        return [(rf"{self.server_url}voila/api/shutdown/(.*)", PageClosed), *super().init_handlers()]
+        """Voilà's handlers, after those that replace some of them."""
+        handlers = super().init_handlers()
+        sockets = [(each[0], KernelSocket) for each in handlers if each[1] is VoilaKernelWebsocketHandler]
+        assert sockets, "Voilà has another handler for its kernels"
+        return [(rf"{self.server_url}voila/api/shutdown/(.*)", PageClosed), *sockets, *handlers]
 
     def launch_browser(self) -> None:
         token = self.identity_provider.token
