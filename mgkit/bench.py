@@ -176,10 +176,21 @@ def machine(device: torch.device) -> str:
     """The machine's name, its load, and versions."""
     import transformers
 
-    kind = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    kind = processor()
+    if device.type == "cuda":
+        kind = f"{torch.cuda.get_device_name()} {'with' if has_kernels(device) else 'without'} Triton kernels"
     load = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     return f"{kind}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load}; {versions}"
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the Triton kernels of `mgkit.kernels` work on this GPU."""
+    try:
+        from mgkit import kernels
+    except ImportError:
+        return False
+    return kernels.compiles(device)
 
 
 def processor() -> str:
