@@ -70,12 +70,13 @@ def merge(model: Model) -> None:
     from peft.tuners.lora import LoraLayer
 
     labels = [adapter.label for adapter in model.adapters if not adapter.merged]
+    layers: list[Any] = [part for part in model.tuner.model.modules() if isinstance(part, LoraLayer)]
     with torch.no_grad():
-        for module in model.tuner.model.modules():
-            if isinstance(module, LoraLayer):
-                for label in (label for label in labels if label in module.r):
+        for layer in layers:
+            for label in labels:
+                if label in layer.r:
                     # PEFT's own merge assigns to `weight.data`, which has no effect on packed weights.
-                    module.get_base_layer().weight.add_(module.get_delta_weight(label))
+                    layer.get_base_layer().weight.add_(layer.get_delta_weight(label))
     model.tuner.unload()
     model.tuner = None
     model.adapters = tuple(replace(adapter, merged=True) for adapter in model.adapters)

@@ -162,7 +162,7 @@ class Step:
         """The cache has room for `length` positions, prefix included. If `plain`, every step calls `lm`."""
         self.lm, self.condition, config = lm, condition, lm.config
         self.modules = list(lm.modules())
-        packed = isinstance(next(lm.heads[0].parameters()), Packed)
+        packed = isinstance(getattr(lm.heads[0], "weight", None), Packed)
         plain = plain or lm.device.type != "cpu" or not (packed or lm.dtype == torch.float32)
         if plain or not as_published(self.modules):
             self.cache: list[KVCache] = lm.cache(condition.batch, length)

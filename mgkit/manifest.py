@@ -237,7 +237,7 @@ def machine(model: Model) -> str:
     device = model.lm.device.type
     kind = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = f"torch {torch.__version__}, transformers {version('transformers')}"
-    dtype = next(model.lm.heads.parameters()).dtype
+    dtype = next(model.lm.heads.parameters(), model.lm.norm.weight).dtype
     return f"{versions}, {device} {kind}, {dtype}"
 
 

@@ -254,5 +254,6 @@ def test_a_dynamically_quantized_language_model_generates() -> None:
     model.lm = model.model.lm = quantize(model.lm, {nn.Linear}, dtype=torch.qint8)
     kind = type(model.lm.layers[0].attention.q_proj)
     assert kind.__module__.startswith("torch.ao.nn.quantized.dynamic")
-    tokens = model.generate(["calm piano"], return_tokens=True)[1]
+    _, tokens, [manifest] = model.generate(["calm piano"], return_tokens=True, return_manifests=True)
     assert tokens.shape == expected.shape and not torch.equal(tokens, expected)
+    assert torch.equal(model.replay(manifest)[1], tokens)
