@@ -8,6 +8,7 @@ from tiny import RATE, noise, tiny, tune
 from torch import Tensor, nn
 
 from mgkit import MusicGen, steps
+from mgkit.edits import Add
 
 SECONDS = 0.8
 
@@ -114,6 +115,28 @@ def test_the_logits_of_a_static_step_are_those_of_the_model(model, static):
     with torch.no_grad():
         expected = model.lm(tokens[..., :39], condition)
     torch.testing.assert_close(torch.stack(seen, dim=2), expected[:, :, 2:], rtol=1e-4, atol=1e-5)
+
+
+WAYS = {
+    "an edit": ({}, {"edits": [Add(1, torch.linspace(-2, 2, 128), 1.5)]}),
+    "a hook on logits": ({}, {"logits": lambda logits, step: logits / (1 + step / 9)}),
+    "a schedule": ({"cfg_coef": [(0, 1.0), (0.5, 5.0)]}, {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_changes_from_step_to_step_switches_static_steps_off(models, static, monkeypatch, way):
+    model, (settings, arguments) = models["text"], WAYS[way]
+    model.set_generation_params(duration=SECONDS, **settings)
+
+    def generate() -> Tensor:
+        return model.generate(["calm piano", "fast"], seed=3, return_tokens=True, **arguments)[1]
+
+    changed = generate()
+    assert torch.equal(ordinary(monkeypatch, generate), changed) and not static
+    model.set_generation_params(duration=SECONDS)
+    plain = model.generate(["calm piano", "fast"], seed=3, return_tokens=True)[1]
+    assert not torch.equal(plain, changed) and static
 
 
 @pytest.mark.parametrize("name", ["", "layers.0", "layers.1.attention.q_proj", "heads.1"])
