@@ -5,9 +5,8 @@ Axes: R rows (samples times streams of guidance), K codebooks, D width, H heads,
     x -> norm, q k v -> attention, cache -> out + x -> norm, q -> text -> out + x -> norm, up -> down + x
 
 A step of few rows reads every weight once and computes little, so its time is the memory's plus that of
-starting kernels. Each of these starts at most once a layer: norms, GELU and additions are done by the matrix
-product beside them, and attention reads the keys so far, not the whole cache, and writes the new ones. Sums
-are in float32; results are rounded to half precision where the modules do.
+starting kernels. Norms, GELU and additions are done by the matrix product beside them; attention reads the
+keys so far, not the whole cache, and writes the new ones. Sums are in float32, rounded as in the modules.
 """
 
 from functools import cache
