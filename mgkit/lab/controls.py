@@ -287,7 +287,9 @@ class Controls:
             self.conditions.children = (self["melody"], *separate, self._editor_box)
             self._on_melody()
         elif start == AUDIO:
-            own = [] if self["audio_prompt"].trimmer else [self["audio_prompt_seconds"]]
+            # The trimmer's handles set both.
+            names = () if self["audio_prompt"].trimmer else ("audio_prompt_seconds", "audio_prompt_end")
+            own = [self[name] for name in names]
             self.conditions.children = (self["audio_prompt"], *own, self.total)
         else:
             self.conditions.children = ()
