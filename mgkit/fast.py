@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
+from torch.utils.hooks import RemovableHandle
 
 from mgkit.linear import Linear, joint, linear, linear_add, linear_gelu
 from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer, Tap
@@ -162,6 +163,7 @@ class Step:
         """The cache has room for `length` positions, prefix included. If `plain`, every step calls `lm`."""
         self.lm, self.condition, config = lm, condition, lm.config
         self.modules = list(lm.modules())
+        self._unhooked: int | None = None  # the number of handles of hooks when there was none on the model
         packed = isinstance(getattr(lm.heads[0], "weight", None), Packed)
         plain = plain or lm.device.type != "cpu" or not (packed or lm.dtype == torch.float32)
         if plain or not as_published(self.modules):
@@ -190,10 +192,18 @@ class Step:
 
     def __call__(self, steps: Tensor, tap: Tap | None = None) -> Tensor:
         first = self.cache[0].length == 0 or steps.shape[-1] > 1
-        if first or tap is not None or not isinstance(self.cache[0], RowCache) or hooked(self.modules):
+        if first or tap is not None or not isinstance(self.cache[0], RowCache) or self._hooked():
             return self.lm(steps, self.condition, self.cache, last_only=True, tap=tap)[:, :, 0]
         with torch.no_grad():
             return self._fast(steps[..., 0])
+
+    def _hooked(self) -> bool:
+        """Whether a hook is on the model; looks only if any was registered since there was none."""
+        if self._unhooked == RemovableHandle.next_id:
+            return False
+        found = hooked(self.modules)
+        self._unhooked = None if found else RemovableHandle.next_id
+        return found
 
     def _fast(self, tokens: Tensor) -> Tensor:
         """The logits [B, K, V] after one step of tokens [B, K]."""
