@@ -216,9 +216,9 @@ class Patch:
 class Edit:
     """Call `function(x, at)` on every activation; it returns one of the same shape to use instead.
 
-    x is that of the steps `at.steps` (see `At`): [B, S, D] at the sites "residual" and "mlp", and
-    [B, H, S, D / H] at "attention" and "cross_attention". A manifest records the function's name alone: to
-    replay, give the same function again.
+    x holds the activations of the steps `at.steps` (see `At`): [B, S, D] at the sites "residual" and
+    "mlp", [B, H, S, D / H] at "attention" and "cross_attention". A manifest records the function's name
+    alone: to replay, give the same function again.
     """
 
     function: Callable[[Tensor, At], Tensor]

@@ -29,8 +29,8 @@ Tap = Callable[[int, str, Tensor], Tensor]
 """Reads or replaces activations: layer, site and activation in, the activation to use out.
 
 Sites: "residual", the stream [B, P + S, D] at the input of layer 0 to L - 1 and, under L, after the last;
-"attention" and "cross_attention", the outputs of the heads [B, H, P + S, D / H]; "mlp", that of the
-feed-forward [B, P + S, D].
+"attention" and "cross_attention", the outputs of the heads [B, H, P + S, D / H]; "mlp", the
+output of the feed-forward [B, P + S, D].
 """
 
 

@@ -93,7 +93,7 @@ class MusicGen:
         adapters.load(self.model, path, strength)
 
     def merge(self) -> None:
-        """Add the loaded adapters to the weights, at their strengths: the speed is then that of the model."""
+        """Add the loaded adapters to the weights, at their strengths; they then cost no time."""
         adapters.merge(self.model)
 
     # --- properties ----------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def decode(model: Model, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def _generated(chunks: Iterator[Tensor], threads: int) -> Iterator[Tensor]:
-    """The chunks, generated in so many threads, not those of the decoding around it."""
+    """The chunks, generated with this number of threads; decoding, between them, keeps its own."""
     while True:
         with using(threads):
             chunk = next(chunks, None)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from tiny import RATE, noise, tiny, tune
+from tiny import RATE, noise, ordinary, tiny, tune
 from torch import Tensor
 
 from mgkit import MusicGen, shapes, steps
@@ -60,13 +60,6 @@ def captured(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(steps.StaticStep, "_capture", note)
     return seen
-
-
-def ordinary(monkeypatch, run) -> Tensor:
-    """The tokens of `run()` in ordinary steps."""
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "STATIC_ON", set())
-        return run()
 
 
 @pytest.fixture(autouse=True, scope="module")

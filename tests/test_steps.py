@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from tiny import RATE, noise, tiny, tune
+from tiny import RATE, noise, ordinary, tiny, tune
 from torch import Tensor, nn
 
 from mgkit import MusicGen, steps
@@ -35,13 +35,6 @@ def static(monkeypatch) -> list[int]:
     monkeypatch.setattr(steps, "STATIC_ON", {"cpu"})
     monkeypatch.setattr(steps.StaticStep, "fill", note)
     return filled
-
-
-def ordinary(monkeypatch, generate) -> Tensor:
-    """The tokens of `generate()` without static steps."""
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "STATIC_ON", set())
-        return generate()
 
 
 @pytest.mark.parametrize(

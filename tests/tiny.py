@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from mgkit import MusicGen, checkpoint, hub
+from mgkit import MusicGen, checkpoint, hub, steps
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
 from mgkit.lm import LM, LMConfig
@@ -113,3 +113,10 @@ def oracle_run(oracle: PreTrainedModel, frames: int, **inputs: object) -> tuple[
     with patch.object(oracle.audio_encoder, "decode", listen):
         wave = oracle.generate(**inputs, do_sample=False, max_new_tokens=frames + 3)
     return wave, torch.stack(heard, dim=2).flatten(1, 2)  # stereo is decoded left, then right
+
+
+def ordinary(monkeypatch, generate) -> Tensor:
+    """The tokens of `generate()` without static steps."""
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "STATIC_ON", set())
+        return generate()

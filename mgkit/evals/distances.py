@@ -23,7 +23,7 @@ Embeddings = Sequence[np.ndarray]
 """Embeddings [B, D] of each recording."""
 
 KAD_SCALE = 100.0  # as in kadtk
-BANDWIDTH_WINDOWS = 2000  # at most so many windows determine the bandwidth of the kernel
+BANDWIDTH_WINDOWS = 2000  # windows that determine the bandwidth of the kernel, at most
 CHUNK = 1000  # windows of which the kernel is computed at once
 
 

@@ -123,7 +123,7 @@ class Probe:
     """Probes of one attribute by layer. `chance` is the accuracy of always answering the most frequent value.
 
     `means` [L, V, D] are the means of the stream over the samples of each of `values`. An interval accounts
-    for the sampling of the test pieces, not for that of the training pieces. With several moments per piece,
+    for the choice of test pieces, but not for the choice of training pieces. With several moments per piece,
     accuracy is averaged within each piece first.
     """
 
@@ -141,7 +141,7 @@ class Probe:
         return max(self.scores, key=lambda score: score.accuracy.value)
 
     def direction(self, value: str, layer: int, other: str | None = None) -> Tensor:
-        """Direction [D] towards a value: its mean minus that of the `other` value, or of all others.
+        """Direction [D] towards a value: its mean minus the mean of the `other` value, or of all others.
 
         For `edits.Add(layer, direction, strength)`: strength 1 moves the stream by the distance between the
         means. The difference in means steers better than the normal of a classifier's boundary, which also

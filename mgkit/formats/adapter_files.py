@@ -198,7 +198,7 @@ def _matrices(file: Path, config: dict, name: str, pair: dict[str, Stored], weig
 
 
 def _of_module(file: Path, config: dict, field: str, name: str, default: float) -> float:
-    """The rank or alpha of a module: that of the first pattern, a suffix of its name, or the default.
+    """The rank or alpha of a module: from the first pattern that is a suffix of its name, or the default.
 
     Raises: WeightsError for a pattern that is a regular expression.
     """

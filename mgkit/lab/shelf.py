@@ -60,7 +60,7 @@ class Shelf:
         if take.number in used:
             take.number = max(used) + 1
         path = self.folder / f"{take.file_name}.flac"
-        # As it was generated: what is heard here, and can be continued, is not normalised.
+        # Saved as generated: the sound that is played and continued here is not normalized.
         content = audio.encode(
             take.wave.clamp(-1, 1), take.rate, ".flac", {**take.manifest, "strategy": "clip"}
         )

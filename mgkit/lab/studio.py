@@ -239,7 +239,7 @@ class Studio(VBox):
             self._show_takes()
 
     def continue_from(self, take: Take) -> bool:
-        """Start a take that plays `take` and goes on from its end, under the same prompt; see `start`."""
+        """Start a take that continues `take` from its end, with the same prompt; see `start`."""
         self.set(
             prompt=take.prompt,
             audio_prompt=Sound(f"take {take.number}", take.wave, take.rate),

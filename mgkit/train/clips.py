@@ -54,6 +54,6 @@ def _memory_map(path: Path, clips: int, samples: int) -> np.ndarray:
     return np.memmap(path, np.int16, "r", shape=(clips, samples))
 
 
-def to_float(pcm: np.ndarray) -> Tensor:
-    """float32 waves [..., N] in [-1, 1) from int16 samples [..., N]."""
-    return torch.from_numpy(np.asarray(pcm, np.float32) / 32768)
+def to_float(pcm: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """float32 waves [..., N] in [-1, 1) on `device` from int16 samples [..., N], which are half to copy."""
+    return torch.from_numpy(np.array(pcm)).to(device).float() / 32768

@@ -27,7 +27,7 @@ from mgkit.devices import best_device
 from mgkit.train import codec as codec_training
 from mgkit.train import storage
 from mgkit.train.channels_last import ChannelsLast
-from mgkit.train.clips import Clips
+from mgkit.train.clips import Clips, to_float
 
 # Code frames and chroma frames of equal duration: 32 * 640 = 5 * 4096 samples. Crops start at multiples of
 # it.
@@ -101,7 +101,7 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     @torch.no_grad()
     def encode(start: int) -> int:
         part = slice(start, min(start + size, clips))
-        mixes, tunes = (_on(device, waves[part]) for waves in (data.mix, data.melody))
+        mixes, tunes = (to_float(waves[part], device) for waves in (data.mix, data.melody))
         latents = encoder(mixes[:, None])
         codes[part] = codec.quantizer.encode(latents, config.codebooks).short().cpu().numpy()
         for clip, tune in zip(range(part.start, part.stop), tunes[:, None], strict=True):
@@ -118,11 +118,6 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     np.save(out / "melody.npy", pitch_classes)
     text = json.dumps(metadata, indent=1) + "\n"
     audio.replace_file(out / "tokens.json", lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _on(device: torch.device, pcm: np.ndarray) -> Tensor:
-    """Waves of `pcm` [B, N] on the device, where they become floats: int16 is half to copy."""
-    return torch.from_numpy(np.array(pcm)).to(device).float() / 32768
 
 
 class Tokens:
