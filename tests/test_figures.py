@@ -99,6 +99,37 @@ def test_curves_are_smoothed_over_half_a_second():
     assert step[100] == pytest.approx(0.5, abs=0.05)
 
 
+def test_curves_end_at_the_given_top_and_are_four_at_most():
+    made = [
+        ("one", torch.rand(50)),
+        ("two", torch.rand(50)),
+        ("three", torch.rand(50)),
+        ("four", torch.rand(50)),
+    ]
+    [axes] = figures.curves(made, 50, "bits", top=10).axes
+    assert axes.get_ylim() == (0, 10)
+    smooth = axes.lines[1::2]
+    assert len({line.get_color() for line in smooth}) == len({line.get_linestyle() for line in smooth}) == 4
+    with pytest.raises(ValueError, match="got 5 curves"):
+        figures.curves([*made, ("five", torch.rand(50))], 50, "bits")
+
+
+def test_lines_are_legible_on_white_and_on_black():
+    """Contrast of at least 3, WCAG 2.2's bound for graphics; a dark page inverts the lightness."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(color: list[float]) -> float:
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in color]
+        return sum(x * weight for x, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
+
+    # hue-rotate(180deg), CSS Filter Effects
+    rotate = torch.tensor([[-0.574, 1.430, 0.144], [0.426, 0.430, 0.144], [0.426, 1.430, -0.856]])
+    for name in drawing.COLORS:
+        assert 1.05 / (luminance(to_rgb(name)) + 0.05) >= 3, name
+        dark = (rotate @ (1 - torch.tensor(to_rgb(name)))).clamp(0, 1).tolist()
+        assert (luminance(dark) + 0.05) / 0.05 >= 3, name
+
+
 def test_a_table_is_text_that_can_be_copied_and_darker_is_larger():
     made = figures.table(
         torch.tensor([[0.0, 0.5], [1.0, 0.25]]), ["one", EVIL], ["two", "three"], EVIL, ".0%"

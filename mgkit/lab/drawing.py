@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
+from matplotlib.image import AxesImage, imsave
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -28,8 +28,9 @@ from mgkit.delay import delay, delays
 GIVEN, NEW = "#8a8f98", "#2a7fbf"
 # Markers, and the second of two options that are compared.
 ACCENT, OTHER = "#c2410c", "#d97706"
-# Lines of a plot, told apart by more than their colour.
+# Lines of a plot, told apart by more than their colour; the colours are legible on white and on black.
 LINES = ("-", "--", ":", "-.")
+COLORS = (NEW, ACCENT, "#3d8b4f", "#8a55d7")
 # More is darker, in every picture.
 LOUD, MORE = "magma_r", "Blues"
 # Ties, unused stretches, special tokens.
@@ -43,7 +44,8 @@ N_FFT, MEL_HOP, BANDS = 2048, 512, 96
 # Colours of a dark page: lightness is inverted, hues stay. Its paper takes the page's colour in both.
 DARK = "filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen"
 PICTURE_STYLE = f"""<style>
-.mgkit-picture {{ display: block; max-width: 100%; height: auto; margin: 0; mix-blend-mode: multiply }}
+.mgkit-picture {{ display: block; max-width: 100%; margin: 0; color: #000; mix-blend-mode: multiply }}
+img.mgkit-picture {{ height: auto }}
 body[data-jp-theme-light="false"] .mgkit-picture {{ {DARK} }}
 @media (prefers-color-scheme: dark) {{ body:not([data-jp-theme-light]) .mgkit-picture {{ {DARK} }} }}
 </style>"""
@@ -133,6 +135,7 @@ def draw_wave(axes: Axes, channel: np.ndarray, rate: int, seam: float | None) ->
     if seam is not None:
         axes.axvline(seam, color="black", linestyle="--", linewidth=1)
     axes.set_ylim(-1.02, 1.02)
+    axes.set_ylabel("amplitude")
     axes.set_xlim(0, len(channel) / rate)
 
 
@@ -173,12 +176,13 @@ def mel_thumbnail(power: Tensor) -> bytes:
 # --- codes ------------------------------------------------------------------------------------------------
 
 
-def draw_cells(axes: Axes, values: Tensor, size: int, colormap: str) -> None:
+def draw_cells(axes: Axes, values: Tensor, size: int, colormap: str) -> AxesImage:
     """Image of values 0 … size - 1 [K, T], one row per codebook; -1 is grey, NaN is blank."""
     colors = colormaps[colormap].with_extremes(under=PALE, bad="white")
     image = axes.imshow(values.numpy(), aspect="auto", interpolation="nearest", cmap=colors)
     image.set_clim(0, max(1, size - 1))
     axes.set_yticks(range(len(values)), [f"codebook {k}" for k in range(len(values))], fontsize=8)
+    return image
 
 
 def draw_frames(above: Axes, below: Axes, codes: Tensor, channels: int, step: int | None = None) -> None:

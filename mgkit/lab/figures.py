@@ -21,10 +21,12 @@ import torch
 from matplotlib.colors import PowerNorm
 from torch import Tensor
 
+from mgkit.delay import delays
 from mgkit.generate import Window, lengths
 from mgkit.lab.drawing import (
     ACCENT,
     BANDS,
+    COLORS,
     FLOOR,
     GIVEN,
     LINES,
@@ -126,11 +128,14 @@ def chroma(items: Sequence[tuple[str, Tensor]], rate: int) -> Picture:
             raise ValueError(f"expected chroma [12, F], got {list(energy.shape)}: see mgkit.melody.chroma")
         seconds = np.arange(energy.shape[1]) * HOP / rate
         edges = (seconds[0] - HOP / rate / 2, seconds[-1] + HOP / rate / 2, -0.5, 11.5)
-        axes.imshow(energy.numpy(), origin="lower", aspect="auto", cmap="Blues", extent=edges)
+        image = axes.imshow(energy.numpy(), origin="lower", aspect="auto", cmap=MORE, extent=edges)
+        image.set_clim(0, 1)
         axes.plot(seconds, energy.argmax(dim=0).numpy(), ".", color=ACCENT, markersize=4)
         axes.set_yticks(range(12), PITCH_CLASSES, fontsize=7)
         set_title(axes, title)
     rows[-1].set_xlabel("seconds")
+    label = "energy / maximum of the frame"
+    figure.colorbar(image, ax=list(rows), label=label, aspect=15 * len(items), pad=0.01)
     return figure
 
 
@@ -146,8 +151,9 @@ def tokens(codes: Tensor, title: str = "", size: int = 2048) -> Picture:
     alt = f"{len(codes)} codebooks, {codes.shape[1]} frames of tokens"
     figure = new_picture(0.9 + 0.22 * len(codes), alt, title)
     axes = figure.subplots()
-    draw_cells(axes, codes, size, "turbo")
+    colors = draw_cells(axes, codes, size, "turbo")
     axes.set_xlabel("frames")
+    figure.colorbar(colors, ax=axes, label="token", aspect=12, pad=0.01)
     return figure
 
 
@@ -214,13 +220,15 @@ def usage(items: Sequence[tuple[str, Tensor]], title: str = "") -> Picture:
 
 
 def overview(prompt: str, codes: Tensor, wave: Tensor | np.ndarray, rate: int, channels: int = 1) -> Picture:
-    """The whole way from a prompt to `wave` [C, N], with the first 10 frames of its codes [K, T].
+    """The whole way from a prompt to `wave` [C, N], with the first 8 frames of its codes [K, T].
 
     Raises: ValueError for other shapes.
     """
-    codes, samples = _one_sample(codes)[:, :10], to_samples(wave)
+    codes, samples = _one_sample(codes)[:, :8], to_samples(wave)
     figure = new_picture(4.6, f"a prompt, its delayed tokens, its frames and its waveform: {prompt}")
-    part = figure.subplot_mosaic("tt;sf;ww", height_ratios=(0.6, 1, 1))
+    steps = codes.shape[1] + 1 + max(delays(len(codes), channels))
+    ratios = {"height_ratios": (0.6, 1, 1), "width_ratios": (steps, codes.shape[1])}
+    part = figure.subplot_mosaic("tt;sf;ww", **ratios)
     quoted = f"“{textwrap.fill(textwrap.shorten(prompt, 160, placeholder=' …'), 80)}”"
     box = {"boxstyle": "round,pad=0.5", "facecolor": "#eef4fa", "edgecolor": NEW}
     part["t"].text(0.5, 0.4, quoted, ha="center", va="center", fontsize=12, bbox=box, parse_math=False)
@@ -324,14 +332,23 @@ def bars(before: Tensor, after: Tensor, chosen: int, title: str = "", count: int
     return figure
 
 
-def curves(items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: str = "") -> Picture:
+def curves(
+    items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: str = "", top: float | None = None
+) -> Picture:
     """Values over time, (title, values [T]), `rate` per second: raw (pale), and smoothed over half a second.
 
-    `label` names the quantity and its unit. Raises: ValueError for no items, another shape or no values.
+    `label` names the quantity and its unit. `top` ends the y axis, so that pictures can be compared; by
+    default it follows the values. Raises: ValueError for no items or more than four, another shape or no
+    values.
     """
     if not items or any(values.ndim != 1 or not len(values) for _, values in items):
         raise ValueError(
             f"curves needs (title, values [T]); got {[list(values.shape) for _, values in items]}"
+        )
+    if len(items) > len(LINES):
+        raise ValueError(
+            f"got {len(items)} curves, and a reader tells {len(LINES)} apart: draw two pictures with the "
+            "same top, or a table"
         )
     figure = new_picture(3.0, f"{label} over time: {', '.join(title for title, _ in items)}", title)
     axes = figure.subplots()
@@ -342,11 +359,11 @@ def curves(items: Sequence[tuple[str, Tensor]], rate: float, label: str, title: 
             for x in (values.numpy(), np.ones(len(values)))
         )
         seconds = np.arange(len(values)) / rate
-        axes.plot(seconds, values.numpy(), color=f"C{i}", alpha=0.25, linewidth=0.8)
-        axes.plot(seconds, total / count, LINES[i % len(LINES)], color=f"C{i}", label=name)
+        axes.plot(seconds, values.numpy(), color=COLORS[i], alpha=0.25, linewidth=0.8)
+        axes.plot(seconds, total / count, LINES[i], color=COLORS[i], label=name)
     axes.set_xlabel("seconds")
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, top)
     set_legend(axes)
     return figure
 

@@ -44,7 +44,8 @@ PAGE_SCRIPT = f'<script type="module">{SCRIPT}\nenhanceAll();</script>'
 FIGURE_STYLE = (
     "display: inline-block; width: 400px; max-width: 100%; margin: 0px 16px 12px 0px; vertical-align: top"
 )
-STYLE = """:root { color-scheme: light dark }
+# The root has a colour of its own for pictures to blend with.
+STYLE = """:root { color-scheme: light dark; background: Canvas }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 920px; margin: 2em auto; padding: 0 1em }
 figure { max-width: 100% } img, audio { max-width: 100% }
 table { font-size: 14px }"""
@@ -88,7 +89,8 @@ def shaded_table(
     title: str = "",
 ) -> Table:
     """Table of texts `cells[row][column]`, each on a blue as strong as its share, from 0 to 1."""
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+    right = "text-align: right; padding: 3px 10px"
+    head = "".join(f'<th scope="col" style="{right}">{html.escape(name)}</th>' for name in columns)
     body = []
     for name, texts, strengths in zip(rows, cells, shares, strict=True):
         body.append(f'<tr><th scope="row" style="text-align: left">{html.escape(name)}</th>')
@@ -96,8 +98,7 @@ def shaded_table(
             # Weak blues leave the page's text colour, light or dark.
             ink = "; color: #fff" if share > 0.5 else ""
             back = f"rgba(31, 104, 163, {0.05 + 0.95 * share:.2f})"
-            style = f"text-align: right; padding: 3px 10px; background: {back}{ink}"
-            body.append(f'<td style="{style}">{html.escape(text)}</td>')
+            body.append(f'<td style="{right}; background: {back}{ink}">{html.escape(text)}</td>')
         body.append("</tr>")
     caption = f'<caption style="text-align: left">{html.escape(title)}</caption>' if title else ""
     return Table(
@@ -201,16 +202,16 @@ def player_table(
             sound = data_uri(_flac(samples, rate), "audio/flac")
             file = file_name(f"{name} {column}")
             body.append(f'<td class="mgkit-player" data-file="{file}" style="text-align: left">')
-            body.append(f'<img alt="{alt}" width="190" height="64" style="display: block" src="{picture}">')
+            body.append(f'<img class="mgkit-picture" alt="{alt}" width="190" height="64" src="{picture}">')
             body.append(f'<audio controls {wide} src="{sound}"></audio></td>')
         body.append("</tr>")
     longest = max(samples.shape[1] for row in waves for samples in row) / rate
     caption = (
         f"Mel spectrograms: time from 0 to {longest:.1f} s at most, frequency from 0 to {rate / 2000:g} kHz, "
-        f"darker is louder, over {FLOOR:.0f} dB."
+        f"darker is louder (on a dark page, brighter), over {FLOOR:.0f} dB."
     )
     note = f'<caption style="caption-side: bottom; text-align: left"><small>{caption}</small></caption>'
-    return Player(f"<table>{note}<tr>{head}</tr>{''.join(body)}</table>")
+    return Player(f"{PICTURE_STYLE}<table>{note}<tr>{head}</tr>{''.join(body)}</table>")
 
 
 def page(items: Iterable[str | Player | Table | Figure], path: str | os.PathLike, title: str) -> Path:

@@ -163,6 +163,8 @@ function enhance(root) {
   download.onclick = () => save(Uint8Array.from(atob(sound.src.split(",")[1]), (c) => c.charCodeAt(0)), root.dataset.file);
   root.classList.add("mgkit");
   root.prepend(element("style", { textContent: STYLE }));
+  // A picture that follows the theme still does.
+  player.canvas.classList.add(...image.classList);
   image.replaceWith(player.canvas);
   player.row.append(download);
   sound.after(player.row);

@@ -1,5 +1,6 @@
 """Players and recorder in a real JupyterLab: exact playback, no network requests, readable errors."""
 
+import io
 import json
 
 import nbformat
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 from playwright.sync_api import expect
 
 from mgkit import audio
@@ -99,6 +101,31 @@ def test_players_play_in_an_untrusted_notebook(lab, page):
         assert abs(duration(page, sound) - 5) < 0.02
         assert_plays(page, sound)
     assert page.locator("canvas").count() == 0, "a script ran in an untrusted notebook"
+
+
+def test_pictures_and_thumbnails_take_the_colour_of_the_page_light_and_dark(page, tmp_path):
+    silence = torch.zeros(1, RATE)
+    items = [
+        figures.mel([("a sine", SINE)], RATE),
+        figures.player_table([[silence]], RATE, ["row"], ["column"]),
+    ]
+    figures.page(items, tmp_path / "page.html", "pictures")
+    page.goto((tmp_path / "page.html").as_uri())
+    pictures = page.locator(".mgkit-picture")
+    expect(pictures).to_have_count(2)
+    expect(pictures.last).to_have_attribute("role", "slider")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("L")
+        paper = shot.getpixel((2, 2))
+        assert (paper < 60) == (scheme == "dark")
+        box = pictures.first.bounding_box()
+        # the margin of a figure
+        assert abs(shot.getpixel((round(box["x"] + 3), round(box["y"] + 3))) - paper) < 3
+        box = pictures.last.bounding_box()
+        # silence is pale in light, dark in dark
+        middle = shot.getpixel((round(box["x"] + 100), round(box["y"] + 30)))
+        assert abs(middle - paper) < 60, (scheme, middle)
 
 
 def test_the_player_seeks_and_loops_without_a_kernel(page, tmp_path):
