@@ -145,6 +145,13 @@ def test_a_table_is_text_that_can_be_copied_and_darker_is_larger():
         figures.table(torch.ones(2, 2), ["one"], ["two", "three"])
 
 
+def test_a_table_over_seeds_shows_mean_and_standard_deviation():
+    values = torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]])
+    html = figures.table(values, ["one"], ["two", "three"], form=".1f").html
+    assert ">2.0 ± 1.4</td>" in html and ">2.0 ± 0.0</td>" in html
+    assert ">1.0</td>" in figures.table(values[:1], ["one"], ["two", "three"], form=".1f").html
+
+
 def test_more_is_darker_in_every_colour_map():
     from matplotlib import colormaps
 

@@ -137,3 +137,22 @@ def test_a_failing_notebook_is_reported_and_the_others_are_written(tmp_path, mon
     assert "ZeroDivisionError" in site["index"] and 'href="05_last.html"' in site["index"]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert all(fetched(page) == [] for page in site.values())
+
+
+def test_parameters_are_replaced_below_the_cell_that_holds_them(tmp_path, monkeypatch, capsys):
+    defaults = new_code_cell("seeds = 2", metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[defaults, new_code_cell("print('seeds:', 2 * seeds)")])
+    nbformat.write(notebook, tmp_path / "01_x.ipynb")
+    before = (tmp_path / "01_x.ipynb").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert main(["gallery", "01_x.ipynb", "--out", "site", "--parameters", "seeds=8"]) == 0
+    assert "seeds: 16" in (tmp_path / "site" / "01_x.html").read_text(encoding="utf-8")
+    assert (tmp_path / "01_x.ipynb").read_bytes() == before
+    assert main(["gallery", "01_x.ipynb", "--out", "site", "--parameters", "seed=8"]) == 1
+    assert "no parameter 'seed' (it has: seeds)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["seeds", "seeds=", "=8", "seeds=many", "two words=2"])
+def test_a_parameter_of_another_form_is_refused_before_anything_runs(text, capsys):
+    assert main(["gallery", "--parameters", text]) == 2
+    assert "write NAME=VALUE" in capsys.readouterr().err

@@ -1,6 +1,8 @@
-"""Every notebook runs from top to bottom as it is committed, and is committed clean."""
+"""Every notebook runs from top to bottom, is committed clean, and has the forms that the series shares."""
 
+import ast
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -8,14 +10,59 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from mgkit.lab import parameters
+from mgkit.lab.answers import ANSWERS, letters
 from mgkit.lab.gallery import SERIES
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = ROOT / "notebooks" / "solutions"
 SLACK = 10  # times as long as it says may a notebook's cell take: a guard against hanging, not a measurement
 NUMBERS = ("a", "two", "three", "four", "five", "six")
+# Notebooks that do not have the forms below yet.
+OLD_FORM = {path.stem for path in NOTEBOOKS} - {"06_delay"}
+# The notebook that introduces a term, in bold, at its first use.
+TERMS = {
+    "autoregressive": "01_demo",
+    "chroma": "01_demo",
+    "codebook interleaving": "01_demo",
+    "spectrogram": "01_demo",
+    "logits": "02_sampling",
+    "softmax": "02_sampling",
+    "temperature": "02_sampling",
+    "classifier-free guidance": "02_sampling",
+    "conditional": "02_sampling",
+    "residual vector quantization": "05_codec",
+}
+OPENING = re.compile(
+    r"# [^\n]+\n\n"
+    r"\[Open in Colab\]\(https://colab\.research\.google\.com/github/mgkit/mgkit/blob/main/notebooks/(\w+)\.ipynb\)\n\n"
+    r"[^\n]+\n\n"
+    r"\*\*Goals\*\*\n\n(?:- [^\n]+\n){2,5}\n"
+    r"\*\*Time\*\* about \S+ minutes? · \*\*Level\*\* (?:beginner|intermediate|advanced)"
+    r" · \*\*Paper\*\* \[[^]]+\]\(https://arxiv\.org/abs/\d{4}\.\d{5}\)[^\n]*"
+)
+FOUND = re.compile(r"<details><summary>What we found</summary>\n\n.+\n\n</details>", re.S)
+EXERCISE = re.compile(r'^answer = \.\.\.\nexercises\.check\("([^"]+)", answer((?:, [\w.]+)*)\)$', re.M)
+SOLUTION = re.compile(r"^## ([^\n]+)\n\n```python\n(.*?)```\n\n(.+?)(?=\n\n## |\n*\Z)", re.M | re.S)
 
+NEW_FORM = [path for path in NOTEBOOKS if path.stem not in OLD_FORM]
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_new = pytest.mark.parametrize("path", NEW_FORM, ids=lambda path: path.stem)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Code that binds `answer`, and why."""
+
+    code: str
+    why: str
+
+    @property
+    def expression(self) -> str:
+        """Right-hand side of the code's last statement, or all of it if that defines a function."""
+        last = ast.parse(self.code).body[-1]
+        return ast.unparse(last.value) if isinstance(last, ast.Assign) else self.code.strip()
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -24,10 +71,38 @@ def read(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def solutions(path: Path) -> dict[str, Solution]:
+    """Solutions of a notebook's exercises by name, in order."""
+    text = (SOLUTIONS / f"{path.stem}.md").read_text(encoding="utf-8")
+    return {name: Solution(code, why) for name, code, why in SOLUTION.findall(text)}
+
+
+def exercise_names(notebook: nbformat.NotebookNode) -> list[str]:
+    return [match[1] for cell in notebook.cells for match in EXERCISE.finditer(cell.source)]
+
+
+def listening(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Cells that play clips under letters."""
+    return [cell for cell in notebook.cells if "exercises.shuffled(" in cell.source]
+
+
+def solve(notebook: nbformat.NotebookNode, by_name: dict[str, Solution]) -> None:
+    """Put the solutions in place of the three dots."""
+    for cell in notebook.cells:
+        if match := EXERCISE.search(cell.source):
+            cell.source = cell.source.replace("answer = ...\n", by_name[match[1]].code)
+
+
 def minutes(notebook: nbformat.NotebookNode) -> int:
     """The minutes that a notebook says it takes, in its first cell."""
     [said] = re.findall(rf"about (\d+|{'|'.join(NUMBERS)}) minutes?", notebook.cells[0].source)
     return int(said) if said.isdigit() else 1 + NUMBERS.index(said)
+
+
+def shown(cell: nbformat.NotebookNode) -> str:
+    """Text and HTML that an executed cell put out."""
+    outputs = cell.get("outputs", [])
+    return "".join(output.get("text", "") + output.get("data", {}).get("text/html", "") for output in outputs)
 
 
 def test_the_series_is_whole():
@@ -40,7 +115,7 @@ def test_notebook_holds_no_outputs_and_no_widget_metadata(path):
     assert "widgets" not in notebook.metadata
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
     for cell in notebook.cells:
-        assert set(cell.metadata) <= {"tags"}
+        assert set(cell.metadata) <= {"tags", "jupyter", "cellView"}
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
@@ -63,7 +138,7 @@ def test_notebook_has_a_badge_and_one_setup_cell_that_leaves_torch_alone(path):
 def test_notebook_is_short_and_so_are_its_cells(path):
     cells = read(path).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
-    assert len(cells) < 40
+    assert len(cells) < 50
     assert median(len(source.splitlines()) for source in code) <= 5
     assert any("assert " in source for source in code)
 
@@ -72,21 +147,110 @@ def test_notebook_is_short_and_so_are_its_cells(path):
 def test_notebook_says_what_it_is_for_and_how_long_it_takes(path):
     notebook = read(path)
     assert re.match(r"# .+\n", notebook.cells[0].source)
-    assert re.search(r"\b[Yy]ou (will|learn)\b", notebook.cells[0].source)
     assert 1 <= minutes(notebook) <= 6
 
 
 @each
-def test_notebook_has_exercises_with_a_checker_and_a_folded_solution_and_an_end(path):
-    cells = read(path).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
-    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
-    checked = [source for source in code if re.search(r"(?<![\w.])(exercises\.)?check\(", source)]
-    assert 2 <= sum(len(re.findall(r"(?<![\w.])(?:exercises\.)?check\(", source)) for source in checked) <= 4
-    assert all(re.search(r"= \.\.\.", source) for source in checked), "an exercise starts from three dots"
-    folded = [source for source in prose if "<details>" in source]
-    assert folded and all("<summary>Solution" in source and "</details>" in source for source in folded)
+def test_notebook_ends_with_what_to_try_next(path):
+    prose = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
     assert any(re.search(r"^## What to try next", source, re.M) for source in prose[-3:])
+
+
+@each_new
+def test_notebook_opens_with_a_title_a_text_link_to_colab_goals_time_level_and_paper(path):
+    match = OPENING.fullmatch(read(path).cells[0].source)
+    assert match, "see OPENING"
+    assert match[1] == path.stem
+
+
+@each_new
+def test_setup_is_folded_in_jupyter_and_on_colab(path):
+    [setup] = [cell for cell in read(path).cells if "setup" in cell.metadata.get("tags", [])]
+    assert setup.metadata["jupyter"] == {"source_hidden": True}
+    assert setup.metadata["cellView"] == "form"
+
+
+@each_new
+def test_one_cell_holds_the_number_of_seeds_as_a_parameter(path):
+    notebook = read(path)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
+    assert "seeds" in parameters.names(notebook)
+    parameters.inject(notebook, {"seeds": 8})
+    nbformat.validate(notebook)
+
+
+@each_new
+def test_answers_to_the_questions_are_folded_and_have_numbers(path):
+    cells = read(path).cells
+    folded = [i for i, cell in enumerate(cells) if "<details" in cell.source]
+    assert len(folded) >= 2
+    for i in folded:
+        assert FOUND.fullmatch(cells[i].source), "a cell of its own, in the form of FOUND"
+        assert re.search(r"\d", cells[i].source)
+        assert cells[i - 1].cell_type == "code"
+
+
+@each_new
+def test_an_assert_that_passes_says_what_it_showed(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "code" and re.search(r"^assert ", cell.source, re.M):
+            assert "print(" in cell.source, cell.source
+
+
+@each_new
+def test_exercises_have_one_form_and_a_solution_each(path):
+    notebook = read(path)
+    cells = notebook.cells
+    number = 0
+    for i, cell in enumerate(cells):
+        if "check(" in cell.source:
+            assert EXERCISE.search(cell.source), cell.source
+            assert cell.source.count("check(") == 1
+            number += 1
+            question = cells[i - 2 if cells[i - 1] in listening(notebook) else i - 1]
+            assert f"**Exercise {number}.** " in question.source
+    names = exercise_names(notebook)
+    assert 2 <= len(names) <= 4
+    assert list(solutions(path)) == names
+    assert set(names) <= set(ANSWERS)
+    played = [cell.source for cell in listening(notebook)]
+    assert any(f'shuffled("{name}"' in source for name in names for source in played), "one needs ears"
+
+
+@each_new
+def test_neither_notebook_nor_hint_shows_an_answer(path):
+    notebook = read(path)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert "olution</summary>" not in text
+    for name, solution in solutions(path).items():
+        assert len(solution.why.split()) >= 8, "say why"
+        try:
+            values = {solution.expression, str(eval(solution.expression, {}))}
+        except Exception:
+            values = {solution.expression}
+        for value in values:
+            assert not re.search(rf"(?<![\w.]){re.escape(value)}(?![\w.])", ANSWERS[name].hint), name
+            assert len(value) < 8 or value not in text, name
+
+
+def test_exercises_and_solutions_belong_to_notebooks():
+    assert sorted(path.stem for path in SOLUTIONS.glob("*.md")) == [path.stem for path in NEW_FORM]
+    assert sorted(ANSWERS) == sorted(name for path in NEW_FORM for name in exercise_names(read(path)))
+
+
+def test_terms_are_introduced_once_in_their_notebooks():
+    for path in NEW_FORM:
+        prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+        bold = [term.lower() for term in re.findall(r"\*\*([^*\n]+)\*\*", prose)]
+        assert {term: bold.count(term) for term in TERMS} == {
+            term: int(notebook == path.stem) for term, notebook in TERMS.items()
+        }, path.stem
+
+
+def test_letters_hide_the_order_of_clips():
+    orders = {tuple(letters(name, 3)) for name in map(str, range(20))}
+    assert len(orders) == 6
+    assert all(sorted(order) == ["A", "B", "C"] for order in orders)
 
 
 @each
@@ -99,18 +263,31 @@ def test_notebook_shows_no_picture_from_a_file(path):
 @pytest.mark.slow
 @each
 def test_notebook_runs(path, tmp_path):
-    folder = (
-        tmp_path / "notebooks"
-    )  # a copy of the layout, so that `../outputs` lands in the temporary folder
+    """With the solutions in place of the three dots, every checker prints `Correct.`"""
+    # a copy of the layout, so that `../outputs` lands in the temporary folder
+    folder = tmp_path / "notebooks"
     folder.mkdir()
     (tmp_path / "data").symlink_to(ROOT / "data")
     notebook = read(path)
     limit = SLACK * 60 * minutes(notebook)
+    if path.stem not in OLD_FORM:
+        solve(notebook, solutions(path))
     NotebookClient(
         notebook, timeout=limit, startup_timeout=limit, resources={"metadata": {"path": str(folder)}}
     ).execute()
     errors = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert not errors
+    if path.stem not in OLD_FORM:
+        assert_solved_and_audible(notebook)
+
+
+def assert_solved_and_audible(notebook: nbformat.NotebookNode) -> None:
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        if "exercises.check(" in cell.source:
+            assert "Correct.\n" in shown(cell), cell.source
+    # after setup and imports
+    assert any("<audio" in shown(cell) for cell in code[2:4]), "music within two cells"
 
 
 @pytest.mark.slow

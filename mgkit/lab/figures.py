@@ -408,11 +408,19 @@ def table(
 ) -> Table:
     """Table of values [R, columns] formatted by `form`, which can be copied; darker is larger.
 
+    Values [seeds, R, columns] appear as mean ± standard deviation over the seeds.
     Raises: ValueError for another shape.
     """
-    if tuple(values.shape) != (len(rows), len(columns)) or not values.numel():
+    if values.shape[-2:] != (len(rows), len(columns)) or values.ndim not in (2, 3) or not values.numel():
         raise ValueError(f"expected {len(rows)} rows of {len(columns)} values, got {list(values.shape)}")
+    deviations = values.float().std(dim=0).tolist() if values.ndim == 3 and len(values) > 1 else None
+    values = values.float().mean(dim=0) if values.ndim == 3 else values
     cells = [[format(value, form) for value in row] for row in values.tolist()]
+    if deviations:
+        cells = [
+            [f"{cell} ± {value:{form}}" for cell, value in zip(*row, strict=True)]
+            for row in zip(cells, deviations, strict=True)
+        ]
     low, high = float(values.min()), float(values.max())
     shares = (values.float() - low) / (high - low or 1.0)
     return shaded_table(cells, shares.nan_to_num().tolist(), rows, columns, title)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgkit import audio
+from mgkit.lab import parameters
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -85,6 +86,14 @@ def execute(notebook: "NotebookNode", folder: Path) -> str:
     except Exception as error:
         return f"stopped: {type(error).__name__}: {error}".splitlines()[0]
     return ""
+
+
+def _execute_with(values: dict[str, object], notebook: "NotebookNode", folder: Path) -> str:
+    try:
+        parameters.inject(notebook, values)
+    except ValueError as error:
+        return f"did not start: {error}"
+    return execute(notebook, folder)
 
 
 def _failed_cell(notebook: "NotebookNode") -> str:
@@ -185,9 +194,10 @@ def index(cards: list[Card]) -> str:
     )
 
 
-def gallery(paths: list[Path], out: Path) -> list[Card]:
+def gallery(paths: list[Path], out: Path, values: dict[str, object] | None = None) -> list[Card]:
     """Execute the notebooks in order and write the website to `out`; the index grows with every page.
 
+    `values` replace the notebooks' parameters of these names.
     A notebook that fails gets a page up to the failure and does not affect the others.
     Raises: RuntimeError if nbconvert is not installed; OSError if a page cannot be written.
     """
@@ -208,7 +218,7 @@ def gallery(paths: list[Path], out: Path) -> list[Card]:
             reason = " ".join(str(error).split())[:120]
             notebook, failure = nbformat.v4.new_notebook(), f"could not be read: {reason}"
         else:
-            failure = execute(notebook, path.parent)
+            failure = _execute_with(values or {}, notebook, path.parent)
         seconds = time.monotonic() - start
         cards.append(card(notebook, path.stem, seconds, failure))
         for name, text in ((path.stem, page(notebook, path.stem)), ("index", index(cards))):
@@ -225,7 +235,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mgkit gallery", description=__doc__.split("\n\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all in the folder notebooks")
     parser.add_argument("--out", type=Path, default=Path("outputs/gallery"), help="folder of the website")
+    parser.add_argument(
+        "--parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace a value of the notebooks' cell tagged parameters, such as seeds=8; may be repeated",
+    )
     arguments = parser.parse_args(argv)
+    values = parameters.parse(arguments.parameters)
     paths = arguments.notebooks or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
     if not paths:
         raise ValueError(
@@ -234,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(f"there is no notebook {missing[0]!r}")
-    cards = gallery(paths, arguments.out)
+    cards = gallery(paths, arguments.out, values)
     failed = [one.name for one in cards if one.failure]
     print(f"{arguments.out / 'index.html'}: {len(cards)} notebooks, {len(failed)} failed")
     return 1 if failed else 0

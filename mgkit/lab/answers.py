@@ -1,0 +1,48 @@
+"""What the notebooks' exercises accept, and their hints, by name. Solutions are in notebooks/solutions.
+
+A notebook passes what a predicate needs beside the answer: `exercises.check("transposed", answer, classes)`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A predicate of the answer and its context, and a hint that does not contain the answer."""
+
+    right: Callable[..., bool]
+    hint: str
+
+
+def letters(name: str, count: int) -> list[str]:
+    """Letters under which the `count` clips of a listening exercise are played: in a fixed, shuffled order.
+
+    >>> sorted(letters("which is which", 3))
+    ['A', 'B', 'C']
+    """
+    return Random(name).sample([chr(ord("A") + position) for position in range(count)], count)
+
+
+def by_ear(name: str, position: int, count: int, hint: str) -> Exercise:
+    """Exercise whose answer is the letter of the clip at `position` among the notebook's `count` clips."""
+    return Exercise(lambda letter: letter.strip().upper() == letters(name, count)[position], hint)
+
+
+ANSWERS = {
+    # 06_delay
+    "steps of small": Exercise(
+        lambda steps: steps == 1503,
+        "one step per frame, and a few more until the last codebook has caught up",
+    ),
+    "frame at step 20": Exercise(
+        lambda frame: frame == 16, "codebook 0 generates frame 0 at step 1; the slider shows the others"
+    ),
+    "steps of stereo": Exercise(
+        lambda steps: steps == 503, "only the longest delay counts: see delays(8, channels=2)"
+    ),
+    "delay by ear": by_ear(
+        "delay by ear", 1, 2, "listen for the attack of each drum: is it sharp or smeared?"
+    ),
+}
