@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": ("mgkit.bench", "time generation on this machine, side by side with transformers"),
     "gallery": ("mgkit.lab.gallery", "run the notebooks and render them as a web site"),
     "measure": ("mgkit.evals.measure", "compute the metrics of a model's music, or of any recordings"),
+    "reset": ("mgkit.lab.reset", "set outputs and changed notebooks aside, for the next group of a class"),
     "memorization": ("mgkit.evals.memorization", "compare a model's music with the nearest training clips"),
 }
 TRAIN = {

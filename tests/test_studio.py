@@ -18,7 +18,7 @@ import torch
 from tiny import RATE, tiny, tune
 
 from mgkit import MusicGen, audio, hub
-from mgkit.lab import controls, shelf, studio, takes
+from mgkit.lab import example_chips, shelf, studio, takes
 from mgkit.lab.controls import AUDIO, MELODY, OTHER, TEXT
 from mgkit.lab.interrupts import InterruptHandler
 from mgkit.lab.sources import OWN, Source
@@ -130,7 +130,7 @@ def test_a_typed_seed_is_kept_and_the_dice_draw_new_ones(panel):
     # as the browser does
     panel.controls["seed"].value = 42
     assert [panel.generate().manifest["seed"] for _ in range(2)] == [42, 42]
-    panel.controls.dice.click()
+    panel.controls.seed.dice.click()
     drawn = panel.controls["seed"].value
     # the number shown is the one used, and each take after it has its own
     seeds = [panel.generate().manifest["seed"] for _ in range(3)]
@@ -238,6 +238,28 @@ def test_a_deleted_take_comes_back(panel, model):
     assert [take.number for take in Studio(model).takes] == [1, 2, 3]
     # nothing is left to undo
     panel.undo()
+
+
+def test_starting_over_sets_takes_aside_and_inputs_to_their_start(panel, model):
+    takes = [panel.generate(**{**SHORT, "seed": seed}) for seed in (1, 2)]
+    panel.set(melody=Sound("my voice", tune(1), RATE), negative="drums")
+    panel.start_over()
+    assert panel.takes == Studio(model).takes == [] and "2 takes" in panel.cards.undo
+    fresh = Studio(model).controls
+    for name in set(panel.controls.named) - {"seed", "melody", "audio_prompt"}:
+        assert panel.controls[name].value == fresh[name].value, name
+    assert panel.controls.start_from.value == TEXT and "my voice" not in texts(panel)
+    assert panel.controls["melody"].sound is None or panel.controls["melody"].sound.name != "my voice"
+    # a new take replaces none of those that come back
+    third = panel.generate(**SHORT)
+    panel.undo()
+    assert panel.takes == [*takes, third]
+    assert [take.number for take in Studio(model).takes] == [1, 2, 3]
+    # twice is once
+    panel.start_over()
+    panel.start_over()
+    panel.undo()
+    assert panel.takes == [*takes, third] and panel.cards.undo == ""
 
 
 def test_a_take_that_cannot_be_written_stays_in_the_panel(model, tmp_path):
@@ -650,8 +672,8 @@ def test_the_panel_shows_the_chosen_conditions(panel):
 def test_a_chip_fills_the_prompt_and_more_shows_others(panel):
     first = [chip.description for chip in panel.controls.chips.children]
     panel.controls.chips.children[2].click()
-    assert panel.controls["prompt"].value == first[2] == controls.example_prompts()[2]
-    panel.controls.more.click()
+    assert panel.controls["prompt"].value == first[2] == example_chips.example_prompts()[2]
+    panel.controls.chips.more.click()
     assert not {chip.description for chip in panel.controls.chips.children[:-1]} & set(first)
 
 

@@ -51,7 +51,7 @@ def _item(take: Take) -> dict:
 class TakeCards(Widget):
     """Cards of takes, newest first. `on_action(kind, number, value)` is called for each click.
 
-    Kinds: star, rename, continue, melody, more, delete, undo, download, download_all.
+    Kinds: star, rename, continue, melody, more, delete, undo, start_over, download, download_all.
     """
 
     items = List(Dict()).tag(sync=True)

@@ -6,23 +6,18 @@ audio_prompt, audio_prompt_seconds, audio_prompt_end       with "text + audio"
 """
 
 import os
-import random
 from collections.abc import Callable
 from dataclasses import fields
 from importlib.util import find_spec
-from itertools import cycle
 from typing import Any
 
 from ipywidgets import (
     HTML,
     Accordion,
-    Button,
     Checkbox,
     Dropdown,
     FloatText,
     HBox,
-    IntText,
-    Layout,
     Text,
     Textarea,
     ToggleButtons,
@@ -31,9 +26,11 @@ from ipywidgets import (
 )
 
 from mgkit import audio, hub
+from mgkit.lab.example_chips import ExampleChips
 from mgkit.lab.melody_editor import MelodyEditor, detect
 from mgkit.lab.pickers import audible
 from mgkit.lab.player import LIVE
+from mgkit.lab.seed_input import SeedInput
 from mgkit.lab.settings_form import SettingsForm, explain, label
 from mgkit.lab.sources import PREVIEW, Source
 from mgkit.lab.takes import Sound, TakeRequest
@@ -48,8 +45,6 @@ START_TOOLTIPS = [
     "music that continues a recording",
 ]
 OTHER = "other: folder or hub id …"
-# Prompts shown at a time.
-CHIPS = 5
 # Sampling rate of the melody editor's frames: that of every melody model.
 RATE = 32000
 
@@ -67,7 +62,12 @@ class Controls:
         self._on_change = on_change
         self.form = SettingsForm()
         self.editor: MelodyEditor | None = None
-        self.named: dict[str, Widget] = {**_main_inputs(models, model, paths), **self.form.named}
+        self.seed = SeedInput()
+        self.named: dict[str, Widget] = {
+            **_main_inputs(models, model, paths),
+            "seed": self.seed.field,
+            **self.form.named,
+        }
         self.other_model = Text(
             placeholder="models/small, or facebook/musicgen-small", continuous_update=False
         )
@@ -76,39 +76,26 @@ class Controls:
         )
         self.start_from.add_class("mgkit-start-from")
         explain(self.start_from, "what the music starts from")
-        self.chips, self.more = HBox(), Button(description="more …")
-        self.chips.add_class("mgkit-chips")
-        explain(self.more, "other example prompts")
-        self._prompts = cycle(example_prompts())
-        # Whether the seed is kept for the next take, and whether the shown one was used.
-        self.seed_kept, self._seed_used = False, True
-        # Whether a change comes from the panel itself.
-        self._drawing = self._following = False
+        self.chips = ExampleChips(lambda prompt: setattr(self["prompt"], "value", prompt))
+        # Whether a change comes from the trimmer's handles.
+        self._following = False
         self._shown: Sound | None = None
         self._chord_problem = ""
-        self.dice = Button(description="", layout=Layout(width="32px"))
-        self.dice.add_class("mgkit-dice")
-        self.seed_note, self.total = HTML(), HTML()
+        self.total = HTML()
         self._other_model, self.conditions, self._editor_box = HBox(), VBox(), VBox()
         self.top = VBox([self["prompt"], self.chips, self.start_from, self.conditions])
-        seed = HBox([self["seed"], self.dice, self.seed_note])
-        self.numbers = HBox([self["duration"], seed])
+        self.numbers = HBox([self["duration"], self.seed])
         self.numbers.add_class("mgkit-numbers")
         self.advanced = folded("Advanced", self.form)
         self.model_row = HBox([self["model"], self._other_model])
         self._on_audio_prompt()
         self._observe()
-        self._show_chips()
-        self._show_seed()
         self._show_conditions()
 
     def _observe(self) -> None:
         """React to the reader's choices and to assignments alike."""
-        self.more.on_click(lambda _: self._show_chips())
-        self.dice.on_click(lambda _: self.draw_seed())
         self.start_from.observe(lambda _: self._show_conditions(), "value")
         self["model"].observe(lambda _: self._show_model(), "value")
-        self["seed"].observe(lambda _: self._on_seed(), "value")
         self["melody"].observe(lambda _: self._on_melody(), "sound")
         self["separate"].observe(lambda _: self._show_editor(), "value")
         self["audio_prompt"].observe(lambda _: self._on_audio_prompt(), "sound")
@@ -174,14 +161,11 @@ class Controls:
             raise ValueError(self._chord_problem)
         if audio_prompt:
             audio_prompt = self._trimmed(audio_prompt)
-        if not self.seed_kept and self._seed_used:
-            self.draw_seed()
-        self._seed_used = True
         return TakeRequest(
             model=self.model_name,
             prompt=self["prompt"].value,
             negative=self["negative"].value,
-            seed=self["seed"].value,
+            seed=self.seed.next(),
             settings=settings,
             melody=melody,
             chroma=chroma,
@@ -189,14 +173,6 @@ class Controls:
             audio_prompt=audio_prompt,
             separate=self["separate"].value,
         )
-
-    def draw_seed(self) -> None:
-        """Draw a new seed, and from now on one for every take."""
-        self._drawing = True
-        self["seed"].value = random.SystemRandom().randrange(1_000_000)
-        self._drawing = False
-        self.seed_kept = self._seed_used = False
-        self._show_seed()
 
     def offer_melody(self, offered: bool) -> None:
         """Offer the conditions that the model has: not all have melodies."""
@@ -217,11 +193,7 @@ class Controls:
             else:
                 control.value, self.other_model.value = OTHER, os.fspath(value)
         elif name == "seed":
-            if value is None:
-                self.seed_kept, self._seed_used = False, True
-            else:
-                control.value, self.seed_kept = value, True
-            self._show_seed()
+            self.seed.release() if value is None else self.seed.keep(value)
         elif isinstance(control, Source):
             start = {"melody": MELODY, "audio_prompt": AUDIO}[name]
             if value is not None:
@@ -258,27 +230,6 @@ class Controls:
         return sound._replace(wave=sound.wave[:, start:end])
 
     # --- display -------------------------------------------------------------------------------------------
-
-    def _on_seed(self) -> None:
-        if not self._drawing:
-            self.seed_kept, self._seed_used = True, False
-            self._show_seed()
-
-    def _show_seed(self) -> None:
-        state = "kept for every take" if self.seed_kept else "a new one for every take"
-        explain(self.dice, f"draw a new seed, now and for every take (now: {state})")
-        self.seed_note.value = f'<span class="mgkit-quiet">{state}</span>'
-        add = self.dice.remove_class if self.seed_kept else self.dice.add_class
-        add("mgkit-on")
-
-    def _show_chips(self) -> None:
-        chips = []
-        for prompt in (next(self._prompts) for _ in range(CHIPS)):
-            chip = Button(description=prompt)
-            explain(chip, f"use the prompt: {prompt}")
-            chip.on_click(lambda button: setattr(self["prompt"], "value", button.description))
-            chips.append(chip)
-        self.chips.children = (*chips, self.more)
 
     def _show_conditions(self) -> None:
         start = self.start_from.value
@@ -356,12 +307,6 @@ class Controls:
         self._other_model.children = (self.other_model,) if self["model"].value == OTHER else ()
 
 
-def example_prompts() -> list[str]:
-    """Example prompts shipped with mgkit, in the vocabulary of nano."""
-    path = hub.embedded().parent / "prompts.txt"
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ["calm piano in C major"]
-
-
 def folded(title: str, content: Widget) -> Accordion:
     """Closed accordion with one section."""
     accordion = Accordion([content], selected_index=None)
@@ -388,7 +333,6 @@ def _main_inputs(models: list[str], model: str, paths: bool) -> dict[str, Widget
             rows=2,
         ),
         "duration": FloatText(8.0, description=label("duration"), step=1),
-        "seed": IntText(random.SystemRandom().randrange(1_000_000), description=label("seed")),
         "model": Dropdown(options=models, value=model, description=label("model")),
         "melody": Source("melodies", "recordings", paths=paths, own_message=False),
         "separate": Checkbox(False, description="remove drums and bass first (HDemucs)", indent=False),
@@ -400,7 +344,6 @@ def _main_inputs(models: list[str], model: str, paths: bool) -> dict[str, Widget
     tooltips = {
         "prompt": "what the music should sound like",
         "duration": "length of the music, with what it continues",
-        "seed": "the same seed, prompt and settings give the same take; type one to keep it",
         "model": "nano ships with mgkit; the others download gigabytes on first use",
         "separate": "for a melody with accompaniment; downloads 330 MB on first use",
         "audio_prompt_seconds": "seconds of the recording that the model receives",

@@ -227,8 +227,8 @@ def overview(prompt: str, codes: Tensor, wave: Tensor | np.ndarray, rate: int, c
     codes, samples = _one_sample(codes)[:, :8], to_samples(wave)
     figure = new_picture(4.6, f"a prompt, its delayed tokens, its frames and its waveform: {prompt}")
     steps = codes.shape[1] + 1 + max(delays(len(codes), channels))
-    ratios = {"height_ratios": (0.6, 1, 1), "width_ratios": (steps, codes.shape[1])}
-    part = figure.subplot_mosaic("tt;sf;ww", **ratios)
+    widths = (steps, codes.shape[1])
+    part = figure.subplot_mosaic("tt;sf;ww", height_ratios=(0.6, 1, 1), width_ratios=widths)
     quoted = f"“{textwrap.fill(textwrap.shorten(prompt, 160, placeholder=' …'), 80)}”"
     box = {"boxstyle": "round,pad=0.5", "facecolor": "#eef4fa", "edgecolor": NEW}
     part["t"].text(0.5, 0.4, quoted, ha="center", va="center", fontsize=12, bbox=box, parse_math=False)

@@ -3,6 +3,7 @@
 outputs/takes/take-003-seed-42.flac    the music, with its manifest
 outputs/takes/take-003-seed-42.json    name, star, seam, source, seconds of computation
 outputs/takes/.deleted/                deleted takes, for a day
+outputs/takes/earlier/2026-11-27_213000/    takes set aside when the studio was started over
 """
 
 import io
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from mgkit import audio
 from mgkit.files import replace_file
+from mgkit.lab.reset import EARLIER, new_folder
 from mgkit.lab.takes import Take
 
 # Takes shown of an earlier session, at most; older files stay in the folder.
@@ -85,6 +87,19 @@ class Shelf:
         """Move a removed take's files back. Raises: OSError if they are gone."""
         if take.path:
             _move(self._deleted / take.path.name, self.folder)
+
+    def set_aside(self) -> Path:
+        """Move every take to a dated folder in `earlier`, to stay there, and return it. Raises: OSError."""
+        aside = new_folder(self.folder / EARLIER)
+        for path in self.folder.glob("take-*.flac"):
+            _move(path, aside)
+        return aside
+
+    def bring_back(self, aside: Path) -> None:
+        """Move takes that were set aside back. Raises: OSError if they cannot be moved."""
+        for path in aside.glob("take-*.flac"):
+            _move(path, self.folder)
+        aside.rmdir()
 
     def _purge(self) -> None:
         """Delete for good what was removed more than a day ago."""

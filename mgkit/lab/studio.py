@@ -12,26 +12,26 @@ take. Written to the API of ipywidgets 7.7, which Colab has; version 8 supports 
 import html
 import os
 import threading
-import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ipywidgets import HTML, Button, FloatProgress, HBox, Label, VBox
+from ipywidgets import HTML, Button, HBox, VBox
 
 from mgkit import MusicGen
 from mgkit.lab.cards import TakeCards
 from mgkit.lab.comparison import Comparison
 from mgkit.lab.controls import Controls
-from mgkit.lab.facts import Facts, format_seconds, has_melody
+from mgkit.lab.facts import Facts, has_melody
 from mgkit.lab.interrupts import InterruptHandler
 from mgkit.lab.player import LIVE, LivePlayer
+from mgkit.lab.progress_line import ProgressLine
 from mgkit.lab.settings_form import explain, in_words
 from mgkit.lab.shelf import Shelf, archive, encode
 from mgkit.lab.takes import Sound, Take, TakeRequest, generate_take
 
-# Seconds between two updates of the progress bar, and between two looks at whether a run has ended.
+# Seconds between two looks at whether a run has ended.
 TICK = 0.1
 # Takes of "more like this", and seconds of music that "continue" adds.
 MORE, ADDED = 3, 8.0
@@ -45,43 +45,12 @@ HEADER = (
 )
 
 
-class Progress(HBox):
-    """Progress bar and status line of a run; `seconds_per_step` keeps the last speed of each model."""
-
-    def __init__(self) -> None:
-        self.seconds_per_step: dict[str, float] = {}
-        self.bar, self.status = FloatProgress(0, min=0, max=1), Label()
-        self._model, self._frame_rate = "", 50
-        self._first = self._last = 0.0
-        super().__init__([self.bar, self.status])
-        self.add_class("mgkit-progress")
-
-    def start(self, model: str, frame_rate: int) -> None:
-        """Prepare for the steps of a run."""
-        self._model, self._frame_rate = model, frame_rate
-
-    def step(self, done: int, total: int, stopping: bool) -> None:
-        """Update after step `done` of `total`; while stopping, the status line keeps its text."""
-        now = time.perf_counter()
-        if done == 1:
-            # The first step also encodes the prompt and is not timed.
-            self._first = now
-        elif now - self._last >= TICK or done == total:
-            pace = (now - self._first) / (done - 1)
-            self.seconds_per_step[self._model] = pace
-            self.bar.value, self._last = done / total, now
-            if not stopping:
-                generated, speed = done / self._frame_rate, 1 / pace / self._frame_rate
-                left = format_seconds((total - done) * pace)
-                self.status.value = f"{generated:.1f} s generated · {speed:.1f} × real time · {left} left"
-
-
 class Studio(VBox):
     """The panel. `takes` has the takes in order, those of earlier sessions in the same folder included.
 
     `controls` holds the inputs by name. `set(seed=3)` assigns one, `generate(prompt="calm piano", seed=3)`
     assigns and runs. The buttons of a take are `star`, `rename`, `delete` and `undo`, `continue_from`,
-    `use_as_melody` and `more_like`.
+    `use_as_melody` and `more_like`; `start_over` prepares the panel for the next person.
     """
 
     def __init__(
@@ -99,7 +68,8 @@ class Studio(VBox):
         self.takes: list[Take] = self.shelf.load()
         # Error of the last run, if it produced no take.
         self.error: Exception | None = None
-        self._deleted: list[Take] = []
+        # What undo brings back, the newest last: takes, and the folder in which they were set aside.
+        self._removed: list[tuple[list[Take], Path | None]] = []
         self._model: MusicGen | None = None
         self._loaded = ""
         if isinstance(model, MusicGen):
@@ -109,7 +79,7 @@ class Studio(VBox):
         self._stop, self._idle = threading.Event(), threading.Event()
         self._interrupts = InterruptHandler(self.stop)
 
-        self.message, self.progress, self.facts = HTML(), Progress(), Facts()
+        self.message, self.progress, self.facts = HTML(), ProgressLine(), Facts()
         self.generate_button = Button(description="Generate", button_style="primary")
         self.stop_button = Button(description="Stop")
         # The live player listens for clicks on this panel's button only.
@@ -118,8 +88,9 @@ class Studio(VBox):
         # It appears with the first run.
         self.progress.layout.display = "none"
         self.cards, self.comparison = TakeCards(self._on_card, starter), Comparison()
-        self.controls = Controls(model, self._on_change, paths=not page)
-        super().__init__(self._lay_out(starter, page))
+        self._start = model, starter, page
+        self.controls = self._new_controls()
+        super().__init__(self._lay_out())
         self.add_class("mgkit-studio")
         self.generate_button.on_click(lambda _: self.start())
         self.stop_button.on_click(lambda _: self._silence())
@@ -130,8 +101,13 @@ class Studio(VBox):
             # Visitors do not wait for it.
             threading.Thread(target=self._load, args=(model,), daemon=True).start()
 
-    def _lay_out(self, starter: str, page: bool) -> list[Any]:
+    def _new_controls(self) -> Controls:
+        model, _, page = self._start
+        return Controls(model, self._on_change, paths=not page)
+
+    def _lay_out(self) -> list[Any]:
         """The parts of the panel, in the order in which they are used."""
+        _, starter, page = self._start
         for name in ("mgkit-generate", starter):
             self.generate_button.add_class(name)
         self.stop_button.add_class("mgkit-stop")
@@ -227,15 +203,36 @@ class Studio(VBox):
         """Remove a take and its file; `undo()` brings them back, for a day."""
         self.shelf.remove(take)
         self.takes.remove(take)
-        self._deleted.append(take)
+        self._removed.append(([take], None))
+        self._show_takes()
+
+    def start_over(self) -> None:
+        """Set all takes aside, in a dated folder, and the inputs to their start; `undo()` returns the takes.
+
+        Raises: ValueError during a run; OSError if the files cannot be moved.
+        """
+        if self.busy:
+            raise ValueError("a run is in progress: stop it, then start over")
+        if self.takes:
+            self._removed = [(self.takes, self.shelf.set_aside())]
+        self.takes = []
+        self.live.reset()
+        self.message.value = self.progress.status.value = ""
+        self.progress.layout.display = "none"
+        self.controls = self._new_controls()
+        self.children = self._lay_out()
+        self._on_change()
         self._show_takes()
 
     def undo(self) -> None:
-        """Bring the last deleted take back."""
-        if self._deleted:
-            take = self._deleted.pop()
-            self.shelf.restore(take)
-            self.takes = sorted([*self.takes, take], key=lambda take: take.number)
+        """Bring back what was deleted or set aside last."""
+        if self._removed:
+            takes, aside = self._removed.pop()
+            if aside:
+                self.shelf.bring_back(aside)
+            else:
+                self.shelf.restore(takes[0])
+            self.takes = sorted([*self.takes, *takes], key=lambda take: take.number)
             self._show_takes()
 
     def continue_from(self, take: Take) -> bool:
@@ -272,6 +269,8 @@ class Studio(VBox):
                 self.cards.send_file(f"takes{value}.zip".replace(".", "-", 1), archive(self.takes, value))
             elif kind == "undo":
                 self.undo()
+            elif kind == "start_over":
+                self.start_over()
             elif take and kind == "download":
                 self.cards.send_file(f"{take.file_name}{value}", encode(take, value))
             elif take and kind == "rename":
@@ -317,7 +316,9 @@ class Studio(VBox):
         if live:
             self.live.reset(request.settings.duration, model.sample_rate, model.audio_channels)
             push = self.live.push
-        number = max((take.number for take in self.takes), default=0) + 1
+        # Above those that undo would bring back.
+        known = [*self.takes, *(take for takes, _ in self._removed for take in takes)]
+        number = max((take.number for take in known), default=0) + 1
         try:
             take = generate_take(model, request, number, self._on_step, self._stop, push)
         finally:
@@ -397,8 +398,15 @@ class Studio(VBox):
 
     def _show_takes(self) -> None:
         self.cards.show(self.takes)
-        self.cards.undo = f"Take {self._deleted[-1].number} was deleted." if self._deleted else ""
+        self.cards.undo = _removal(*self._removed[-1]) if self._removed else ""
         self.comparison.update(self.takes)
+
+
+def _removal(takes: list[Take], aside: Path | None) -> str:
+    """What undo would bring back, in words."""
+    if aside is None:
+        return f"Take {takes[0].number} was deleted."
+    return f"Set aside: {len(takes)} takes, in {os.path.relpath(aside)}."
 
 
 def _problem(message: str) -> str:

@@ -46,12 +46,20 @@ function showTakes({ model, el }) {
   const stars = element("button", { textContent: "★ only", title: "show starred takes only" });
   const everything = element("button", { textContent: "Download all", title: "one zip file of all takes" });
   everything.onclick = () => send("download_all", 0, extension());
-  const tools = element("div", { className: "tools" }, element("h3", { textContent: "Takes" }), stars, everything, format);
+  const over = element("button", { textContent: "Start over", title: "for the next person: set the takes aside" });
+  over.onclick = () => { ask.hidden = false; };
+  const tools = element("div", { className: "tools" }, element("h3", { textContent: "Takes" }), stars, everything, format, over);
+  const close = (start) => { ask.hidden = true; if (start) send("start_over"); };
+  const ask = element("div", { className: "undo", hidden: true },
+    element("span", { textContent: "Set all takes aside and every input to its start, for the next person?" }),
+    element("button", { className: "main", textContent: "Yes", onclick: () => close(true) }),
+    element("button", { textContent: "No", onclick: () => close(false) }));
+  ask.setAttribute("role", "group");
   const undo = element("div", { className: "undo", hidden: true });
   undo.setAttribute("role", "status");
   const empty = element("div", { className: "empty", textContent: "What you generate appears here, and is kept." });
   const list = element("div");
-  const root = element("div", { className: "mgkit" }, element("style", { textContent: STYLE + CARDS }), tools, undo, empty, list);
+  const root = element("div", { className: "mgkit" }, element("style", { textContent: STYLE + CARDS }), tools, ask, undo, empty, list);
   el.append(root);
   // The notebook must not handle keys typed here too.
   root.addEventListener("keydown", (event) => event.stopPropagation());
@@ -137,6 +145,7 @@ function showTakes({ model, el }) {
     empty.textContent = "What you generate appears here, and is kept.";
     everything.disabled = !items.length;
     stars.disabled = !items.length;
+    over.disabled = model.get("busy");
     const text = model.get("undo");
     undo.hidden = !text;
     undo.replaceChildren(element("span", { textContent: text }),

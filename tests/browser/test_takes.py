@@ -63,6 +63,23 @@ def test_a_take_is_starred_renamed_deleted_and_brought_back(two, lab, page):
     expect(two.cards.first.get_by_role("button", name="star")).to_have_attribute("aria-pressed", "true")
 
 
+def test_start_over_asks_and_can_be_undone(two, page):
+    two.field("Prompt").fill("fast jazz")
+    two.button("Start over").click()
+    two.button("No").click()
+    expect(two.cards).to_have_count(2)
+    two.button("Start over").click()
+    two.button("Yes").click()
+    expect(two.cards).to_have_count(0)
+    expect(two.field("Prompt")).to_have_value("")
+    expect(two.go).to_be_enabled()
+    two.button("Undo").click()
+    expect(two.cards).to_have_count(2)
+    two.enter("Seconds", "1")
+    two.generate(3)
+    assert two.duration() == pytest.approx(1, abs=0.02)
+
+
 def test_takes_survive_a_reload_of_the_page_and_a_new_kernel(two, lab, page):
     lab.end_kernels()
     lab.open(page, lab.write("studio.ipynb", CELLS))
