@@ -9,7 +9,8 @@ import torch
 from tiny import RATE, noise, tune
 
 from mgkit import audio
-from mgkit.lab import blind_test, preferences
+from mgkit.lab import blind_panel, blind_test, preferences
+from mgkit.lab.blind_panel import BlindPanel
 from mgkit.lab.blind_test import BlindTest, Pair, match_loudness
 from mgkit.lab.preferences import Preference, count, read, sign_test
 
@@ -72,7 +73,8 @@ def test_the_file_names_the_clip_that_was_played_as_a(path):
 
 def test_nothing_shown_to_the_listener_names_the_clips(path):
     test = BlindTest(pairs(), RATE, path, "Ada")
-    shown = [test.players().html, *(child.value for child in test.widget().children[:3])]
+    panel = BlindPanel(test)
+    shown = [test.players().html, panel.name.value, panel.head.value, panel.sound.html, panel.outcome.value]
     # in code and in the panel
     assert sum("<audio" in text for text in shown) == 2
     for text in shown:
@@ -244,61 +246,191 @@ def test_a_file_of_another_kind_is_rejected_and_unchanged(tmp_path, content):
     assert path.read_bytes() == content
 
 
+# --- undo and result --------------------------------------------------------------------------------------
+
+
+def test_an_answer_taken_back_does_not_count_and_its_pair_is_asked_again(path):
+    test = BlindTest(pairs(3), RATE, path, "Ada")
+    test.answer("A")
+    item = test.pair.item
+    test.answer("B", "a slip")
+    before = path.read_text(encoding="utf-8")
+    assert test.undo() == "2 of 3" and test.pair.item == item
+    assert path.read_text(encoding="utf-8").startswith(before), "the file only grows"
+    test.answer("same")
+    rows = preferences.standing(read(path))
+    assert [(row["item"] == item, row["answer"], row["comment"]) for row in rows] == [
+        (False, "A", ""),
+        (True, "same", ""),
+    ]
+    assert sum(p.wins + p.losses + p.ties for p in count(read(path))) == 2
+
+
+def test_an_answer_taken_back_is_asked_again_in_the_next_session(path):
+    first = BlindTest(pairs(3), RATE, path, "Ada")
+    first.answer("A"), first.answer("A")
+    first.undo()
+    again = BlindTest(pairs(3), RATE, path, "Ada")
+    assert again.progress == "2 of 3" and again.pair.item == first.pair.item
+
+
+def test_only_answers_of_this_session_can_be_taken_back_and_none_after_the_result(path):
+    BlindTest(pairs(2), RATE, path, "Ada").answer("A")
+    test = BlindTest(pairs(2), RATE, path, "Ada")
+    with pytest.raises(ValueError, match="no answer to take back"):
+        test.undo()
+    test.answer("B")
+    test.undo(), test.answer("B")
+    test.result()
+    with pytest.raises(ValueError, match="no answer to take back"):
+        test.undo()
+
+
+def test_an_undo_that_cannot_be_saved_changes_nothing(path):
+    test = BlindTest(pairs(2), RATE, path, "Ada")
+    test.answer("A")
+    path.unlink(), path.mkdir()
+    with pytest.raises(OSError):
+        test.undo()
+    assert test.progress == "2 of 2" and test.can_undo
+
+
+def test_the_result_names_the_systems_of_this_listener_and_comes_last(path):
+    order(BlindTest(pairs(4), RATE, path, "Bob"))
+    test = BlindTest(pairs(4), RATE, path, "Ada")
+    with pytest.raises(ValueError, match="1 of 4"):
+        test.result()
+    while not test.finished:
+        test.answer("A", plays=(1, 2))
+    result = test.result()
+    assert [row["listener"] for row in result.rows] == ["Ada"] * 4
+    # Half of the pairs are swapped, so A alone decides nothing.
+    assert result.preferences == [Preference("Which is better?", "guidance 1", "guidance 3", 2, 2, 0, 1.0)]
+    assert result.table().html.count("1 and 2") == 4
+
+
+def test_a_clip_that_was_not_played_cannot_be_judged(path):
+    test = BlindTest(pairs(2), RATE, path, "Ada")
+    with pytest.raises(ValueError, match="Listen to B first"):
+        test.answer("A", plays=(3, 0))
+    assert read(path) == [] and test.progress == "1 of 2"
+    test.answer("A", plays=(3, 1))
+    test.answer("A")
+    assert [(row["plays_a"], row["plays_b"]) for row in read(path)] == [("3", "1"), ("", "")]
+
+
+def test_a_file_without_plays_is_read_and_continued_in_its_own_columns(path):
+    BlindTest(pairs(2), RATE, path, "Ada").answer("A", plays=(1, 1))
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row[: len(preferences.WITHOUT_PLAYS)] for row in csv.reader(file)]
+    path.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+    test = BlindTest(pairs(2), RATE, path, "Ada")
+    assert test.progress == "2 of 2"
+    test.answer("B", plays=(2, 2))
+    assert [(row["answer"], row["plays_a"]) for row in read(path)] == [("A", ""), ("B", "")]
+
+
 # --- the panel --------------------------------------------------------------------------------------------
 
 
 def panel(test, monkeypatch):
-    """The controls of the panel: name, head, sound, buttons, comment, status."""
-    monkeypatch.setattr(blind_test, "DEBOUNCE", 0)
-    name, head, sound, row, comment, status = test.widget().children
-    return name, head, sound, row.children, comment, status
+    monkeypatch.setattr(blind_panel, "DEBOUNCE", 0)
+    return BlindPanel(test)
+
+
+def listen(panel, letters="AB"):
+    """The browser's reports of a play of each clip of the current pair."""
+    for letter in letters:
+        panel.sound._on_browser(None, {"kind": "played", "name": f"{panel.test.progress} {letter}"}, [])
 
 
 def test_the_panel_asks_for_a_name_and_saves_every_click(path, monkeypatch):
-    test = BlindTest(pairs(2), RATE, path)
-    name, head, sound, buttons, comment, status = panel(test, monkeypatch)
-    assert all(button.disabled for button in buttons) and sound.value == ""
-    name.value = "Ada"
-    assert "1 of 2" in head.value and not buttons[0].disabled
-    comment.value = "warm"
-    buttons[1].click()
+    shown = panel(BlindTest(pairs(2), RATE, path), monkeypatch)
+    assert all(button.disabled for button in shown.choices) and shown.sound.html == ""
+    shown.name.value = "Ada"
+    assert "1 of 2" in shown.head.value
+    listen(shown)
+    shown.comment.value = "warm"
+    shown.choices[1].click()
     assert [(row["answer"], row["comment"]) for row in read(path)] == [("B", "warm")]
-    assert "2 of 2" in head.value and comment.value == ""
-    buttons[2].click()
-    assert "Thank you, Ada" in head.value and buttons[0].disabled and sound.value == ""
+    assert "2 of 2" in shown.head.value and shown.comment.value == ""
+    listen(shown)
+    shown.choices[2].click()
+    assert "Thank you, Ada" in shown.head.value and shown.choices[0].disabled and shown.sound.html == ""
     # a click sent before the test ended
-    buttons[0].click()
+    shown.choices[0].click()
     assert [row["answer"] for row in read(path)] == ["B", "same"]
 
 
+def test_the_panel_asks_for_listening_before_an_answer_and_counts_plays(path, monkeypatch):
+    shown = panel(BlindTest(pairs(2), RATE, path, "Ada"), monkeypatch)
+    assert shown.choices[2].disabled and "Listen to A and B first" in shown.status.value
+    shown.choices[2].click()
+    assert read(path) == [], "a click on a disabled button, as the kernel would see it"
+    listen(shown, "AAB")
+    assert not shown.choices[2].disabled
+    shown.choices[0].click()
+    assert [(row["plays_a"], row["plays_b"]) for row in read(path)] == [("2", "1")]
+    # a report about the previous pair
+    shown._count("1 of 2 A")
+    assert shown.plays == {"A": 0, "B": 0} and shown.choices[0].disabled
+
+
+def test_the_panel_undoes_the_last_answer_until_it_shows_the_result(path, monkeypatch):
+    shown = panel(BlindTest(pairs(2), RATE, path, "Ada"), monkeypatch)
+    assert shown.back.disabled and shown.end.disabled
+    for _ in range(2):
+        listen(shown)
+        shown.choices[0].click()
+    assert not any(name in shown.outcome.value for name in NAMES)
+    shown.back.click()
+    assert "2 of 2" in shown.head.value and shown.end.disabled
+    listen(shown)
+    shown.choices[2].click()
+    shown.end.click()
+    assert all(name in shown.outcome.value for name in NAMES) and shown.back.disabled
+
+
+def test_without_anywidget_the_panel_does_not_wait_for_plays(path, monkeypatch):
+    monkeypatch.setattr(blind_panel, "LIVE", False)
+    shown = panel(BlindTest(pairs(1), RATE, path, "Ada"), monkeypatch)
+    shown.choices[0].click()
+    assert [(row["answer"], row["plays_a"]) for row in read(path)] == [("A", "")]
+
+
 def test_quick_clicks_do_not_answer_the_next_pair(path, monkeypatch):
-    test = BlindTest(pairs(4), RATE, path, "Ada")
-    *_, row, _, _ = test.widget().children
-    monkeypatch.setattr(blind_test, "DEBOUNCE", 1000)
+    shown = panel(BlindTest(pairs(4), RATE, path, "Ada"), monkeypatch)
+    listen(shown)
+    monkeypatch.setattr(blind_panel, "DEBOUNCE", 1000)
     for _ in range(20):
-        row.children[0].click()
+        shown.choices[0].click()
     assert read(path) == []
 
 
 def test_the_panel_reports_a_failed_save_and_keeps_the_pair(path, monkeypatch):
-    test = BlindTest(pairs(2), RATE, path, "Ada")
-    _, head, _, buttons, comment, status = panel(test, monkeypatch)
+    shown = panel(BlindTest(pairs(2), RATE, path, "Ada"), monkeypatch)
     path.parent.write_text("in the way", encoding="utf-8")
-    comment.value = "kept"
-    buttons[0].click()
-    assert "not saved" in status.value and "1 of 2" in head.value and comment.value == "kept"
+    listen(shown)
+    shown.comment.value = "kept"
+    shown.choices[0].click()
+    assert "not saved" in shown.status.value and "1 of 2" in shown.head.value
+    assert shown.comment.value == "kept"
 
 
 def test_texts_are_escaped_in_the_panel(path, monkeypatch):
     evil = "<script>alert(1)</script>"
     evil_pairs = [Pair(evil, evil, pair.clips) for pair in pairs(1)]
-    _, head, *_ = panel(BlindTest(evil_pairs, RATE, path, evil), monkeypatch)
-    assert "<script>" not in head.value and head.value.count("&lt;script&gt;") == 2
+    shown = panel(BlindTest(evil_pairs, RATE, path, evil), monkeypatch)
+    assert "<script>" not in shown.head.value and shown.head.value.count("&lt;script&gt;") == 2
+    listen(shown)
+    shown.comment.value = evil
+    shown.choices[0].click(), shown.end.click()
+    assert "<script>" not in shown.head.value + shown.outcome.value
 
 
 def test_the_panel_uses_only_controls_of_ipywidgets_7(path):
-    kinds = {type(child) for child in BlindTest(pairs(1), RATE, path).widget().children}
-    assert kinds <= {ipywidgets.Text, ipywidgets.HTML, ipywidgets.HBox}
+    kinds = {type(child).__name__ for child in BlindPanel(BlindTest(pairs(1), RATE, path)).children}
+    assert kinds == {"Text", "HTML", "HBox", "Players"}
     assert re.match(r"[78]\.", ipywidgets.__version__)
 
 

@@ -2,35 +2,54 @@
 
 Axes: C channels, N samples.
 
-    pairs -> order by seed and listener -> A and B, loudness matched -> answer -> preferences.append
+    pairs -> order by seed and listener -> A and B, loudness matched -> answer or undo -> result
+
+Nothing here needs a notebook: `blind_panel.py` shows a test in one.
 """
 
 import hashlib
 import os
 import random
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mgkit import audio
-from mgkit.lab import figures, preferences
-
-if TYPE_CHECKING:
-    from ipywidgets import Button, VBox
+from mgkit.lab import pages, preferences
 
 # Label of the button → answer in the file.
 ANSWERS = {"A is better": "A", "B is better": "B", "no difference": "same"}
 # Maximum peak amplitude of a pair.
 PEAK = 10 ** (audio.PEAK / 20)
-# Seconds after a new pair appears in which clicks are ignored: they were meant for the previous pair.
-DEBOUNCE = 0.5
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one listener answered, with the names of the systems: `rows` of the answer file, oldest first."""
+
+    rows: Sequence[Mapping[str, str]]
+
+    @property
+    def preferences(self) -> list[preferences.Preference]:
+        """Counts by question and systems."""
+        return preferences.count(self.rows)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.preferences))
+
+    def table(self) -> pages.Table:
+        """One row per pair: which systems A and B were, which one was preferred, and the plays of both."""
+        texts = []
+        for row in self.rows:
+            plays = f"{row['plays_a']} and {row['plays_b']}" if row["plays_a"] else ""
+            texts.append([row["a"], row["b"], row["preferred"] or "no difference", plays, row["comment"]])
+        items = [f"{row['question']} {row['item']}" for row in self.rows]
+        columns = ["A was", "B was", "preferred", "plays of A and B", "comment"]
+        return pages.shaded_table(texts, [[0.0] * len(columns)] * len(texts), items, columns)
 
 
 @dataclass(frozen=True)
@@ -70,12 +89,24 @@ def match_loudness(a: Tensor, b: Tensor, rate: int) -> tuple[Tensor, Tensor]:
     return waves[0], waves[1]
 
 
+def unheard(plays: tuple[int, int]) -> str:
+    """The sentence that asks for the clips not played yet; empty if A and B were played.
+
+    >>> unheard((0, 0)), unheard((2, 0)), unheard((1, 1))
+    ('Listen to A and B first.', 'Listen to B first.', '')
+    """
+    missing = [letter for letter, count in zip("AB", plays) if count < 1]
+    return f"Listen to {' and '.join(missing)} first." if missing else ""
+
+
 class BlindTest:
     """A blind test of one listener, who chooses the better clip of each pair.
 
         test = BlindTest(pairs, model.sample_rate, "../outputs/listening.csv", listener="Ada")
-        test.widget()                   # in a notebook: players, buttons, a comment field
+        blind_panel.BlindPanel(test)    # in a notebook: players, buttons, a comment field
         test.answer("A", "warmer")      # the same in code: "A", "B" or "same"
+        test.undo()                     # takes it back
+        test.result()                   # after the last pair
 
     The order of the pairs and the assignment of A and B are random, given `seed` and the listener's name;
     half of the pairs are swapped. Each answer is appended to the file before the next pair is shown. An
@@ -109,6 +140,8 @@ class BlindTest:
         # Index of the pair, and whether its clips are swapped.
         self._order: list[tuple[int, bool]] = []
         self._at = 0
+        # Trials before it were answered in another session, or their systems have been named.
+        self._fixed = 0
         # A file of another kind is rejected now, not after the first answer.
         preferences.read(self.path)
         if listener:
@@ -121,7 +154,8 @@ class BlindTest:
             raise ValueError(
                 "the listener's name is empty; any name will do, and the same name resumes its test"
             )
-        done = {row["pair"] for row in preferences.read(self.path) if row["listener"] == name}
+        answered = preferences.standing(preferences.read(self.path))
+        done = {row["pair"] for row in answered if row["listener"] == name}
         draw = random.Random(f"{self.seed} {name}")
         numbers, swapped = list(range(len(self.pairs))), [bool(i % 2) for i in range(len(self.pairs))]
         draw.shuffle(numbers)
@@ -129,7 +163,7 @@ class BlindTest:
         order = list(zip(numbers, swapped))
         # Answered pairs come first, so that the others keep their trial numbers.
         self._order = sorted(order, key=lambda trial: self._digests[trial[0]] not in done)
-        self._at = sum(digest in done for digest in self._digests)
+        self._at = self._fixed = sum(digest in done for digest in self._digests)
         self.listener = name
 
     def __len__(self) -> int:
@@ -159,19 +193,62 @@ class BlindTest:
         a, b = match_loudness(first, second, self.rate)
         return (b, a) if swapped else (a, b)
 
-    def players(self) -> figures.Player:
+    def players(self) -> pages.Player:
         """Players of A and B, labelled with these letters only. Raises: as `pair`."""
-        both = (figures.bare_player(wave, self.rate, letter) for letter, wave in zip("AB", self.clips))
-        return figures.Player(f"<div>{''.join(player.html for player in both)}</div>")
+        both = (pages.bare_player(wave, self.rate, letter) for letter, wave in zip("AB", self.clips))
+        return pages.Player(f"<div>{''.join(player.html for player in both)}</div>")
 
-    def answer(self, choice: str, comment: str = "") -> str:
+    def answer(self, choice: str, comment: str = "", plays: tuple[int, int] | None = None) -> str:
         """Record "A", "B" or "same" for the current pair and return the new progress.
 
-        Raises: ValueError for another choice and as `pair`; OSError if the file cannot be written, without
+        `plays` says how often A and B were played, if somebody counted. Raises: ValueError for another
+        choice, for a clip that was not played, and as `pair`; OSError if the file cannot be written, without
         advancing.
         """
         if choice not in ANSWERS.values():
             raise ValueError(f"the answer is {choice!r}; it must be one of {', '.join(ANSWERS.values())}")
+        if plays and (missing := unheard(plays)):
+            raise ValueError(missing)
+        self._record(choice, comment, plays or ("", ""))
+        self._at += 1
+        return self.progress
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether the last answer may be taken back: it is from this session, and no result was shown yet."""
+        return self._at > self._fixed
+
+    def undo(self) -> str:
+        """Take back the last answer, so that its pair is asked again, and return the new progress.
+
+        Raises: ValueError if there is no answer of this session, or after `result`; OSError as `answer`.
+        """
+        if not self.can_undo:
+            raise ValueError(
+                "there is no answer to take back: only one of this session can be, before the result"
+            )
+        self._at -= 1
+        try:
+            self._record(preferences.UNDO, "", ("", ""))
+        except OSError:
+            self._at += 1
+            raise
+        return self.progress
+
+    def result(self) -> Result:
+        """The listener's answers with the names of the systems. Ends the test: nothing can be undone.
+
+        Raises: ValueError before the last pair is answered, so that nobody listens with a name in mind.
+        """
+        if not self.finished:
+            raise ValueError(f"the test is at {self.progress}; its result is shown after the last pair")
+        self._fixed = self._at
+        rows = preferences.standing(preferences.read(self.path))
+        return Result(
+            [row for row in rows if row["listener"] == self.listener and row["pair"] in self._digests]
+        )
+
+    def _record(self, choice: str, comment: str, plays: tuple[int | str, int | str]) -> None:
         number, swapped = self._trial()
         pair = self.pairs[number]
         first, second = pair.clips
@@ -189,10 +266,10 @@ class BlindTest:
             "preferred": names.get(choice, ""),
             "comment": comment,
             "pair": self._digests[number],
+            "plays_a": plays[0],
+            "plays_b": plays[1],
         }
         preferences.append(self.path, row)
-        self._at += 1
-        return self.progress
 
     def _trial(self) -> tuple[int, bool]:
         if not self.listener:
@@ -203,69 +280,3 @@ class BlindTest:
                 "preferences.count(preferences.read(path)) evaluates them"
             )
         return self._order[self._at]
-
-    def widget(self) -> "VBox":
-        """The test as a panel: listener, question, two players, three buttons, a comment field.
-
-        Raises: RuntimeError if ipywidgets is not installed.
-        """
-        try:
-            import ipywidgets  # noqa: F401
-        except ImportError:
-            raise RuntimeError(
-                "the panel needs ipywidgets (pip install ipywidgets); players() and answer('A') do not"
-            ) from None
-        return _Panel(self).box
-
-
-class _Panel:
-    """The widgets of a test, and the time at which the current pair appeared."""
-
-    def __init__(self, test: BlindTest):
-        import ipywidgets
-
-        self.test, self.shown = test, 0.0
-        self.name = ipywidgets.Text(
-            test.listener, placeholder="your name", description="listener", continuous_update=False
-        )
-        self.head, self.sound, self.status = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
-        self.comment = ipywidgets.Text(placeholder="why? (optional)", description="comment")
-        self.buttons = [ipywidgets.Button(description=label) for label in ANSWERS]
-        row = ipywidgets.HBox(self.buttons)
-        self.box = ipywidgets.VBox([self.name, self.head, self.sound, row, self.comment, self.status])
-        self.name.observe(self._start, "value")
-        for button in self.buttons:
-            button.on_click(self._answer)
-        self._draw()
-
-    def _draw(self) -> None:
-        test = self.test
-        asking = bool(test.listener) and not test.finished
-        if asking:
-            question, item = escape(test.pair.question), escape(test.pair.item)
-            self.head.value = f"<b>{test.progress}</b> · {question}<br><i>{item}</i>"
-        else:
-            done = f"Thank you, {escape(test.listener)}."
-            self.head.value = done if test.finished else "Enter your name to start."
-        self.sound.value = test.players().html if asking else ""
-        self.comment.value = ""
-        for control in (self.comment, *self.buttons):
-            control.disabled = not asking
-        self.shown = time.monotonic()
-
-    def _start(self, change: dict[str, str]) -> None:
-        if change["new"].strip():
-            self.test.start(change["new"])
-            self.status.value = ""
-            self._draw()
-
-    def _answer(self, button: "Button") -> None:
-        if time.monotonic() - self.shown < DEBOUNCE or self.test.finished:
-            return
-        try:
-            self.test.answer(ANSWERS[button.description], self.comment.value)
-            self.status.value = f"saved to {escape(self.test.path.name)}"
-        except (OSError, ValueError) as error:
-            self.status.value = f"not saved: {escape(str(error))}"
-            return
-        self._draw()

@@ -1,6 +1,6 @@
 // The browser side of LivePlayer and Recorder; it follows player.js in one script.
 //
-//   showPlayers     HTML with static players, enhanced
+//   showPlayers     HTML with static players, enhanced; plays of the named ones are reported
 //   Stream          queues chunks and plays them in one AudioContext at the music's rate, joined sample by sample
 //   showStream      its view: waveform, Play, Stop, status
 //   showRecorder    the microphone
@@ -11,6 +11,9 @@ function showPlayers(model, root) {
     root.querySelectorAll("audio").forEach((sound) => sound.pause());
     root.innerHTML = model.get("html");
     root.querySelectorAll(".mgkit-player").forEach(enhance);
+    for (const one of root.querySelectorAll("[data-plays]")) {
+      countPlays(one, () => model.send({ kind: "played", name: one.dataset.plays }));
+    }
   };
   const receive = (message) => { if (message.kind == "play") root.querySelector("audio")?.play(); };
   model.on("change:html", draw);

@@ -3,7 +3,7 @@
 Axes: C channels, N samples.
 
     player, players     waveform thumbnail and audio element, at the original level
-    bare_player         audio element alone, for blind tests
+    bare_player         player without a waveform, for blind tests
     player_table        rows × columns of players with mel spectrograms
     page                texts, players and figures in one self-contained HTML file
 
@@ -44,6 +44,9 @@ PAGE_SCRIPT = f'<script type="module">{SCRIPT}\nenhanceAll();</script>'
 FIGURE_STYLE = (
     "display: inline-block; width: 400px; max-width: 100%; margin: 0px 16px 12px 0px; vertical-align: top"
 )
+# In place of a waveform, which would show what a listener should hear.
+FLAT_LINE = b"""<svg xmlns="http://www.w3.org/2000/svg" width="400" height="32">
+<rect y="15" width="400" height="2" fill="#8a8f98"/></svg>"""
 # The root has a colour of its own for pictures to blend with.
 STYLE = """:root { color-scheme: light dark; background: Canvas }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 920px; margin: 2em auto; padding: 0 1em }
@@ -166,11 +169,17 @@ def players(
     return Player(f"<div>{''.join(each)}</div>")
 
 
-def bare_player(wave: Tensor | np.ndarray, rate: int, title: str) -> Player:
-    """Player of one wave [C, N] with its title only: no thumbnail, level or length. Raises: as `player`."""
-    source = data_uri(_flac(to_samples(wave), rate), "audio/flac")
+def bare_player(wave: Tensor | np.ndarray, rate: int, title: str, name: str = "") -> Player:
+    """Player of one wave [C, N] with its title only: a flat line, no waveform, level, length or download.
+
+    With a `name`, `Players` reports each play under it. Raises: as `player`.
+    """
+    source, label = data_uri(_flac(to_samples(wave), rate), "audio/flac"), html.escape(title)
+    counted = f' data-plays="{html.escape(name)}"' if name else ""
     return Player(
-        f'<figure style="{FIGURE_STYLE}"><figcaption><b>{html.escape(title)}</b></figcaption>'
+        f'<figure class="mgkit-player"{counted} style="{FIGURE_STYLE}">'
+        f"<figcaption><b>{label}</b></figcaption>"
+        f'<img alt="{label}" width="400" height="32" src="{data_uri(FLAT_LINE, "image/svg+xml")}">'
         f'<audio controls style="width: 400px" src="{source}"></audio></figure>'
     )
 

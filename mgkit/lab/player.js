@@ -2,6 +2,7 @@
 //
 //   enhance        gives a static player (image and <audio>) a cursor, seeking, Play, Loop and Download
 //   makePlayer     the same for any picture and sound; `takes.js` uses it with sounds fetched on demand
+//   countPlays     reports each play of a static player that was listened to
 //   oneSound       starting a sound stops the others, unless Shift is held
 
 // As in drawing.py; both have enough contrast on white and on black.
@@ -158,17 +159,37 @@ function enhance(root) {
   const [width, height] = ["width", "height"].map((name) => Number(image.getAttribute(name)));
   const paintWave = (paint) => { if (image.complete) paint.drawImage(image, 0, 0, width, height); };
   const player = makePlayer({ sound, label: image.alt, width, height, paintWave });
-  const download = element("button", { title: `download ${root.dataset.file}` });
-  player.name(download, "Download", "↓");
-  download.onclick = () => save(Uint8Array.from(atob(sound.src.split(",")[1]), (c) => c.charCodeAt(0)), root.dataset.file);
   root.classList.add("mgkit");
   root.prepend(element("style", { textContent: STYLE }));
   // A picture that follows the theme still does.
   player.canvas.classList.add(...image.classList);
   image.replaceWith(player.canvas);
-  player.row.append(download);
+  // A player without a file name, as in a blind test, has nothing to keep.
+  if (root.dataset.file) {
+    const download = element("button", { title: `download ${root.dataset.file}` });
+    player.name(download, "Download", "↓");
+    download.onclick = () => save(Uint8Array.from(atob(sound.src.split(",")[1]), (c) => c.charCodeAt(0)), root.dataset.file);
+    player.row.append(download);
+  }
   sound.after(player.row);
   image.decode().then(player.draw, player.draw);
+}
+
+// Calls `report` once for each play of which a second, or a shorter sound as a whole, was heard.
+function countPlays(root, report) {
+  const sound = root.querySelector("audio");
+  let heard = 0, at = 0, counted = true;
+  const listen = () => {
+    const step = sound.currentTime - at;
+    at = sound.currentTime;
+    // A longer step, or one back, is a jump.
+    if (step > 0 && step < 1) heard += step;
+    if (counted || heard < Math.min(1, 0.9 * sound.duration)) return;
+    counted = true;
+    report();
+  };
+  sound.addEventListener("play", () => { heard = 0; at = sound.currentTime; counted = false; });
+  sound.addEventListener("timeupdate", listen);
 }
 
 // In a page, the script may run before its players are in the document.

@@ -51,21 +51,31 @@ NEEDS = (
 
 
 class Players(Widget):
-    """HTML with static players (`html`, which may be assigned), each enhanced like `Player`."""
+    """HTML with static players (`html`, which may be assigned), each enhanced like `Player`.
+
+    `on_played(name)` is called for each play of a named player (`pages.bare_player`) that lasted a second.
+    """
 
     view = Unicode("players").tag(sync=True)
     html = Unicode().tag(sync=True)
     _esm = SCRIPT
 
-    def __init__(self, html: str = ""):
+    def __init__(self, html: str = "", on_played: Callable[[str], None] | None = None):
         super().__init__(html=html)
-        if not LIVE:
+        self._on_played = on_played
+        if LIVE:
+            self.on_msg(self._on_browser)
+        else:
             self.value = html
             self.observe(lambda change: setattr(self, "value", change.new), "html")
 
     def play(self) -> None:
         """Let the browser play the first player; it does so only on a page that was clicked."""
         self.send({"kind": "play"})
+
+    def _on_browser(self, _widget: object, content: dict, _buffers: list[memoryview]) -> None:
+        if content.get("kind") == "played" and self._on_played:
+            self._on_played(str(content.get("name")))
 
     def __repr__(self) -> str:
         return type(self).__name__

@@ -1,13 +1,13 @@
 """Answers of blind tests: a CSV file that only grows, preference counts with a sign test, and their plots.
 
-BlindTest.answer -> append -> CSV -> read -> count -> Preference per question -> plot
+BlindTest.answer, undo -> append -> CSV -> read -> standing -> count -> Preference per question -> plot
 """
 
 import csv
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -15,11 +15,16 @@ from pathlib import Path
 from mgkit.lab.drawing import GIVEN, NEW, OTHER, Picture, new_picture
 
 # `a` and `b` are the names of the clips that were played as A and B. `pair` is the digest of question and
-# clips, so that an answer belongs to the exact audio.
+# clips, so that an answer belongs to the exact audio. `plays_a` and `plays_b` say how often each was played,
+# and are empty if nobody counted.
 COLUMNS = (
     *("time", "listener", "seed", "trial", "question", "item"),
-    *("a", "b", "answer", "preferred", "comment", "pair"),
+    *("a", "b", "answer", "preferred", "comment", "pair", "plays_a", "plays_b"),
 )
+# A file begun before plays were counted keeps its columns.
+WITHOUT_PLAYS = COLUMNS[:-2]
+# The answer of a row that takes back the listener's answer to its pair.
+UNDO = "undo"
 MARK = "'"  # in front of text that a spreadsheet would compute
 NUMBER = re.compile(r"[+-]?[0-9.]+")
 TIES = "#c9cdd3"
@@ -29,9 +34,10 @@ TIES = "#c9cdd3"
 
 
 def read(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Answers in a file, oldest first, as dicts of COLUMNS; an empty list if there is no file yet.
+    """Rows of a file, oldest first, as dicts of COLUMNS; an empty list if there is no file yet.
 
-    Incomplete lines are skipped. Raises: ValueError for a file of another kind.
+    Answers that were taken back are among them, followed by their UNDO: see `standing`. Incomplete lines are
+    skipped. Raises: ValueError for a file of another kind.
     """
     path = Path(path)
     if not path.exists() or path.stat().st_size == 0:
@@ -40,18 +46,25 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (UnicodeDecodeError, IsADirectoryError):
         lines = [""]
-    if lines[0] != ",".join(COLUMNS):
+    columns = _columns(lines[0])
+    if columns is None:
         raise ValueError(f"{path} is not a file of blind-test answers; choose another path")
     # Line by line, so that an incomplete line cannot swallow the next ones.
     rows = [next(csv.reader([line]), []) for line in lines[1:]]
     return [
-        {
+        dict.fromkeys(COLUMNS, "")
+        | {
             column: cell.removeprefix(MARK) if _is_formula(cell.lstrip(MARK)) else cell
-            for column, cell in zip(COLUMNS, row)
+            for column, cell in zip(columns, row)
         }
         for row in rows
-        if len(row) == len(COLUMNS)
+        if len(row) == len(columns)
     ]
+
+
+def _columns(head: str) -> tuple[str, ...] | None:
+    """The columns that the first line of a file names; None for a file of another kind."""
+    return next((columns for columns in (COLUMNS, WITHOUT_PLAYS) if head == ",".join(columns)), None)
 
 
 def _is_formula(cell: str) -> bool:
@@ -67,6 +80,7 @@ def _without_formula(cell: str) -> str:
 def append(path: Path, row: Mapping[str, object]) -> None:
     """Append a line, after a header in a new file. On return it is on the disk."""
     text = io.StringIO()
+    columns: tuple[str, ...] = COLUMNS
     writer = csv.writer(text, lineterminator="\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
@@ -74,11 +88,13 @@ def append(path: Path, row: Mapping[str, object]) -> None:
         if size == 0:
             writer.writerow(COLUMNS)
         else:
+            file.seek(0)
+            columns = _columns(file.readline().decode("utf-8", "replace").rstrip("\n")) or COLUMNS
             file.seek(size - 1)
             # The last line may be incomplete.
             if file.read(1) != b"\n":
                 text.write("\n")
-        writer.writerow(_without_formula(" ".join(str(row[column]).split())) for column in COLUMNS)
+        writer.writerow(_without_formula(" ".join(str(row[column]).split())) for column in columns)
         data = text.getvalue().encode()
         if file.write(data) != len(data):
             raise OSError(f"{path} could not be written completely: is the disk full?")
@@ -120,13 +136,22 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def count(rows: Sequence[Mapping[str, str]]) -> list[Preference]:
-    """Preferences by question and compared names; only a listener's first answer to a pair counts."""
-    first_answers: dict[tuple[str, str], Mapping[str, str]] = {}
+def standing(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The answers that count: a listener's first one to each pair, without those that were taken back."""
+    answers: dict[tuple[str, str], Mapping[str, str]] = {}
     for row in rows:
-        first_answers.setdefault((row["listener"], row["pair"]), row)
+        key = row["listener"], row["pair"]
+        if row["answer"] == UNDO:
+            answers.pop(key, None)
+        else:
+            answers.setdefault(key, row)
+    return list(answers.values())
+
+
+def count(rows: Iterable[Mapping[str, str]]) -> list[Preference]:
+    """Preferences by question and compared names, from the answers that are `standing`."""
     groups: dict[tuple[str, str, str], list[str]] = {}
-    for row in first_answers.values():
+    for row in standing(rows):
         first, second = sorted((row["a"], row["b"]))
         groups.setdefault((row["question"], first, second), []).append(row["preferred"])
     preferences = []
