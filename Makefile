@@ -39,9 +39,9 @@ $(VENV)/.test: $(VENV)/.lab
 	$(PIP) --no-deps tinysoundfont basic-pitch musicnn
 	@touch $@
 
-# The page holds its pictures and sounds itself, and fetches nothing.
+# The page holds its pictures and sounds itself, and fetches nothing. It opens by itself where there is a screen.
 demo: $(VENV)/.lab
-	$(BIN)/python -m mgkit gallery notebooks/01_demo.ipynb --out outputs
+	$(BIN)/python -m mgkit gallery notebooks/01_demo.ipynb --out outputs --open
 	@test -s outputs/demo.wav
 	@echo
 	@echo "Made by the embedded model just now:"

@@ -1,6 +1,7 @@
 """The gallery: one self-contained page per notebook, and failures are reported by name."""
 
 import base64
+import json
 import re
 
 import nbformat
@@ -8,7 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mgkit.__main__ import main
-from mgkit.lab import gallery
+from mgkit.lab import frozen, gallery, gallery_pages
 
 DOT = base64.b64encode(b"\x89PNG not looked into").decode()
 OTHER = base64.b64encode(b"\x89PNG another").decode()
@@ -22,7 +23,9 @@ def executed():
     outputs = [
         new_output("display_data", {"image/png": DOT + "\n"}),
         new_output("display_data", {"text/html": "<audio src='data:,'></audio><audio src='data:,'></audio>"}),
-        new_output("display_data", {gallery.WIDGET: {"model_id": "1"}, "text/plain": "VBox(children=())"}),
+        new_output(
+            "display_data", {gallery_pages.WIDGET: {"model_id": "1"}, "text/plain": "VBox(children=())"}
+        ),
     ]
     cells = [
         new_markdown_cell(f"# What <is> it?\n\n{BADGE}"),
@@ -47,14 +50,14 @@ def test_pages_fetch_nothing():
         "",
         "a.css",
     ]
-    page = gallery.page(executed(), "01_demo")
+    page = gallery_pages.page(executed(), "01_demo")
     assert "the codec" in page and page.count('src="data:image/png') == 2
     assert fetched(page) == []
     assert fetched(gallery.index([gallery.card(executed(), "01_demo", 1.0, "")])) == []
 
 
 def test_a_page_keeps_the_badge_as_a_link_and_links_to_the_other_pages():
-    page = gallery.page(executed(), "01_demo")
+    page = gallery_pages.page(executed(), "01_demo", names={"05_codec"})
     assert 'href="https://colab.example/x"' in page
     assert 'href="05_codec.html"' in page and "05_codec.ipynb" not in page
     assert 'href="index.html"' in page
@@ -67,14 +70,202 @@ def test_a_solution_stays_folded():
             new_markdown_cell("<details><summary>Solution</summary>\n\nIt is `42`.\n\n</details>\n\nGo on.")
         ]
     )
-    page = gallery.page(notebook, "01_demo")
+    page = gallery_pages.page(notebook, "01_demo")
     folded = page[page.index("<details>") : page.index("</details>")]
     assert "<code>42</code>" in folded and "Go on" not in folded
 
 
-def test_widgets_become_a_note():
-    page = gallery.page(executed(), "01_demo")
-    assert gallery.NOTE in page and "VBox(children" not in page
+def test_a_widget_without_state_becomes_a_note():
+    page = gallery_pages.page(executed(), "01_demo")
+    assert gallery_pages.NOTE in page and "VBox(children" not in page
+
+
+def widgets(**models):
+    """Saved state of widgets, by name: kind and state."""
+    return {name: {"model_name": f"{kind}Model", "state": kept} for name, (kind, kept) in models.items()}
+
+
+def saved(state):
+    """A notebook that shows the widget `root`, with this state."""
+    output = new_output("display_data", {gallery_pages.WIDGET: {"model_id": "root"}})
+    notebook = new_notebook(cells=[new_code_cell("panel", outputs=[output])])
+    notebook.metadata["widgets"] = {gallery_pages.STATE: {"state": state}}
+    return notebook
+
+
+def test_a_panel_is_shown_as_it_was_with_disabled_controls():
+    wide = {"width": "50%", "flex_flow": "row wrap", "_view_name": "LayoutView", "height": None}
+    children = [f"IPY_MODEL_{name}" for name in ("text", "slider", "menu", "go", "zero", "fold", "odd")]
+    state = widgets(
+        root=("VBox", {"children": children, "layout": "IPY_MODEL_wide", "_dom_classes": ["mgkit-studio"]}),
+        wide=("Layout", wide),
+        text=("Textarea", {"description": "Prompt", "value": "calm <piano>"}),
+        slider=("FloatSlider", {"description": "Guidance", "min": 0, "max": 10, "step": 0.1, "value": 3.5}),
+        menu=("Dropdown", {"description": "Model", "_options_labels": ["nano", "small"], "index": 1}),
+        go=("Button", {"description": "Generate", "button_style": "primary"}),
+        zero=("FloatText", {"description": "Seed", "value": 0}),
+        fold=(
+            "Accordion",
+            {"titles": ["Advanced"], "children": ["IPY_MODEL_inside"], "selected_index": None},
+        ),
+        inside=("Output", {"outputs": [new_output("stream", text="a & b")]}),
+        odd=("Video", {}),
+    )
+    body = frozen.Frozen(state).html("root")
+    assert 'class="jupyter-widgets widget-container widget-box widget-vbox mgkit-studio"' in body
+    assert 'style="width: 50%; flex-flow: row wrap"' in body
+    assert "<textarea disabled>calm &lt;piano&gt;</textarea>" in body
+    assert 'type="range" min="0" max="10" step="0.1" value="3.5" disabled' in body and ">3.5<" in body
+    assert "<option selected>small</option>" in body
+    assert "mod-primary" in body and "disabled>Generate</button>" in body
+    assert 'value="0"' in body and "<pre>a &amp; b</pre>" in body
+    assert "<details><summary>Advanced</summary>" in body
+    assert "Video: in the running notebook" in body
+    assert "<div" in gallery_pages.page(saved(state), "01_demo").partition('class="mgkit-frozen"')[2]
+
+
+def test_a_widget_with_a_view_of_its_own_runs_it_on_the_saved_state():
+    script = "export default { render({ model, el }) { el.textContent = model.get('text') } } // </script>"
+    state = widgets(
+        root=("HBox", {"children": ["IPY_MODEL_one", "IPY_MODEL_two"]}),
+        one=("Any", {"_esm": script, "text": "</script><b>one</b>"}),
+        two=("Any", {"_esm": script, "text": "two"}),
+    )
+    page = gallery_pages.page(saved(state), "01_demo")
+    data = re.search(r'<script type="application/json" id="mgkit-frozen">(.*?)</script>', page)[1]
+    shown = json.loads(data)
+    assert list(shown["scripts"].values()) == [script]
+    assert {name: model["state"]["text"] for name, model in shown["models"].items()} == {
+        "one": "</script><b>one</b>",
+        "two": "two",
+    }
+    assert page.count("data-frozen=") == 2
+
+
+def test_the_setup_is_folded():
+    cell = new_code_cell("import sys", metadata={"jupyter": {"source_hidden": True}, "tags": ["setup"]})
+    page = gallery_pages.page(new_notebook(cells=[cell]), "01_demo")
+    folded = page[page.index("<details>") : page.index("</details>")]
+    assert "Setup" in folded and "sys" in folded and "jp-CodeCell" not in page[page.index("<body") :]
+
+
+# --- links ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A folder of notebooks beside files that their pages may link to, and one outside."""
+    for name, content in {
+        "house/notebooks/solutions/01.md": "[back](../01_demo.ipynb) [code](../../mgkit/lm.py) [no](x.md)",
+        "house/notebooks/images/dot.png": "a picture",
+        "house/notebooks/02_new.ipynb": "{}",
+        "house/mgkit/lm.py": "# <a href=none>",
+        "house/outputs/a b.wav": "sound",
+        "secret.txt": "secret",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return tmp_path / "house" / "notebooks"
+
+
+def hrefs(page):
+    """Targets of the links that leave a page, but for nbconvert's anchors of headings."""
+    body = page[page.index("<body") :]
+    return [
+        href for href in re.findall(r"""<a\b[^>]*\bhref=["']([^"']*)""", body) if not href.startswith("#")
+    ]
+
+
+def test_no_link_of_a_gallery_is_dead(repository, tmp_path):
+    out = tmp_path / "out"
+    text = (
+        "# Links\n\n[one](01_demo.ipynb#What-can-it-do?) [two](02_new.ipynb) [solutions](solutions/01.md) "
+        "[code](../mgkit/lm.py#L3) [folder](../mgkit) [sound](../outputs/a%20b.wav) [gone](nothing.txt) "
+        "[outside](../../secret.txt) [web](https://example.org/x) [here](#links) `[0](x)`\n\n"
+        '<a href="../mgkit/lm.py">raw</a>\n\n![dot](images/dot.png)'
+    )
+    notebook = new_notebook(cells=[new_markdown_cell(text)])
+    page = gallery_pages.page(notebook, "03_x", repository, out, {"01_demo", "03_x"})
+    for name in ("01_demo", "index"):
+        (out / f"{name}.html").write_text("", encoding="utf-8")
+    assert hrefs(page) == [
+        "index.html",
+        "01_demo.html#What-can-it-do?",
+        "files/notebooks/solutions/01.html",
+        "files/mgkit/lm.py.txt#L3",
+        "files/outputs/a%20b.wav",
+        "https://example.org/x",
+        "files/mgkit/lm.py.txt",
+    ]
+    for absent in ("two", "folder", "gone", "outside"):
+        assert re.search(rf'<span class="mgkit-absent" title="[^"]+">{absent}</span>', page)
+    assert "secret" not in "".join(path.name for path in out.rglob("*"))
+    assert fetched(page) == []
+    # documents are pages with links of their own
+    answers = out / "files/notebooks/solutions/01.html"
+    found = hrefs(answers.read_text(encoding="utf-8"))
+    assert found == ["../../../index.html", "../../../01_demo.html", "../../../files/mgkit/lm.py.txt"]
+    for target in found:
+        assert (answers.parent / target).resolve().is_file()
+    assert (out / "files/mgkit/lm.py.txt").read_text(encoding="utf-8") == "# <a href=none>"
+
+
+def test_the_pages_follow_the_theme():
+    page = gallery_pages.page(executed(), "01_demo")
+    assert "data-jp-theme" not in page[page.index("<body") : page.index("<body") + 200]
+    dark = page[page.index("@media (prefers-color-scheme: dark) { /*") :]
+    assert "--jp-layout-color0: #111" in dark and "--jp-mirror-editor-keyword-color" in dark
+    index = gallery.index([gallery.card(executed(), "01_demo", 1.0, "")])
+    assert "prefers-color-scheme: dark" in index and "#fff;" not in index.partition(".card")[2]
+
+
+def test_the_index_keeps_earlier_pages_that_are_still_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "execute", lambda notebook, folder: "")
+    paths = [tmp_path / f"0{i}_x.ipynb" for i in (1, 2, 3)]
+    for path in paths:
+        nbformat.write(new_notebook(cells=[new_markdown_cell(f"# Title of {path.stem}")]), path)
+    out = tmp_path / "out"
+    gallery.gallery(paths[1:], out)
+    (out / "03_x.html").unlink()
+    [card] = gallery.gallery(paths[:1], out)
+    assert card.name == "01_x"
+    index = (out / "index.html").read_text(encoding="utf-8")
+    assert hrefs(index) == ["01_x.html", "02_x.html"]
+    (out / gallery.CARDS).write_text("damaged", encoding="utf-8")
+    gallery.gallery(paths[:1], out)
+    assert hrefs((out / "index.html").read_text(encoding="utf-8")) == ["01_x.html"]
+
+
+# --- the screen -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "platform, screen, opens",
+    [
+        ("linux", {}, False),
+        ("linux", {"DISPLAY": ":0"}, True),
+        ("linux", {"WAYLAND_DISPLAY": "wayland-0"}, True),
+        ("darwin", {}, True),
+        ("darwin", {"SSH_CONNECTION": "a b"}, False),
+    ],
+)
+def test_a_page_opens_only_where_there_is_a_screen(platform, screen, opens, tmp_path, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in screen.items():
+        monkeypatch.setenv(name, value)
+    opened = []
+    monkeypatch.setattr(gallery.sys, "platform", platform)
+    monkeypatch.setattr(gallery.webbrowser, "open", lambda address: opened.append(address) or True)
+    assert gallery.open_page(tmp_path / "a b.html") == opens
+    assert opened == ([(tmp_path / "a b.html").as_uri()] if opens else [])
+
+    def fail(address):
+        raise gallery.webbrowser.Error("no browser")
+
+    monkeypatch.setattr(gallery.webbrowser, "open", fail)
+    assert gallery.open_page(tmp_path / "a b.html") is False
 
 
 def test_the_card_has_the_tagged_picture_or_the_first():
@@ -128,12 +319,15 @@ def test_a_failing_notebook_is_reported_and_the_others_are_written(tmp_path, mon
     assert output.err.splitlines()[1].startswith("03_broken.ipynb could not be read")
     assert len(output.err.splitlines()) == 2 and "5 notebooks, 2 failed" in output.out
     site = {
-        path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "outputs" / "gallery").iterdir()
+        path.stem: path.read_text(encoding="utf-8")
+        for path in (tmp_path / "outputs" / "gallery").glob("*.html")
     }
     assert set(site) == {"index", "03_broken", *sources}
     assert "came through" in site["01_good"] and "came through" in site["05_last"]
     assert "up to here" in site["02_bad"] and "not this" not in site["02_bad"]
-    assert gallery.NOTE in site["04_controls"] and "drawn" in site["04_controls"]
+    # the panel as it stood: a slider at 1, and what it drew
+    panel = site["04_controls"].partition('class="mgkit-frozen"')[2]
+    assert 'value="1"' in panel and "<pre>drawn" in panel
     assert "ZeroDivisionError" in site["index"] and 'href="05_last.html"' in site["index"]
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert all(fetched(page) == [] for page in site.values())

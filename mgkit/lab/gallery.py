@@ -7,17 +7,22 @@ Pages are self-contained: they open from any folder, without a network or a kern
 """
 
 import argparse
+import json
+import os
 import re
 import sys
 import time
-from dataclasses import dataclass
+import webbrowser
+from dataclasses import asdict, dataclass
+from datetime import date
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgkit import audio
+from mgkit import __version__, audio
 from mgkit.lab import parameters
+from mgkit.lab.gallery_pages import page
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -40,8 +45,8 @@ SERIES = {
 }
 # Seconds per cell.
 TIMEOUT = 1800
-WIDGET = "application/vnd.jupyter.widget-view+json"
-NOTE = "<p><em>Interactive controls appear here in the running notebook.</em></p>"
+# Of the earlier pages in a gallery's folder, their cards.
+CARDS = ".cards.json"
 
 
 @dataclass(frozen=True)
@@ -103,30 +108,6 @@ def _failed_cell(notebook: "NotebookNode") -> str:
     return "a cell"
 
 
-def page(notebook: "NotebookNode", name: str) -> str:
-    """Self-contained HTML of an executed notebook.
-
-    The Colab badge, an external image, becomes a text link; links to other notebooks point to their pages;
-    widgets, which need a kernel, become a note.
-    """
-    from nbconvert import HTMLExporter
-    from nbformat.v4 import new_markdown_cell
-
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\[!\[([^]]*)\]\(https?://[^)]*\)\]", r"[\1]", cell.source)
-            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](\1.html", cell.source)
-        for output in cell.get("outputs", []):
-            if WIDGET in output.get("data", {}):
-                output.data = {"text/html": NOTE}
-    notebook.cells.insert(0, new_markdown_cell("[← all notebooks](index.html)"))
-    notebook.metadata.pop("widgets", None)
-    notebook.metadata["title"] = name
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
-    text, _ = exporter.from_notebook_node(notebook)
-    return re.sub(r'<script src="">\s*</script>', "", text)
-
-
 def card(notebook: "NotebookNode", name: str, seconds: float, failure: str) -> Card:
     """Card of an executed notebook, with the picture of the cell tagged "picture", or its first one."""
     outputs = [
@@ -147,39 +128,19 @@ def card(notebook: "NotebookNode", name: str, seconds: float, failure: str) -> C
     )
 
 
-STYLE = """
-:root { color-scheme: light dark;
-  --back: #f6f7f9; --card: #fff; --text: #1d2430; --soft: #5b6675; --line: #e2e6eb }
-@media (prefers-color-scheme: dark) {
-  :root { --back: #14181d; --card: #1e242b; --text: #e7ebf0; --soft: #9aa6b4; --line: #303943 } }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0; background: var(--back); color: var(--text) }
-main { max-width: 1180px; margin: 0 auto; padding: 2.5rem 1.25rem }
-h1 { margin: 0; font-size: 2rem } header p { color: var(--soft); max-width: 44em; margin: .5rem 0 2rem }
-.cards { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)) }
-.card { display: flex; flex-direction: column; background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px; overflow: hidden; color: inherit; text-decoration: none; transition: box-shadow .15s }
-.card:hover, .card:focus-visible { box-shadow: 0 6px 24px #0003 }
-.card img, .card .none { width: 100%; height: 190px; object-fit: contain; background: #fff; padding: 10px;
-  border-bottom: 1px solid var(--line) }
-.card div { padding: 1rem 1.1rem 1.1rem } .card h2 { font-size: 1.12rem; margin: .1rem 0 .3rem }
-.card small { color: var(--soft) } .card .number { color: #2a7fbf; font-weight: 600 }
-.card p { margin: 0 0 .5rem } .failed { color: #c2410c }
-"""
+STYLE = Path(__file__).with_name("gallery_index.css").read_text(encoding="utf-8")
 
 
 def index(cards: list[Card]) -> str:
     """HTML of the index: one card per notebook, with its question, title and key picture."""
     body = []
     for one in cards:
-        picture = '<span class="none"></span>'
-        if one.picture:
-            picture = f'<img alt="" src="data:image/png;base64,{one.picture}">'
+        picture = f'<img alt="" src="data:image/png;base64,{one.picture}">' if one.picture else ""
         facts = [f"{one.sounds} audio examples"] if one.sounds else []
         facts.append(f"runs in {one.seconds:.0f} s")
         state = f'<p class="failed">{escape(one.failure)}</p>' if one.failure else ""
         body.append(
-            f'<a class="card" href="{escape(one.name)}.html">{picture}<div>'
+            f'<a class="card" href="{escape(one.name)}.html"><span class="picture">{picture}</span><div>'
             f'<span class="number">{escape(one.name[:2])}</span><h2>{escape(one.question)}</h2>'
             f"<p>{escape(one.title) if one.title != one.question else ''}</p>{state}"
             f"<small>{' · '.join(facts)}</small></div></a>"
@@ -190,13 +151,17 @@ def index(cards: list[Card]) -> str:
         f"<style>{STYLE}</style></head><body><main><header><h1>mgkit: the notebooks</h1>"
         "<p>MusicGen, plain enough to teach from. Each notebook answers one question; all audio and pictures "
         "on its page are its output. The pages work without a network or a kernel.</p></header>"
-        f'<div class="cards">\n{chr(10).join(body)}\n</div></main></body></html>\n'
+        f'<div class="cards">\n{chr(10).join(body)}\n</div>'
+        f"<footer><p>Made on {date.today():%d %B %Y} with mgkit {__version__}, by running the notebooks. "
+        "<code>make lab</code> in mgkit's repository opens them.</p></footer>"
+        "</main></body></html>\n"
     )
 
 
 def gallery(paths: list[Path], out: Path, values: dict[str, object] | None = None) -> list[Card]:
     """Execute the notebooks in order and write the website to `out`; the index grows with every page.
 
+    Pages that an earlier call wrote to `out` stay in the index. Returns the cards of these notebooks.
     `values` replace the notebooks' parameters of these names.
     A notebook that fails gets a page up to the failure and does not affect the others.
     Raises: RuntimeError if nbconvert is not installed; OSError if a page cannot be written.
@@ -208,7 +173,8 @@ def gallery(paths: list[Path], out: Path, values: dict[str, object] | None = Non
     except ImportError as error:
         raise RuntimeError(f"the gallery needs nbconvert (pip install nbconvert): {error}") from None
     out.mkdir(parents=True, exist_ok=True)
-    cards: list[Card] = []
+    earlier, cards = _earlier_cards(out), []
+    names = {path.stem for path in paths} | set(earlier)
     for path in paths:
         start = time.monotonic()
         try:
@@ -221,13 +187,41 @@ def gallery(paths: list[Path], out: Path, values: dict[str, object] | None = Non
             failure = _execute_with(values or {}, notebook, path.parent)
         seconds = time.monotonic() - start
         cards.append(card(notebook, path.stem, seconds, failure))
-        for name, text in ((path.stem, page(notebook, path.stem)), ("index", index(cards))):
-            audio.replace_file(out / f"{name}.html", partial(Path.write_text, data=text, encoding="utf-8"))
+        known = earlier | {one.name: one for one in cards}
+        text = page(notebook, path.stem, path.parent, out, names)
+        _write(out / f"{path.stem}.html", text)
+        _write(out / "index.html", index([known[name] for name in sorted(known)]))
+        _write(out / CARDS, json.dumps([asdict(one) for one in known.values()]))
         if failure:
             print(f"{path.name} {failure}", file=sys.stderr, flush=True)
         else:
             print(f"{path.name}: {seconds:.0f} s", flush=True)
     return cards
+
+
+def _earlier_cards(out: Path) -> dict[str, Card]:
+    """Cards of the pages that are in `out`, by name; none if their list is missing or damaged."""
+    try:
+        cards = [Card(**one) for one in json.loads((out / CARDS).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {one.name: one for one in cards if (out / f"{one.name}.html").is_file()}
+
+
+def _write(path: Path, text: str) -> None:
+    audio.replace_file(path, partial(Path.write_text, data=text, encoding="utf-8"))
+
+
+def open_page(path: Path) -> bool:
+    """Open a file in the browser, if there is a screen; whether a browser was started. Never fails."""
+    if sys.platform.startswith("linux"):
+        screen = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    else:
+        screen = not os.environ.get("SSH_CONNECTION")
+    try:
+        return screen and webbrowser.open(path.resolve().as_uri())
+    except (OSError, ValueError, webbrowser.Error):
+        return False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -242,6 +236,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME=VALUE",
         help="replace a value of the notebooks' cell tagged parameters, such as seeds=8; may be repeated",
     )
+    parser.add_argument(
+        "--open", action="store_true", help="open the page, or the index of several, where there is a screen"
+    )
     arguments = parser.parse_args(argv)
     values = parameters.parse(arguments.parameters)
     paths = arguments.notebooks or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
@@ -255,4 +252,6 @@ def main(argv: list[str] | None = None) -> int:
     cards = gallery(paths, arguments.out, values)
     failed = [one.name for one in cards if one.failure]
     print(f"{arguments.out / 'index.html'}: {len(cards)} notebooks, {len(failed)} failed")
+    if arguments.open:
+        open_page(arguments.out / (f"{cards[0].name}.html" if len(cards) == 1 else "index.html"))
     return 1 if failed else 0
