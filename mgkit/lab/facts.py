@@ -14,7 +14,7 @@ class Facts(HTML):
     def show(self, name: str, seconds: float, model: MusicGen | None, pace: float | None) -> None:
         """Describe `seconds` of music by `name`; `model` if loaded, `pace` in seconds per step if known."""
         frames = seconds * (model.frame_rate if model else 50)
-        time = f"about {format_seconds(frames * pace)}" if pace else "unknown until the first run"
+        time = f"about {format_seconds(max(0, frames) * pace)}" if pace else "unknown until the first run"
         self.value = (
             f'<div class="mgkit-quiet">time: {time} · memory: {_memory(name, seconds, model)}<br>'
             f"licence of the weights: {html.escape(_licence(name, model))}</div>"
