@@ -9,7 +9,7 @@ import torch
 from tiny import RATE, noise, tune
 
 from mgkit import audio
-from mgkit.lab import blind_panel, blind_test, preferences
+from mgkit.lab import blind_panel, blind_test, pooled, preferences
 from mgkit.lab.blind_panel import BlindPanel
 from mgkit.lab.blind_test import BlindTest, Pair, match_loudness
 from mgkit.lab.preferences import Preference, count, read, sign_test
@@ -319,15 +319,18 @@ def test_a_clip_that_was_not_played_cannot_be_judged(path):
     assert [(row["plays_a"], row["plays_b"]) for row in read(path)] == [("3", "1"), ("", "")]
 
 
-def test_a_file_without_plays_is_read_and_continued_in_its_own_columns(path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_earlier_version_is_continued_in_its_own_columns(path, version):
     BlindTest(pairs(2), RATE, path, "Ada").answer("A", plays=(1, 1))
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row[: len(preferences.WITHOUT_PLAYS)] for row in csv.reader(file)]
+        rows = [row[: len(preferences.VERSIONS[version])] for row in csv.reader(file)]
     path.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
     test = BlindTest(pairs(2), RATE, path, "Ada")
     assert test.progress == "2 of 2"
     test.answer("B", plays=(2, 2))
-    assert [(row["answer"], row["plays_a"]) for row in read(path)] == [("A", ""), ("B", "")]
+    plays = ["1", "2"] if version == 1 else ["", ""]
+    assert [(row["answer"], row["plays_a"]) for row in read(path)] == list(zip("AB", plays))
+    assert [row["answer"] for row in test.result().rows] == ["A", "B"]
 
 
 # --- the panel --------------------------------------------------------------------------------------------
@@ -456,3 +459,87 @@ def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path, cell):
     with open(path, newline="", encoding="utf-8") as file:
         stored = list(csv.reader(file))[1]
     assert all(text[0] not in "=+-@" or text == "-3.5" for text in stored)
+
+
+# --- many listeners ---------------------------------------------------------------------------------------
+
+
+def test_equal_names_are_kept_apart_and_the_same_name_resumes(tmp_path):
+    files = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for file in files:
+        BlindTest(pairs(2), RATE, file, "Ada").answer("A")
+        BlindTest(pairs(2), RATE, file, "Ada").answer("A")
+    # each file's Ada answered two pairs, in two sessions
+    merged = pooled.merge(files)
+    assert len(preferences.standing(merged)) == 4
+    assert len({row["participant"] for row in merged}) == 2
+    # a third Ada in the second file
+    third = BlindTest(pairs(2), RATE, files[1])
+    third.start("Ada", "third")
+    assert third.progress == "1 of 2"
+
+
+def test_a_copy_of_a_file_adds_nothing_and_a_missing_one_is_named(tmp_path):
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    test = BlindTest(pairs(3), RATE, whole, "Ada")
+    test.answer("A"), test.undo()
+    part.write_bytes(b"\xef\xbb\xbf" + whole.read_bytes().replace(b"\n", b"\r\n"))
+    test.answer("A"), test.answer("B")
+    assert pooled.merge([part, whole]) == pooled.merge([whole]) == read(whole)
+    with pytest.raises(FileNotFoundError, match="no file .*none.csv"):
+        pooled.merge([whole, tmp_path / "none.csv"])
+
+
+def test_the_interval_of_a_share_covers_the_truth_if_listeners_and_pairs_differ():
+    """Forty listeners and twelve pairs with tastes of their own; taken as independent, answers mislead."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    covered, wilson, count = 0, 0, 400
+    # the mean chance of a new listener with a new pair
+    truth = 1 / (1 + np.exp(-(0.4 + draw.normal(0, 0.8, 10**6) + draw.normal(0, 0.8, 10**6))))
+    for _ in range(count):
+        taste = 0.4 + draw.normal(0, 0.8, (40, 1)) + draw.normal(0, 0.8, (1, 12))
+        hits = draw.random((40, 12)) < 1 / (1 + np.exp(-taste))
+        who, what = np.indices(hits.shape).reshape(2, -1).tolist()
+        share, low, high = pooled.clustered_share(hits.ravel().tolist(), who, what)
+        covered += low <= truth.mean() <= high
+        half = 1.96 * (share * (1 - share) / hits.size) ** 0.5
+        wilson += share - half <= truth.mean() <= share + half
+    assert 0.92 < covered / count < 0.99
+    assert wilson / count < 0.8
+
+
+@pytest.mark.parametrize("hits, listeners", [(6, 1), (1, 1), (240, 40)])
+def test_unanimous_answers_leave_an_interval(hits, listeners):
+    who = [i % listeners for i in range(hits)]
+    share, low, high = pooled.clustered_share([True] * hits, who, [i // listeners for i in range(hits)])
+    assert share == 1 and high == pytest.approx(1) and 0 < low < 1
+    # one answer says next to nothing
+    assert (low < 0.05) == (hits == 1)
+
+
+def test_pooled_answers_count_listeners_pairs_and_ties(path):
+    for name in ("Ada", "Bob"):
+        test = BlindTest(pairs(3), RATE, path, name)
+        test.answer("A"), test.answer("B"), test.answer("same")
+    [found] = pooled.pool(read(path))
+    assert (found.listeners, found.pairs, found.ties) == (2, 3, 2)
+    assert found.wins + found.losses == 4 and found.low < found.share < found.high
+    assert "2 listeners, 3 pairs" in str(found)
+    assert pooled.pool([]) == []
+
+
+def test_a_merged_file_reads_back_and_the_report_holds_it_all(path, tmp_path):
+    evil = "<script>alert(1)</script>"
+    for name in ("Ada", "Bob"):
+        test = BlindTest(pairs(3, f"Which {evil}?"), RATE, path, name)
+        test.answer("A", "=1+1", plays=(2, 1)), test.answer("B"), test.answer("same")
+    rows = read(path)
+    merged = pooled.write(tmp_path / "new" / "merged.csv", rows)
+    assert read(merged) == rows
+    text = pooled.report(rows, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "2 listeners gave 6 answers" in text and "1.5 times" in text and text.count("data:image/png") == 1
+    assert all(f"clip {i}" in text for i in range(3)) and evil not in text
+    with pytest.raises(ValueError, match="no answers yet"):
+        pooled.report([], tmp_path / "none.html")

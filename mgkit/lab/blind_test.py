@@ -10,9 +10,11 @@ Nothing here needs a notebook: `blind_panel.py` shows a test in one.
 import hashlib
 import os
 import random
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 
@@ -64,6 +66,7 @@ class Pair:
     item: str
     clips: Mapping[str, Tensor]
 
+    @cached_property
     def digest(self) -> str:
         """Identifier of this pair in the CSV: 12 hexadecimal digits of its texts and samples."""
         sha = hashlib.sha256(repr((self.question, self.item)).encode())
@@ -99,6 +102,19 @@ def unheard(plays: tuple[int, int]) -> str:
     return f"Listen to {' and '.join(missing)} first." if missing else ""
 
 
+def trials(count: int, seed: int, listener: str) -> list[tuple[int, bool]]:
+    """Random order of `count` pairs: the index of each, and whether its clips are swapped (in half of them).
+
+    >>> trials(4, 0, "Ada") == trials(4, 0, "Ada") != trials(4, 0, "Bob")
+    True
+    """
+    draw = random.Random(f"{seed} {listener}")
+    numbers, swapped = list(range(count)), [bool(i % 2) for i in range(count)]
+    draw.shuffle(numbers)
+    draw.shuffle(swapped)
+    return list(zip(numbers, swapped))
+
+
 class BlindTest:
     """A blind test of one listener, who chooses the better clip of each pair.
 
@@ -111,7 +127,7 @@ class BlindTest:
     The order of the pairs and the assignment of A and B are random, given `seed` and the listener's name;
     half of the pairs are swapped. Each answer is appended to the file before the next pair is shown. An
     interrupted test resumes at the next pair if listener, seed and clips are the same. Listeners and tests
-    may share a file.
+    may share a file; `participant`, random digits, tells listeners of equal names apart.
     """
 
     def __init__(
@@ -133,10 +149,10 @@ class BlindTest:
         for pair in self.pairs:
             if len(pair.clips) != 2:
                 raise ValueError(f"the pair {pair.item!r} has {len(pair.clips)} clips; expected two")
-        self._digests = [pair.digest() for pair in self.pairs]
+        self._digests = [pair.digest for pair in self.pairs]
         if len(set(self._digests)) < len(self.pairs):
             raise ValueError("a pair occurs twice; list each pair once, or change its question")
-        self.listener = ""
+        self.listener = self.participant = ""
         # Index of the pair, and whether its clips are swapped.
         self._order: list[tuple[int, bool]] = []
         self._at = 0
@@ -147,24 +163,24 @@ class BlindTest:
         if listener:
             self.start(listener)
 
-    def start(self, listener: str) -> None:
-        """Start with this listener, or resume where they stopped. Raises: ValueError for an empty name."""
+    def start(self, listener: str, participant: str = "") -> None:
+        """Start with this listener, or resume where they stopped. Raises: ValueError for an empty name.
+
+        Without a `participant`, it is the last one of this name in the file, or a new one.
+        """
         name = " ".join(listener.split())
         if not name:
             raise ValueError(
                 "the listener's name is empty; any name will do, and the same name resumes its test"
             )
-        answered = preferences.standing(preferences.read(self.path))
-        done = {row["pair"] for row in answered if row["listener"] == name}
-        draw = random.Random(f"{self.seed} {name}")
-        numbers, swapped = list(range(len(self.pairs))), [bool(i % 2) for i in range(len(self.pairs))]
-        draw.shuffle(numbers)
-        draw.shuffle(swapped)
-        order = list(zip(numbers, swapped))
+        rows = [row for row in preferences.read(self.path) if row["listener"] == name]
+        known = rows[-1]["participant"] if rows else secrets.token_hex(4)
+        self.listener, self.participant = name, participant or known
+        done = {row["pair"] for row in self._standing()}
+        order = trials(len(self.pairs), self.seed, name)
         # Answered pairs come first, so that the others keep their trial numbers.
         self._order = sorted(order, key=lambda trial: self._digests[trial[0]] not in done)
         self._at = self._fixed = sum(digest in done for digest in self._digests)
-        self.listener = name
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -176,6 +192,11 @@ class BlindTest:
         return bool(self.listener) and self._at == len(self.pairs)
 
     @property
+    def answered(self) -> int:
+        """Number of answered pairs."""
+        return self._at
+
+    @property
     def progress(self) -> str:
         """Number of the current pair: "3 of 12"; "done" after the last."""
         return "done" if self.finished else f"{self._at + 1} of {len(self.pairs)}"
@@ -184,6 +205,11 @@ class BlindTest:
     def pair(self) -> Pair:
         """The current pair. Raises: ValueError before there is a listener and after the last pair."""
         return self.pairs[self._trial()[0]]
+
+    @property
+    def swapped(self) -> bool:
+        """Whether A is the second clip of the current pair. Raises: as `pair`."""
+        return self._trial()[1]
 
     @property
     def clips(self) -> tuple[Tensor, Tensor]:
@@ -243,10 +269,14 @@ class BlindTest:
         if not self.finished:
             raise ValueError(f"the test is at {self.progress}; its result is shown after the last pair")
         self._fixed = self._at
+        return Result([row for row in self._standing() if row["pair"] in self._digests])
+
+    def _standing(self) -> list[Mapping[str, str]]:
+        """This participant's answers that count, about any pair."""
         rows = preferences.standing(preferences.read(self.path))
-        return Result(
-            [row for row in rows if row["listener"] == self.listener and row["pair"] in self._digests]
-        )
+        # Files of earlier versions have no participants.
+        mine = ("", self.participant)
+        return [row for row in rows if row["listener"] == self.listener and row["participant"] in mine]
 
     def _record(self, choice: str, comment: str, plays: tuple[int | str, int | str]) -> None:
         number, swapped = self._trial()
@@ -254,7 +284,7 @@ class BlindTest:
         first, second = pair.clips
         names = {"A": second, "B": first} if swapped else {"A": first, "B": second}
         row = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": datetime.now(UTC).isoformat(timespec="microseconds"),
             "listener": self.listener,
             "seed": self.seed,
             "trial": self._at + 1,
@@ -268,6 +298,7 @@ class BlindTest:
             "pair": self._digests[number],
             "plays_a": plays[0],
             "plays_b": plays[1],
+            "participant": self.participant,
         }
         preferences.append(self.path, row)
 

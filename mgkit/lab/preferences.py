@@ -1,6 +1,8 @@
 """Answers of blind tests: a CSV file that only grows, preference counts with a sign test, and their plots.
 
 BlindTest.answer, undo -> append -> CSV -> read -> standing -> count -> Preference per question -> plot
+
+The answers of many listeners, which are not independent, are evaluated in `pooled.py`.
 """
 
 import csv
@@ -16,13 +18,13 @@ from mgkit.lab.drawing import GIVEN, NEW, OTHER, Picture, new_picture
 
 # `a` and `b` are the names of the clips that were played as A and B. `pair` is the digest of question and
 # clips, so that an answer belongs to the exact audio. `plays_a` and `plays_b` say how often each was played,
-# and are empty if nobody counted.
+# and are empty if nobody counted. `participant`, random digits, tells listeners of equal names apart.
 COLUMNS = (
     *("time", "listener", "seed", "trial", "question", "item"),
-    *("a", "b", "answer", "preferred", "comment", "pair", "plays_a", "plays_b"),
+    *("a", "b", "answer", "preferred", "comment", "pair", "plays_a", "plays_b", "participant"),
 )
-# A file begun before plays were counted keeps its columns.
-WITHOUT_PLAYS = COLUMNS[:-2]
+# A file begun before plays were counted, or before there were participants, keeps its columns.
+VERSIONS = (COLUMNS, COLUMNS[:-1], COLUMNS[:-3])
 # The answer of a row that takes back the listener's answer to its pair.
 UNDO = "undo"
 MARK = "'"  # in front of text that a spreadsheet would compute
@@ -43,7 +45,8 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
     if not path.exists() or path.stat().st_size == 0:
         return []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # Spreadsheets may put a byte order mark first.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (UnicodeDecodeError, IsADirectoryError):
         lines = [""]
     columns = _columns(lines[0])
@@ -64,7 +67,7 @@ def read(path: str | os.PathLike) -> list[dict[str, str]]:
 
 def _columns(head: str) -> tuple[str, ...] | None:
     """The columns that the first line of a file names; None for a file of another kind."""
-    return next((columns for columns in (COLUMNS, WITHOUT_PLAYS) if head == ",".join(columns)), None)
+    return next((columns for columns in VERSIONS if head == ",".join(columns)), None)
 
 
 def _is_formula(cell: str) -> bool:
@@ -75,6 +78,11 @@ def _is_formula(cell: str) -> bool:
 def _without_formula(cell: str) -> str:
     """The cell, marked as text if it is a formula, or a marked one; `read` removes one mark."""
     return MARK + cell if _is_formula(cell.lstrip(MARK)) else cell
+
+
+def cells(row: Mapping[str, object]) -> list[str]:
+    """The cells of a row in the file, each on one line and none a formula."""
+    return [_without_formula(" ".join(str(row[column]).split())) for column in COLUMNS]
 
 
 def append(path: Path, row: Mapping[str, object]) -> None:
@@ -89,12 +97,12 @@ def append(path: Path, row: Mapping[str, object]) -> None:
             writer.writerow(COLUMNS)
         else:
             file.seek(0)
-            columns = _columns(file.readline().decode("utf-8", "replace").rstrip("\n")) or COLUMNS
+            columns = _columns(file.readline().decode("utf-8-sig", "replace").rstrip("\r\n")) or COLUMNS
             file.seek(size - 1)
             # The last line may be incomplete.
             if file.read(1) != b"\n":
                 text.write("\n")
-        writer.writerow(_without_formula(" ".join(str(row[column]).split())) for column in columns)
+        writer.writerow(cells(row)[: len(columns)])
         data = text.getvalue().encode()
         if file.write(data) != len(data):
             raise OSError(f"{path} could not be written completely: is the disk full?")
@@ -138,9 +146,9 @@ def sign_test(wins: int, losses: int) -> float:
 
 def standing(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """The answers that count: a listener's first one to each pair, without those that were taken back."""
-    answers: dict[tuple[str, str], Mapping[str, str]] = {}
+    answers: dict[tuple[str, str, str], Mapping[str, str]] = {}
     for row in rows:
-        key = row["listener"], row["pair"]
+        key = row["participant"], row["listener"], row["pair"]
         if row["answer"] == UNDO:
             answers.pop(key, None)
         else:
@@ -148,14 +156,20 @@ def standing(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
     return list(answers.values())
 
 
-def count(rows: Iterable[Mapping[str, str]]) -> list[Preference]:
-    """Preferences by question and compared names, from the answers that are `standing`."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+def by_question(rows: Iterable[Mapping[str, str]]) -> dict[tuple[str, str, str], list[Mapping[str, str]]]:
+    """The answers that are `standing`, by question and the two compared names in alphabetical order."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
     for row in standing(rows):
         first, second = sorted((row["a"], row["b"]))
-        groups.setdefault((row["question"], first, second), []).append(row["preferred"])
+        groups.setdefault((row["question"], first, second), []).append(row)
+    return groups
+
+
+def count(rows: Iterable[Mapping[str, str]]) -> list[Preference]:
+    """Preferences by question and compared names, from the answers that are `standing`."""
     preferences = []
-    for (question, first, second), preferred in groups.items():
+    for (question, first, second), answers in by_question(rows).items():
+        preferred = [row["preferred"] for row in answers]
         wins, losses, ties = (preferred.count(name) for name in (first, second, ""))
         p = sign_test(wins, losses)
         preferences.append(Preference(question, first, second, wins, losses, ties, p))
