@@ -28,6 +28,7 @@ TRAIN = {
     "codec": ("mgkit.train.codec", "train the codec"),
     "tokens": ("mgkit.train.tokens", "encode the training clips"),
     "lm": ("mgkit.train.lm", "train the language model on the tokens"),
+    "transplant": ("mgkit.train.transplant", "start a language model from one for another codec's tokens"),
     "reinforce": ("mgkit.train.reinforce", "improve the language model by reinforcement learning"),
     "export": ("mgkit.train.export", "join codec and language model into a model folder"),
     "nano": ("mgkit.train.nano", "train a small model from nothing: data to export, in a time budget"),

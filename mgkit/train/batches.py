@@ -68,7 +68,7 @@ class Augmentation:
     # the caption and the melody
     drop_all: float = 0.2
     # the melody alone
-    drop_melody: float = 0.65
+    drop_melody: float = 0.55
     # the caption alone, if the melody is kept
     drop_caption: float = 0.15
     # a quarter of the caption's words
@@ -78,7 +78,7 @@ class Augmentation:
     # segments of another clip in the history
     corrupt_history: float = 0.5
     # the chords in place of the melody, if the melody is kept
-    chords: float = 0.25
+    chords: float = 0.35
     # the loss counts only what follows the clip's own beginning, in crops of CONTINUATION or more frames
     continuation: float = 0.25
 

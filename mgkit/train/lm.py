@@ -17,7 +17,7 @@ Left out: gradient accumulation, sharded optimizers, and loss scaling, which bfl
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from mgkit import ranges
 from mgkit.band.labels import dataset_labels
 from mgkit.lm import LMConfig
-from mgkit.train import storage
 from mgkit.train.align import align
 from mgkit.train.attributes import pretrain_text_encoder
 from mgkit.train.auxiliary import AuxiliaryHead
@@ -38,7 +37,7 @@ from mgkit.train.ema import EMA
 from mgkit.train.history import Metrics
 from mgkit.train.loop import train
 from mgkit.train.loss import attend_for, codebook_losses, delayed, losses
-from mgkit.train.model import TextConfig, load, new_model
+from mgkit.train.model import TextConfig, load, new_model, save
 from mgkit.train.muon import Muon
 from mgkit.train.parallel import Processes, autocast, backward, supports_bf16
 from mgkit.train.tokenizer import make_tokenizer
@@ -245,14 +244,7 @@ class LMLearner:
 
     def save(self, out: Path) -> None:
         """Write `out`/lm.pt (configurations and averaged weights) and `out`/tokenizer."""
-        result = {
-            "lm": asdict(self.run.lm),
-            "text": asdict(self.run.text),
-            "melody_frames": self.data.melody.shape[1],
-            "weights": {name: weight.cpu() for name, weight in self.ema.weights.items()},
-        }
-        storage.save(out / "lm.pt", result)
-        self.tokenizer.save_pretrained(out / "tokenizer")
+        save(self.model, self.ema.weights, out)
 
 
 def validate_codebooks(run: LMRun, data: Tokens) -> None:

@@ -3,7 +3,7 @@
 Axes: B batch, F chroma frames, L text length in tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,3 +131,18 @@ def load(folder: str | Path) -> ConditionalLM:
     # Not strict: T5's tied embedding has two names and is saved under one of them.
     model.load_state_dict(saved["weights"], strict=False)
     return model.eval()
+
+
+def save(model: ConditionalLM, weights: dict[str, Tensor], out: Path) -> None:
+    """Write `out`/lm.pt (configurations of `model` and `weights`) and `out`/tokenizer; `load` reads them."""
+    t5 = model.conditioner.text.t5.config
+    text = TextConfig(t5.d_model, t5.num_layers, t5.num_heads, t5.d_kv, t5.d_ff, t5.vocab_size)
+    content = {
+        "lm": asdict(model.lm.config),
+        "text": asdict(text),
+        "melody_frames": model.conditioner.melody_frames,
+        "weights": {name: weight.cpu() for name, weight in weights.items()},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    storage.save(out / "lm.pt", content)
+    model.conditioner.text.tokenizer.save_pretrained(out / "tokenizer")

@@ -96,7 +96,7 @@ def write(codec: Codec, data: Clips, out: str | Path, clips: int) -> None:
     # On a CPU one clip and one thread per core: a clip's working set fits a core's cache, and cores sharing
     # an operation wait for each other.
     size, batches = (1, os.cpu_count()) if device.type == "cpu" else (GPU_CLIPS, GPU_BATCHES)
-    encoder = codec.encoder if device.type == "cpu" else ChannelsLast(codec).encode
+    encoder = ChannelsLast(codec).encode
 
     @torch.no_grad()
     def encode(start: int) -> int:
