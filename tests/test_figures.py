@@ -149,6 +149,7 @@ def test_a_table_over_seeds_shows_mean_and_standard_deviation():
     values = torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]])
     html = figures.table(values, ["one"], ["two", "three"], form=".1f").html
     assert ">2.0 ± 1.4</td>" in html and ">2.0 ± 0.0</td>" in html
+    assert ">+2.0 ± 1.4</td>" in figures.table(values, ["one"], ["two", "three"], form="+.1f").html
     assert ">1.0</td>" in figures.table(values[:1], ["one"], ["two", "three"], form=".1f").html
 
 

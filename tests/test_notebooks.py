@@ -20,7 +20,7 @@ SOLUTIONS = ROOT / "notebooks" / "solutions"
 SLACK = 10  # times as long as it says may a notebook's cell take: a guard against hanging, not a measurement
 NUMBERS = ("a", "two", "three", "four", "five", "six")
 # Notebooks that do not have the forms below yet.
-OLD_FORM = {path.stem for path in NOTEBOOKS} - {"06_delay"}
+OLD_FORM = {path.stem for path in NOTEBOOKS} - {"02_sampling", "05_codec", "06_delay"}
 # The notebook that introduces a term, in bold, at its first use.
 TERMS = {
     "autoregressive": "01_demo",

@@ -31,6 +31,28 @@ def by_ear(name: str, position: int, count: int, hint: str) -> Exercise:
 
 
 ANSWERS = {
+    # 02_sampling
+    "largest entropy": Exercise(
+        lambda bits, size: abs(2**bits - size) < 1, "how often can you halve the number of tokens?"
+    ),
+    "tokens in the nucleus": Exercise(
+        lambda count: count == 2,
+        "add them up, most likely first, until 0.7 is reached; sampling.probabilities does the same",
+    ),
+    "guided logit": Exercise(
+        lambda logit: abs(logit - 4) < 1e-6, "null + (conditional - null) * cfg_coef: see sampling.guide"
+    ),
+    "temperature by ear": by_ear(
+        "temperature by ear", 2, 3, "a high temperature draws unlikely tokens: listen for noise between notes"
+    ),
+    # 05_codec
+    "published bitrate": Exercise(
+        lambda bits: abs(bits - 2200) < 1e-6, "how many bits does it take to name one of 2048 entries?"
+    ),
+    "perplexity of eight": Exercise(
+        lambda value: abs(value - 8) < 0.01, "call perplexity on counts of your own"
+    ),
+    "codebooks by ear": by_ear("codebooks by ear", 1, 3, "which one is the dullest and least steady?"),
     # 06_delay
     "steps of small": Exercise(
         lambda steps: steps == 1503,

@@ -417,8 +417,9 @@ def table(
     values = values.float().mean(dim=0) if values.ndim == 3 else values
     cells = [[format(value, form) for value in row] for row in values.tolist()]
     if deviations:
+        spread = form.removeprefix("+")
         cells = [
-            [f"{cell} ± {value:{form}}" for cell, value in zip(*row, strict=True)]
+            [f"{cell} ± {value:{spread}}" for cell, value in zip(*row, strict=True)]
             for row in zip(cells, deviations, strict=True)
         ]
     low, high = float(values.min()), float(values.max())
