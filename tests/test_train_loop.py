@@ -165,6 +165,21 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
         loop.train(settings, tmp_path, learner, lr=1e-3, measure_every=1)
 
 
+def test_the_progress_bar_ends_full_also_when_a_finished_run_is_run_again(tmp_path, monkeypatch):
+    original, made = loop._progress_bar, []
+
+    def record(name, hidden):
+        made.append(original(name, hidden))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "_progress_bar", record)
+    settings = codec_run(steps=7)
+    for _ in range(2):
+        learner = CodecLearner(settings, clips(), clips())
+        loop.train(settings, tmp_path, learner, lr=1e-3, measure_every=10)
+    assert [bar.n for bar in made] == [100, 100]
+
+
 @pytest.mark.parametrize("module", [loop])
 def test_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0

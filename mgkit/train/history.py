@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from mgkit import audio
 from mgkit.lab import figures
+from mgkit.lab.drawing import LINES, new_picture, set_legend
 
 # Metrics by name. Rows of a history also hold `step` and `minutes`.
 Metrics = dict[str, float]
@@ -51,17 +52,29 @@ def read(path: str | Path) -> list[Metrics]:
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
-def plot(path: str | Path) -> figures.Picture:
-    """Picture of a log.csv: training and validation losses (`valid_…`) over steps. Raises: as `read`."""
+def plot(path: str | Path, names: Sequence[str] | None = None) -> figures.Picture:
+    """Picture of a log.csv: the curves of these metrics in nats per token over steps.
+
+    By default, the training loss and all validation losses (`valid_…`). Raises: as `read`, and ValueError for
+    a name that is not in the log.
+    """
     rows = read(path)
-    names = [name for name in _names(rows) if name == "loss" or name.startswith("valid_")]
-    figure = figures.Picture(figsize=(9, 3.2), layout="constrained")
-    figure.alt = f"curves of {', '.join(names)} over {rows[-1]['step']:.0f} steps"
-    axes = figure.add_subplot(xlabel="steps", ylabel="nats per token")
-    for name in names:
-        style = {"linewidth": 1} if name == "loss" else {"marker": "o", "markersize": 3}
-        axes.plot(*_curve(rows, name), label=name.replace("_", ", "), **style)
-    axes.legend(fontsize=8)
+    known = [name for name in _names(rows) if name == "loss" or name.startswith("valid_")]
+    if missing := set(names or ()) - set(known):
+        raise ValueError(f"{path} has no {', '.join(sorted(missing))}; it has {', '.join(known)}")
+    return draw([(name.replace("_", ", "), *_curve(rows, name)) for name in names or known])
+
+
+def draw(curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> figures.Picture:
+    """Picture of losses (title, steps, nats per token), told apart by more than their colour."""
+    alt = f"losses over steps: {', '.join(title for title, _, _ in curves)}"
+    figure = new_picture(3.0, alt)
+    axes = figure.subplots()
+    for i, (title, steps, values) in enumerate(curves):
+        axes.plot(steps, values, LINES[i % len(LINES)], color=f"C{i}", label=title)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("nats per token")
+    set_legend(axes)
     return figure
 
 

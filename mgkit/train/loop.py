@@ -144,6 +144,8 @@ class Loop:
             self.validate()
         recent: list[Metrics] = []
         with stop_on_signal() as stop, _progress_bar(self.out.name, hidden=not first_process) as bar:
+            # A resumed run begins where it stopped, a finished one at its end.
+            bar.update(self.percent())
             while not (interrupted := self.interrupted(stop)):
                 used = progress.fraction(self.run)
                 if used >= 1:
@@ -159,12 +161,16 @@ class Loop:
                     self.validate()
                     self.save()
                 progress.seconds += time.monotonic() - began
-                bar.update(100 * min(1.0, used) - bar.n)
+                bar.update(self.percent() - bar.n)
         if not interrupted:
             self.validate()
         self.save()
         self.processes.barrier()
         return progress.validation
+
+    def percent(self) -> float:
+        """Used part of the budget, from 0 to 100."""
+        return 100 * min(1.0, self.progress.fraction(self.run))
 
     def step(self, lr: float) -> Metrics:
         metrics = self.learner.step(self.progress.step, lr)
