@@ -12,6 +12,7 @@ exchanged module, a replaced method or a tap has its effect, `Step` calls `LM` i
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -26,6 +27,7 @@ from mgkit.packed import Packed
 from mgkit.positions import positions, sinusoid
 
 BLOCK = 256  # positions whose keys are stored together
+FEW = 2048  # heads times positions, up to which two matrix products attend fastest
 STEADY = 8  # rows, up to which oneDNN's sums do not depend on the number of threads
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Gain and bias of a LayerNorm."""
@@ -37,77 +39,104 @@ class RowCache(KVCache):
     A single query is bound by memory as a single row of a linear layer is, and general kernels reach half of
     its speed or less. `torch.embedding_bag`, a weighted sum of a table's rows, reaches all of it:
 
-        values  [B * H, capacity, D / H]          sum over positions of weight * row
-        keys    [B * H, blocks, D / H, BLOCK]     sum over features of query * row: the scores of a block
+        values  [B, H, capacity, D / H]          sum over positions of weight * row
+        keys    [B, H, blocks, D / H, BLOCK]     sum over features of query * row: the scores of a block
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, block: int | None = None):
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype):
         """`shape` is B, H, capacity, D / H."""
         batch, heads, capacity, width = self.shape = tuple(shape)
-        self.block = block or BLOCK
-        self.keys = torch.zeros(batch * heads, -(-capacity // self.block), width, self.block, dtype=dtype)
-        self.values = torch.zeros(batch * heads, capacity, width, dtype=dtype)
+        self.block = BLOCK
+        self.keys = torch.zeros(batch, heads, -(-capacity // self.block), width, self.block, dtype=dtype)
+        self.values = torch.zeros(self.shape, dtype=dtype)
         self.length = 0
         self.text: tuple[Tensor, Tensor] | None = None
 
-    @classmethod
-    def of(cls, keys: Tensor, values: Tensor, dtype: torch.dtype) -> "RowCache":
-        """A cache of just these keys and values [B, H, L, D / H], in a single block."""
-        cache = cls(keys.shape, dtype, block=keys.shape[2])
-        cache.put(keys.flatten(0, 1), values.flatten(0, 1))
-        return cache
-
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys (a copy) and values so far [B, H, length + S, D / H], the new ones included."""
-        (batch, heads, capacity, width), end = self.shape, self.length + keys.shape[2]
-        self.put(keys.flatten(0, 1), values.flatten(0, 1))
-        all_keys = self.keys.transpose(2, 3).reshape(batch, heads, -1, width)[:, :, :end]
-        all_values = self.values.view(batch, heads, capacity, width)[:, :, :end]
-        return all_keys.to(keys.dtype), all_values.to(values.dtype)
-
-    def put(self, keys: Tensor, values: Tensor) -> None:
-        """Store the keys and values [B * H, S, D / H] of the next S positions."""
-        end, capacity = self.length + keys.shape[1], self.shape[2]
+        (batch, heads, capacity, width), start, end = self.shape, self.length, self.length + keys.shape[2]
         assert end <= capacity, f"the cache holds {capacity} positions; {end} are needed"
-        self.values[:, self.length : end] = values
+        self.values[:, :, start:end] = values
         while self.length < end:
             block, place = divmod(self.length, self.block)
-            count = min(self.block - place, end - self.length)
-            self.keys[:, block, :, place : place + count] = keys[:, :count].transpose(1, 2)
-            keys, self.length = keys[:, count:], self.length + count
+            new = keys[:, :, self.length - start :][:, :, : self.block - place]
+            self.keys[:, :, block, :, place : place + new.shape[2]] = new.transpose(2, 3)
+            self.length += new.shape[2]
+        all_keys = self.keys.transpose(3, 4).reshape(batch, heads, -1, width)[:, :, :end]
+        return all_keys.to(keys.dtype), self.values[:, :, :end].to(values.dtype)
+
+    def put(self, key: Tensor, value: Tensor) -> None:
+        """Store the key and value [B, H, D / H] of the next position."""
+        block, place = divmod(self.length, self.block)
+        self.keys[:, :, block, :, place] = key
+        self.values[:, :, self.length] = value
+        self.length += 1
 
 
 class Rows:
     """Which rows of a `RowCache` an attention adds up; the same in every layer."""
 
-    def __init__(self, cache: RowCache, length: int, padding: Tensor | None):
-        """Attention to the first `length` positions, but those where `padding` [B, 1, capacity] is True."""
-        _, blocks, width, size = cache.keys.shape
-        bags, capacity = cache.values.shape[:2]
-        self.length, self.blocks = length, -(-length // size)
+    def __init__(self, cache: RowCache, length: int, mask: Tensor | None):
+        """Attention to the first `length` positions; `mask` [B, capacity] or None is added to the scores."""
+        batch, heads, capacity, width = cache.shape
+        bags, blocks = batch * heads, -(-length // cache.block)
+        self.length, self.blocks = length, blocks
+        self.mask = torch.zeros(1, 1, 1) if mask is None else mask[:, None, :length]
+        # In float32 a matrix product is faster as long as there is little to read.
+        self.few = cache.keys.dtype == torch.float32 and blocks == 1 and bags * length <= FEW
+        if self.few:
+            self.mask = self.mask.repeat_interleave(heads, dim=0) if mask is not None else self.mask
+            return
         first = torch.arange(bags, dtype=torch.int32)[:, None]
-        self.keys = (first * blocks * width + torch.arange(self.blocks * width, dtype=torch.int32)).flatten()
-        self.key_bags = torch.arange(bags * self.blocks + 1, dtype=torch.int32) * width
+        rows = torch.arange(blocks * width, dtype=torch.int32)
+        self.keys = (first * (cache.keys.shape[2] * width) + rows).flatten()
+        self.key_bags = torch.arange(bags * blocks + 1, dtype=torch.int32) * width
         self.values = (first * capacity + torch.arange(length, dtype=torch.int32)).flatten()
         self.value_bags = torch.arange(bags + 1, dtype=torch.int32) * length
-        self.padding = None if padding is None else padding[..., :length]
 
     def attend(self, query: Tensor, cache: RowCache) -> Tensor:
-        """The attention's output [B, D] for a query [B, D]."""
+        """The attention's output [B, D] for a query [B, H, D / H]."""
         batch, heads, _, width = cache.shape
-        query = (query * width**-0.5).view(-1, 1, width).expand(-1, self.blocks, -1)
+        if self.few:
+            keys, values = cache.keys[:, :, 0, :, : self.length], cache.values[:, :, : self.length]
+            return attend(query, keys.flatten(0, 1), values.flatten(0, 1), self.mask)
+        query = query[:, :, None].expand(-1, -1, self.blocks, -1)
         scores = _sums(cache.keys.view(-1, cache.block), self.keys, self.key_bags, query)
         scores = scores.view(batch, heads, -1)[..., : self.length]
-        if self.padding is not None:
-            scores = scores.masked_fill(self.padding, -torch.inf)
-        weights = scores.softmax(dim=-1, dtype=torch.float32)
-        return _sums(cache.values.view(-1, width), self.values, self.value_bags, weights).view(batch, -1)
+        weights = torch.add(self.mask, scores, alpha=width**-0.5).softmax(dim=-1)
+        sums = _sums(cache.values.view(-1, width), self.values, self.value_bags, weights)
+        return sums.float().view(batch, -1)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """The attention's output [B, D] of a query [B, H, D / H] to few positions, by two matrix products.
+
+    `keys` [B * H, D / H, L] and `values` [B * H, L, D / H]; `mask` [B * H, 1, L] is added to the scores.
+    """
+    batch, heads, width = query.shape
+    scores = torch.baddbmm(mask, query.reshape(-1, 1, width), keys, alpha=width**-0.5)
+    return torch.bmm(scores.softmax(dim=-1), values).view(batch, -1)
 
 
 def _sums(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:
     """For each bag the sum of weight * row over its rows of the table; bag i begins at rows[bags[i]]."""
     weights = weights.reshape(-1).to(table.dtype)
-    return torch.embedding_bag(table, rows, bags, False, 0, False, weights, True)[0].float()
+    return torch.embedding_bag(table, rows, bags, False, 0, False, weights, True)[0]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a layer attends to of the texts, as `attend` takes it."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, mask: Tensor) -> "Text":
+        """From keys and values [B, H, L, D / H] and their mask [B * H or 1, 1, L or 1]."""
+        keys, values = keys.float().flatten(0, 1), values.float().flatten(0, 1)
+        return cls(keys.transpose(1, 2).contiguous(), values, mask)
 
 
 class LayerStep:
@@ -125,21 +154,19 @@ class LayerStep:
             self.cross_q_proj = layer.cross_attention.q_proj.weight
             self.cross_out_proj = layer.cross_attention.out_proj.weight
 
-    def __call__(
-        self, x: Tensor, cache: RowCache, rows: Rows, text: RowCache | None, text_rows: Rows | None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, cache: RowCache, rows: Rows, text: Text | None) -> Tensor:
         """The residual stream [B, D] after this layer."""
-        width = cache.shape[-1]
+        batch, heads, _, width = cache.shape
         y = _normalize(x, self.norm1)
         if self.joint_in_proj is not None:
-            query, key, value = linear(y, self.joint_in_proj).chunk(3, dim=-1)
+            query, key, value = linear(y, self.joint_in_proj).view(batch, 3, heads, width).unbind(1)
         else:
-            query, key, value = (linear(y, weight) for weight in self.in_proj)
-        cache.put(key.reshape(-1, 1, width), value.reshape(-1, 1, width))
-        x = linear_add(rows.attend(query.contiguous(), cache), self.out_proj, x)
-        if text is not None and text_rows is not None:
-            query = linear(_normalize(x, self.norm_cross), self.cross_q_proj)
-            x = linear_add(text_rows.attend(query, text), self.cross_out_proj, x)
+            query, key, value = (linear(y, weight).view(batch, heads, width) for weight in self.in_proj)
+        cache.put(key, value)
+        x = linear_add(rows.attend(query, cache), self.out_proj, x)
+        if text is not None:
+            query = linear(_normalize(x, self.norm_cross), self.cross_q_proj).view(batch, heads, width)
+            x = linear_add(attend(query, text.keys, text.values, text.mask), self.cross_out_proj, x)
         y = linear_gelu(_normalize(x, self.norm2), self.linear1)
         return linear_add(y, self.linear2, x)
 
@@ -149,7 +176,7 @@ def _norm(module: nn.LayerNorm) -> Norm:
 
 
 def _normalize(x: Tensor, norm: Norm) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], *norm)
+    return torch.layer_norm(x, x.shape[-1:], *norm)
 
 
 class Step:
@@ -174,15 +201,14 @@ class Step:
         self.rows = [RowCache(shape, torch.float16 if packed else torch.float32) for _ in lm.layers]
         self.cache = [*self.rows]
         self.layers = [LayerStep(layer, text=condition.cross is not None) for layer in lm.layers]
-        self.texts: list[RowCache | None] = []  # after the first step
-        self.text_rows: Rows | None = None
+        self.texts: list[Text | None] = []  # after the first step
         self.norm = _norm(lm.norm)
         self.embeddings = [table.weight for table in lm.embeddings]
         self.heads = [head.weight for head in lm.heads]
         self.joint_heads = joint(self.heads)
-        self.padding = None
+        self.mask = None
         if condition.padding is not None:
-            self.padding = (torch.arange(length) < condition.padding[:, None])[:, None]
+            self.mask = _mask(torch.arange(length) >= condition.padding[:, None])
         self.positions = sinusoid(positions(0, length, condition.padding, lm.device), config.dim)
 
     @property
@@ -211,24 +237,27 @@ class Step:
             dim=0
         )
         x = x + self.positions[..., self.cache[0].length, :]
-        rows = Rows(self.rows[0], self.rows[0].length + 1, self.padding)
+        rows = Rows(self.rows[0], self.rows[0].length + 1, self.mask)
         for layer, cache, text in zip(self.layers, self.rows, self._texts(), strict=True):
-            x = layer(x, cache, rows, text, self.text_rows)
+            x = layer(x, cache, rows, text)
         x = _normalize(x, self.norm)
         if self.joint_heads is not None:
             return linear(x, self.joint_heads).unflatten(-1, (len(self.heads), -1))
         return torch.stack([linear(x, head) for head in self.heads], dim=1)
 
-    def _texts(self) -> Sequence[RowCache | None]:
+    def _texts(self) -> Sequence[Text | None]:
         """The keys and values of the text in every layer, which the first step left in the cache."""
         if not self.texts:
-            self.texts = [cache.text and RowCache.of(*cache.text, cache.keys.dtype) for cache in self.rows]
-            if self.texts[0]:
-                mask = self.condition.text_mask
-                self.text_rows = Rows(
-                    self.texts[0], self.texts[0].length, None if mask is None else ~mask[:, 0]
-                )
+            allowed, mask = self.condition.text_mask, torch.zeros(1, 1, 1)
+            if allowed is not None:
+                mask = _mask(allowed[:, 0]).repeat_interleave(self.lm.config.heads, dim=0)
+            self.texts = [cache.text and Text.of(*cache.text, mask) for cache in self.rows]
         return self.texts
+
+
+def _mask(allowed: Tensor) -> Tensor:
+    """What to add to scores: 0 where it is allowed to attend, else minus infinity."""
+    return torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
 
 
 # --- whether anything would notice -------------------------------------------------------------------------

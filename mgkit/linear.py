@@ -63,6 +63,8 @@ def linear_add(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
     """`other` [..., O] plus `linear`, in one call."""
     if _applies(x, weight):
         return ONEDNN.binary(x, other, weight, None, "add")
+    if isinstance(weight, Packed):
+        return weight.linear(x, other)
     return other + linear(x, weight)
 
 
@@ -81,6 +83,9 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
 
 def adjoin(weights: Sequence[nn.Parameter]) -> None:
     """Move parameters of the same width to adjacent places in memory."""
+    packed = [weight for weight in weights if isinstance(weight, Packed)]
+    if packed:
+        return Packed.adjoin(packed)
     block = torch.cat([weight.detach() for weight in weights])
     for weight, rows in zip(weights, block.split([len(weight) for weight in weights]), strict=True):
         weight.data = rows
@@ -88,8 +93,9 @@ def adjoin(weights: Sequence[nn.Parameter]) -> None:
 
 def joint(weights: Sequence[Tensor]) -> Tensor | None:
     """The rows of all `weights` as one matrix, a view, if they are adjacent in memory; else None."""
-    if any(isinstance(weight, Packed) for weight in weights):
-        return None
+    packed = [weight for weight in weights if isinstance(weight, Packed)]
+    if packed:
+        return Packed.joint(packed) if len(packed) == len(weights) else None
     first, end = weights[0], weights[0].data_ptr()
     for weight in weights:
         shares = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()

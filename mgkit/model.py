@@ -122,6 +122,8 @@ def allocate(model: Model, values: Plan, device: torch.device, dtype: torch.dtyp
         fill([(name, part.weight)], values)
         if narrow(device, dtype):
             part.pack(dtype)
+    if narrow(device, dtype):
+        join(model.lm)
     for module in (model.codec, model.lm, model.conditioner):
         module.eval().requires_grad_(False)
 
@@ -139,7 +141,11 @@ def arrange(lm: LM, dtype: torch.dtype) -> None:
         for part in lm.modules():
             if type(part) is Linear:
                 part.pack(dtype)
-        return
+    join(lm)
+
+
+def join(lm: LM) -> None:
+    """Move weights that multiply the same input to adjacent places: one product in a step on a CPU."""
     for layer in lm.layers:
         own = layer.attention
         adjoin([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])

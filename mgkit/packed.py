@@ -9,8 +9,13 @@ Axes: M rows of x, I and O widths of a layer, weight [O, I].
 A `Packed` weight is the only copy in memory, and a parameter like others: every operation but the product
 sees its plain values, which for bfloat16 are those it was made from, bit for bit. A change in place packs it
 again. int8 rounds: it is for generation, from weights that remain elsewhere.
+
+Weights that always multiply the same x (queries, keys and values of a layer) are packed as one matrix, of
+which each is some rows: one product, and x is rounded once.
 """
 
+from collections.abc import Sequence
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -30,20 +35,29 @@ def packable(dtype: torch.dtype) -> bool:
     return dtype == torch.int8 and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
+@cache
+def levels() -> int:
+    """Steps of x on either side of 0. Without VNNI instructions, sums of two products must fit in 16 bits."""
+    return 127 if torch.cpu._is_vnni_supported() else 63
+
+
 class Packed(Tensor):
     """A weight [O, I] in bfloat16 or int8; see above."""
 
-    packed: Tensor
-    scales: Tensor | None  # [O], of int8
+    packed: Tensor  # a matrix, of which this weight is the rows from `start`
+    scales: Tensor | None  # of the matrix's rows, in int8
+    start: int
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, packed: Tensor, scales: Tensor | None) -> "Packed":
-        shape = packed.shape if scales is None else packed.shape[::-1]
+    def __new__(
+        cls, packed: Tensor, scales: Tensor | None, start: int = 0, rows: int | None = None
+    ) -> "Packed":
+        height, width = packed.shape if scales is None else packed.shape[::-1]
+        shape = (height if rows is None else rows, width)
         self = Tensor._make_wrapper_subclass(cls, shape, dtype=packed.dtype)
-        self.packed, self.scales = packed, scales
-        self._zeros = torch.zeros(len(self), dtype=torch.long)  # oneDNN's zero points of int8
+        self.packed, self.scales, self.start = packed, scales, start
         return self
 
     @classmethod
@@ -59,40 +73,81 @@ class Packed(Tensor):
         """The int8 weight integers [O, I] * scales [O]."""
         return cls(torch.ops.onednn.qlinear_prepack(integers, [ROWS, integers.shape[1]]), scales)
 
+    @classmethod
+    def adjoin(cls, weights: Sequence["Packed"]) -> None:
+        """Pack weights of the same type and width as one matrix, of which each becomes some rows."""
+        if weights[0].scales is None:
+            one = cls.pack(torch.cat([weight.plain() for weight in weights]), torch.bfloat16)
+        else:
+            scales = torch.cat([weight._rows(weight.scales) for weight in weights])
+            one = cls.from_integers(torch.cat([weight.integers() for weight in weights]), scales)
+        start = 0
+        for weight in weights:
+            weight._become(cls(one.packed, one.scales, start, len(weight)))
+            start += len(weight)
+
+    @classmethod
+    def joint(cls, weights: Sequence["Packed"]) -> "Packed | None":
+        """The matrix that consists of these weights, in this order; None if there is none."""
+        one, end = cls(weights[0].packed, weights[0].scales), 0
+        for weight in weights:
+            if weight.packed is not one.packed or weight.start != end:
+                return None
+            end += len(weight)
+        return one if len(one) == end else None
+
     def plain(self) -> Tensor:
         """The values [O, I], bfloat16 or, for int8, float32."""
         if self.scales is None:
-            return self.packed.to_dense()
-        return self.integers() * self.scales[:, None]
+            return self._rows(self.packed.to_dense()).contiguous()
+        return self.integers() * self._rows(self.scales)[:, None]
 
     def integers(self) -> Tensor:
         """The integers [O, I] of int8."""
-        return self.packed.to_dense().t().contiguous()
+        return self._rows(self.packed.to_dense().t()).contiguous()
 
-    def linear(self, x: Tensor) -> Tensor:
-        """x [..., I] times the transpose of this weight: [..., O] in the type of x."""
+    def linear(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """x [..., I] times the transpose of this weight, plus `other`: [..., O] in the type of x."""
         if torch.is_grad_enabled() and (x.requires_grad or self.requires_grad):
             weight = self if self.requires_grad else self.plain()
-            return F.linear(x.to(weight.dtype), weight).to(x.dtype)
-        rows = x.reshape(-1, x.shape[-1])
+            y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
+            return y if other is None else other + y
+        rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], len(self))
         if self.scales is None:
-            y = torch.ops.mkldnn._linear_pointwise.default(
+            product = torch.ops.mkldnn._linear_pointwise.default(
                 rows.to(torch.bfloat16), self.packed, None, "none", [], ""
             )
-        else:
-            y = self._integer_linear(rows.float(), self.scales)
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+            y = self._own(product).to(x.dtype).reshape(shape)
+            return y if other is None else other + y
+        product, size = self._product_of_integers(rows.float())
+        if other is None:
+            return self._own(product.mul_(size)).to(x.dtype).reshape(shape)
+        return torch.addcmul(other.reshape(-1, len(self)), self._own(product), size).to(x.dtype).view(shape)
 
-    def _integer_linear(self, rows: Tensor, scales: Tensor) -> Tensor:
-        # Without VNNI instructions, sums of two products must fit into 16 bits.
-        levels = 127 if torch.cpu._is_vnni_supported() else 63
-        size = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True).clamp_min_(1e-30) / levels
-        integers = (rows / size).add_(levels + 1.5).to(torch.uint8)
-        weight, output = (self.packed, scales, self._zeros), (1.0, 0, torch.float32)
+    @cached_property
+    def _units(self) -> tuple[Tensor, Tensor]:
+        """What 1 is worth in the matrix's products of integers, and oneDNN's zero points."""
+        assert self.scales is not None
+        return self.scales / levels(), torch.zeros(len(self.scales), dtype=torch.long)
+
+    def _product_of_integers(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrix times rows that are divided by their sizes [M, 1], and these sizes."""
+        most = levels()
+        size = rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-30)
+        integers = torch.quantize_per_tensor(rows / size, 1 / most, most + 1, torch.quint8).int_repr()
+        weight, output = (self.packed, *self._units), (1.0, 0, torch.float32)
         product = torch.ops.onednn.qlinear_pointwise.default(
-            integers, 1.0, levels + 1, *weight, None, *output, "none", [], ""
+            integers, 1.0, most + 1, *weight, None, *output, "none", [], ""
         )
-        return product.mul_(size)
+        return product, size
+
+    def _own(self, product: Tensor) -> Tensor:
+        """Of the matrix's outputs those of this weight."""
+        whole = product.shape[1] == len(self)
+        return product if whole else product.narrow(1, self.start, len(self))
+
+    def _rows(self, matrix: Tensor) -> Tensor:
+        return matrix.narrow(0, self.start, len(self))
 
     # --- a parameter like others ---------------------------------------------------------------------------
 
@@ -105,26 +160,34 @@ class Packed(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: tuple, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.ops.aten.detach.default:
-            return cls(args[0].packed, args[0].scales)
+            return args[0]._alias()
         plain_args, plain_kwargs = tree_map_only(Packed, Packed.plain, (args, kwargs or {}))
         result = func(*plain_args, **plain_kwargs)
         if not (func._schema.is_mutable and isinstance(args[0], Packed)):
             return result
-        again = cls.pack(plain_args[0], args[0].dtype)
-        args[0].packed, args[0].scales = again.packed, again.scales
+        args[0]._become(cls.pack(plain_args[0], args[0].dtype))
         return args[0]
+
+    def _alias(self) -> "Packed":
+        return Packed(self.packed, self.scales, self.start, len(self))
+
+    def _become(self, other: "Packed") -> None:
+        """Take the values of another weight of this shape and type."""
+        self.packed, self.scales, self.start = other.packed, other.scales, other.start
+        self.__dict__.pop("_units", None)
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"Packed({list(self.shape)}, {self.dtype})"
 
     def __deepcopy__(self, memo: dict) -> "Packed":
         # What is packed is replaced as a whole, never changed: copies may share it.
-        copy = Packed(self.packed, self.scales)
+        copy = self._alias()
         return nn.Parameter(copy, self.requires_grad) if isinstance(self, nn.Parameter) else copy
 
     def __reduce_ex__(self, protocol: object) -> tuple:
         values = self.plain() if self.scales is None else self.integers()
-        return _unpickled, (values, self.scales, isinstance(self, nn.Parameter), self.requires_grad)
+        scales = None if self.scales is None else self._rows(self.scales)
+        return _unpickled, (values, scales, isinstance(self, nn.Parameter), self.requires_grad)
 
 
 def _unpickled(values: Tensor, scales: Tensor | None, parameter: bool, gradient: bool) -> Packed:

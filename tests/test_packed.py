@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mgkit import MusicGen, checkpoint, devices, fast
 from mgkit.devices import parse_dtype
 from mgkit.fast import RowCache, Step
-from mgkit.linear import Linear
+from mgkit.linear import Linear, adjoin, joint, linear, linear_add
 from mgkit.packed import Packed, packable
 
 CPU = torch.device("cpu")
@@ -100,6 +100,26 @@ def test_gradients_pass_through_a_frozen_layer(dtype: torch.dtype):
     assert torch.allclose(x.grad, weight.sum(dim=0).expand(2, -1), atol=0.1)
 
 
+@each
+def test_adjoined_weights_are_one_matrix_and_stay_parameters(dtype: torch.dtype):
+    layers, x = [layer(dtype)[0] for _ in range(3)], torch.randn(2, 96)
+    plain, before = [made.state_dict()["weight"] for made in layers], [made(x) for made in layers]
+    weights = [made.weight for made in layers]
+    assert joint(weights) is None
+    adjoin(weights)
+    one = joint(weights)
+    assert one.shape == (192, 96) and torch.equal(linear(x, one), torch.cat(before, dim=1))
+    assert joint(weights[::-1]) is None and joint(weights[:2]) is None
+    for made, values, y in zip(layers, plain, before, strict=True):
+        twins = [made, copy.deepcopy(made), pickle.loads(pickle.dumps(made))]
+        for twin in twins:
+            assert torch.equal(twin.state_dict()["weight"], values) and torch.equal(twin(x), y)
+    assert torch.allclose(linear_add(x, weights[1], torch.ones(2, 64)), linear(x, weights[1]) + 1, atol=1e-6)
+    weights[1].zero_()
+    assert not layers[1](x).any() and torch.equal(layers[2](x), before[2])
+    assert joint(weights) is None
+
+
 # --- models ------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +146,7 @@ def test_logits_of_a_packed_model_are_near(folder: str, dtype: torch.dtype, monk
     ways = {name: [] for name in ("float32", "step", "modules")}
     cache = narrow.lm.cache(4, 24)
     runs = Step(plain.lm, condition, 24), Step(narrow.lm, condition, 24)
+    assert all(part.joint_in_proj is not None for part in runs[1].layers)
     assert isinstance(runs[1].cache[0], RowCache)
     for s in range(24):
         new = steps[..., s : s + 1]
