@@ -12,13 +12,14 @@ FITS  = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help app demo gallery lab pictures test quick lint clean
+.PHONY: help app demo gallery lab teach pictures test quick lint clean
 
 help:
 	@echo "make demo   environment, then the first notebook on the embedded model: a WAV and a page to listen to"
 	@echo "make app    environment, then the panel as a page of its own, in a browser"
 	@echo "make lab    environment, then JupyterLab on the notebooks"
 	@echo "make gallery  environment, then all notebooks as a site with players, in outputs/gallery"
+	@echo "make teach  environment, then notes, slides, handout and exercises of a workshop, in outputs/teach"
 	@echo "make test   environment, then every check: formatting, lint, types, all tests"
 	@echo "make quick  environment, then the quick tests alone"
 	@echo "make clean  remove .venv, outputs and caches"
@@ -56,6 +57,10 @@ gallery: $(VENV)/.lab
 
 app: $(VENV)/.lab
 	$(BIN)/python -m mgkit app
+
+# From notebooks/teach; PDFs too where Chromium or Chrome is installed.
+teach: $(VENV)/.lab
+	$(BIN)/python -m mgkit.lab.handouts
 
 # Rooted here, so that outputs/ is in reach of its file browser.
 lab: $(VENV)/.lab
