@@ -66,7 +66,11 @@ def our_pairs() -> tuple[list[Pair], int]:
         wave, file_rate = audio.read(path)
         wave = audio.resample(audio.to_channels(wave, 1), file_rate, rate)[:, : SECONDS * rate]
         codec = model.codec.decode(model.codec.encode(wave[None]))[0, :, : wave.shape[-1]]
-        pairs.append(Pair("Which one sounds cleaner?", path.stem, {"recording": wave, "codec": codec}))
+        pairs.append(
+            Pair(
+                "Which one sounds cleaner?", path.stem.replace("_", " "), {"recording": wave, "codec": codec}
+            )
+        )
     return pairs, rate
 
 

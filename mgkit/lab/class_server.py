@@ -20,7 +20,7 @@ import tornado.httpserver
 import tornado.netutil
 import tornado.web
 
-from mgkit.lab import pooled, preferences
+from mgkit.lab import pages, pooled, preferences
 from mgkit.lab.class_folder import Classroom, Refused
 
 HERE = Path(__file__).parent
@@ -197,7 +197,8 @@ class Teacher(Handler):
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(None, pooled.report, rows, path)
                 self.set_header("Content-Security-Policy", REPORT_POLICY)
-                self.send(path.read_text(encoding="utf-8"), "text/html")
+                # It has no players.
+                self.send(path.read_text(encoding="utf-8").replace(pages.PAGE_SCRIPT, ""), "text/html")
         else:
             self.set_header("Content-Disposition", 'attachment; filename="answers.csv"')
             path = self.room.answers

@@ -14,6 +14,9 @@ from pathlib import Path
 from mgkit import audio
 from mgkit.lab import pages, preferences
 
+# Quantile of the normal distribution for a 95 % interval.
+NORMAL = 1.96
+
 
 def merge(paths: Sequence[str | os.PathLike]) -> list[dict[str, str]]:
     """Rows of several files of answers; a row that occurs in more than one of them counts once.
@@ -97,7 +100,9 @@ def clustered_share(
 
     The interval is Wilson's for the effective number of answers: their number over the design effect, the
     variance clustered by listeners and pairs over the binomial one, at least 1. Student's t stands for the
-    normal quantile, with the smaller number of clusters less one as degrees of freedom. nan without answers.
+    normal quantile, with the smaller number of clusters less one as degrees of freedom. Answers of one
+    listener to different pairs, or of different listeners to one pair, are independent: for them it is
+    Wilson's interval itself. nan without answers.
     Source: Korn and Graubard 1998 for the effective number, Cameron, Gelbach and Miller 2011, §2.3, for the
     variance.
     """
@@ -117,7 +122,10 @@ def clustered_share(
     by_listener, by_pair, by_answer = squares
     variance = max(by_listener, by_pair, by_listener + by_pair - by_answer)
     effect = max(1.0, variance / (n * share * (1 - share))) if 0 < share < 1 else 1.0
-    z = float(t.ppf(0.975, max(1, min(size for size in sizes if size > 1 or n == 1) - 1)))
+    if all(size in (1, n) for size in sizes):
+        effect, z = 1.0, NORMAL
+    else:
+        z = float(t.ppf(0.975, min(size for size in sizes if size > 1) - 1))
     m = n / effect
     centre = (share + z * z / (2 * m)) / (1 + z * z / m)
     half = z * sqrt(share * (1 - share) / m + z * z / (4 * m * m)) / (1 + z * z / m)
