@@ -15,7 +15,7 @@ from mgkit.files import printable
 # Name, module with a `main(argv)` and a --help of its own, line in the list of commands.
 COMMANDS = {
     "app": ("mgkit.lab.app", "open the studio as a web page"),
-    "bench": ("mgkit.bench", "time generation on this machine, side by side with transformers"),
+    "bench": ("mgkit.bench.command", "time generation on this machine, side by side with transformers"),
     "class": ("mgkit.lab.classroom", "serve a blind listening test to a class, and read its answers"),
     "gallery": ("mgkit.lab.gallery", "run the notebooks and render them as a web site"),
     "measure": ("mgkit.evals.measure", "compute the metrics of a model's music, or of any recordings"),

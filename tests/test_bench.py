@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny import tiny
 
-from mgkit import MusicGen, bench, hub, shapes, steps, stopwatch, timings
+from mgkit import MusicGen, hub, steps
 from mgkit.__main__ import main
-from mgkit.timings import Row
+from mgkit.bench import command, shapes, stopwatch, timings
+from mgkit.bench.timings import Row
 
 CPU = torch.device("cpu")
 ROWS = [
@@ -42,9 +43,9 @@ def small(monkeypatch):
     monkeypatch.setattr(shapes, "load", load_all_but_int8)
     monkeypatch.setitem(hub.SHAPES, "small", (2, 128))
     monkeypatch.setattr(stopwatch, "TIMED", stopwatch.SKIPPED + 4)
-    monkeypatch.setattr(bench, "DTYPES", {"cpu": (torch.float32, torch.int8)})
-    monkeypatch.setattr(bench, "BATCHES", {"cpu": (1, 2)})
-    monkeypatch.setattr(bench, "peak_memory", lambda name, dtype: 1.5)
+    monkeypatch.setattr(command, "DTYPES", {"cpu": (torch.float32, torch.int8)})
+    monkeypatch.setattr(command, "BATCHES", {"cpu": (1, 2)})
+    monkeypatch.setattr(command, "peak_memory", lambda name, dtype: 1.5)
 
 
 def test_transformers_gets_the_same_weights(small):
@@ -110,7 +111,7 @@ def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, c
     assert set(rows) == {(way, n) for way in ("mgkit float32", "transformers float32") for n in (1, 2)}
     for row in rows.values():
         assert set(row["steps"]) == set(row["floor"]) == {"1", "10", "30"}
-        assert len(row["pieces"]) == len(row["beside"]) == (2 if row["batch"] == 1 else 0)
+        assert len(row["pieces"]) == 2 * len(row["beside"]) == (2 if row["batch"] == 1 else 0)
     out, text = capsys.readouterr().out, files["md"].read_text(encoding="utf-8")
     assert "memory bandwidth" in out and "int8: not measured" in out
     assert text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
@@ -138,7 +139,7 @@ def test_a_readme_without_the_marks_is_refused(tmp_path):
 
 
 def test_busy_processes_end_with_the_block():
-    with pytest.raises(RuntimeError), bench.busy(2) as processes:
+    with pytest.raises(RuntimeError), command.busy(2) as processes:
         assert all(process.poll() is None for process in processes)
         raise RuntimeError
     assert all(process.returncode == -signal.SIGKILL for process in processes)

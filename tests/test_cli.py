@@ -449,7 +449,7 @@ def test_no_error_reaches_the_user_as_a_traceback(monkeypatch, tmp_path, capsys,
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mgkit.MusicGen, "get_pretrained", fail)
-    monkeypatch.setattr("mgkit.bench.bench", fail)
+    monkeypatch.setattr("mgkit.bench.command.bench", fail)
     assert expected in error_of(capsys, *argv)
     monkeypatch.setenv("MGKIT_TRACEBACK", "1")
     with pytest.raises(type(error)):

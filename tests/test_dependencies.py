@@ -49,9 +49,9 @@ MODEL = [
     {"candidates"},
     {"between", "loops"},
     {"musicgen"},
-    {"trace", "audiocraft", "shapes"},
-    {"stopwatch", "timings"},
-    {"bench", "command"},
+    {"trace", "audiocraft", "bench.shapes"},
+    {"bench.stopwatch", "bench.timings"},
+    {"bench.command", "command"},
 ]
 # The floors above it: a floor imports the model, itself and the floors before it.
 FLOORS = ["model", "lab", "band", "train", "evals"]
@@ -108,7 +108,11 @@ def at_import(path: Path) -> ast.Module:
 
 
 def test_every_file_of_the_model_has_a_row():
-    files = {name_of(path) for path in FILES if floor(name_of(path)) == "model"} - ENTRY - {"formats", ""}
+    files = (
+        {name_of(path) for path in FILES if floor(name_of(path)) == "model"}
+        - ENTRY
+        - {"formats", "bench", ""}
+    )
     assert files == set(ROW), "give each file of the model a row in this test"
 
 

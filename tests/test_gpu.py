@@ -11,7 +11,8 @@ import torch
 from tiny import RATE, noise, ordinary, tiny, tune
 from torch import Tensor
 
-from mgkit import MusicGen, shapes, steps
+from mgkit import MusicGen, steps
+from mgkit.bench import shapes
 from mgkit.checkpoint import Model
 
 pytestmark = [

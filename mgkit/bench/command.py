@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 
-from mgkit import ranges, shapes
+from mgkit import ranges
+from mgkit.bench import shapes
+from mgkit.bench.shapes import bytes_of_a_step
+from mgkit.bench.stopwatch import TIMED, Clock, Mgkit, Transformers, Way, bandwidth, held, peak_memory
+from mgkit.bench.timings import Row, insert, line, plot, table
 from mgkit.devices import best_device
 from mgkit.files import printable
 from mgkit.musicgen import MusicGen
-from mgkit.shapes import bytes_of_a_step
-from mgkit.stopwatch import TIMED, Clock, Mgkit, Transformers, Way, bandwidth, held, peak_memory
-from mgkit.timings import Row, insert, line, plot, table
 
 POSITIONS = ("1", "10", "30")  # seconds of music before the steps that are timed
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 64)}
@@ -85,7 +86,7 @@ class Bench:
                     row.steps.setdefault(position, []).extend(way.steps(frames, batch))
         if batch == 1 and self.beside:
             with busy(self.beside):
-                for way, row in self._turns(ways, rows):
+                for way, row in self._turns(ways, rows, 1):
                     row.beside.append(way.piece(row.duration, batch))
         if batch > 1 and not self._late() and self.device.type == "cuda":
             rows[0].pieces.append(ways[0].piece(rows[0].duration, batch))
@@ -111,9 +112,9 @@ class Bench:
             with self._reported(f"{name}, {way}"):
                 yield Transformers(model, way, self.clock)
 
-    def _turns(self, ways: list[Way], rows: list[Row]) -> Iterator[tuple[Way, Row]]:
-        """The ways in turn, `pairs` times, until the time is up."""
-        for _ in range(self.pairs):
+    def _turns(self, ways: list[Way], rows: list[Row], times: int | None = None) -> Iterator[tuple[Way, Row]]:
+        """The ways in turn, `times` or `pairs` times, until the time is up."""
+        for _ in range(times or self.pairs):
             for turn in zip(ways, rows, strict=True):
                 if self._late():
                     return
@@ -220,12 +221,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mgkit bench", description=__doc__.split("\n\n")[0])
     option: Callable = partial(parser.add_argument)
     option("--model", default="nano", help=f"{', '.join(shapes.NAMES)} (random weights), or a name or folder")
-    option("--all", action="store_true", help="all of these models; large only on a GPU")
+    option("--all", action="store_true", help="nano and random-small; on a GPU medium and large as well")
     option("--device", choices=["cpu", "cuda"], help="by default the fastest available")
     option(
-        "--duration", type=ranges.amount, help="seconds of music in a piece; default: 30 on a GPU, 5 on a CPU"
+        "--duration", type=ranges.amount, help="seconds of music in a piece; default: 30 on a GPU, 4 on a CPU"
     )
-    option("--pairs", type=ranges.count, default=3, help="timed runs of each library")
+    option("--pairs", type=ranges.count, default=2, help="timed runs of each library")
     option("--limit", type=ranges.amount, default=3600.0, help="seconds after which nothing new is measured")
     option("--beside", type=ranges.count, default=0, help="also time pieces beside this many busy processes")
     option("--memory", action="store_true", help="also peak memory, on a CPU in a process for each type")
@@ -245,8 +246,8 @@ def main(argv: list[str] | None = None) -> None:
         # the shapes that matter most first, if time runs out
         models = ["random-small", "random-large", "random-medium", "nano"]
         if device.type == "cpu":
-            models = ["nano", "random-small", "random-medium"]
-    duration = arguments.duration or (30.0 if device.type == "cuda" else 5.0)
+            models = ["nano", "random-small"]
+    duration = arguments.duration or (30.0 if device.type == "cuda" else 4.0)
     conditions, clock = machine(device), time.perf_counter
     if arguments.cpu_time:
         torch.set_num_threads(1)

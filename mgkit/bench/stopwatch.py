@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from mgkit import shapes
+from mgkit.bench import shapes
 from mgkit.condition import cat
 from mgkit.generate import choose
 from mgkit.musicgen import MusicGen
@@ -190,7 +190,7 @@ def peak_memory(name: str, dtype: torch.dtype) -> float:
 PEAK = """
 import resource, sys, torch
 from pathlib import Path
-from mgkit import shapes, stopwatch
+from mgkit.bench import shapes, stopwatch
 
 way = stopwatch.Mgkit(shapes.load(sys.argv[1], torch.device("cpu"), getattr(torch, sys.argv[2][6:])), "")
 reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
