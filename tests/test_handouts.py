@@ -29,7 +29,7 @@ def test_a_page_fetches_nothing_and_has_no_dead_links(source):
 def test_findings_come_from_the_notebook_under_their_headings(tmp_path):
     fold = "<details><summary>What we found</summary>\n\nTwo of three, 66 %.\n\n</details>"
     cells = [
-        ("markdown", "# Title\n\n## First?"),
+        ("markdown", "# Title\n\n**Time** a minute · **Level** any\n\n## First?"),
         ("code", "## no heading"),
         ("markdown", f"{fold}\n\n## Second?"),
     ]
@@ -40,7 +40,10 @@ def test_findings_come_from_the_notebook_under_their_headings(tmp_path):
     folder.mkdir()
     (folder / "notes.md").write_text("# Notes\n\n[What we found](../02.ipynb)\n", encoding="utf-8")
     text = re.sub(r"<[^>]+>", "", handouts.page(folder / "notes.md").split("<main>")[1])
-    assert " ".join(text.split()) == "Notes First? Two of three, 66 %. Second? Two of three, 67 %."
+    assert (
+        " ".join(text.split())
+        == "Notes Time: a minute. First? Two of three, 66 %. Second? Two of three, 67 %."
+    )
 
 
 def test_a_picture_that_is_missing_is_named(tmp_path):

@@ -39,11 +39,12 @@ FOLD = re.compile(r"<details><summary>What we found</summary>(.*?)</details>", r
 
 
 def findings(notebook: Path) -> str:
-    """Markdown of the folds "What we found" of a notebook, each under the heading that it answers."""
+    """Markdown of a notebook's time and its folds "What we found", each under the heading that it answers."""
     if not notebook.exists():
         raise ValueError(f"the findings are those of {notebook}, which does not exist")
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    heading, parts = "", []
+    time = re.search(r"\*\*Time\*\* ([^·\n]+)", "".join(cells[0]["source"]))
+    heading, parts = "", [f"**Time**: {time[1].strip()}."] if time else []
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
