@@ -25,6 +25,10 @@ def drawn(lab, page) -> list[int]:
 
 
 def test_from_humming_to_a_longer_take_on_disk_in_six_clicks(lab, panel, page):
+    page.evaluate(
+        "window.clicks = []; window.addEventListener('click', event => event.isTrusted && "
+        "window.clicks.push(event.target.textContent.trim()), true)"
+    )
     panel.start_from("text + melody")
     panel.button("Record").click()
     page.wait_for_function("document.querySelector('.mgkit-source').textContent.match(/Recording: [2-9]/)")
@@ -45,6 +49,8 @@ def test_from_humming_to_a_longer_take_on_disk_in_six_clicks(lab, panel, page):
         panel.cards.first.get_by_role("button", name="Download").click()
     assert download.value.suggested_filename.startswith("take-002")
     assert lab.run(page, "print(panel.takes[0].source)") == "follows a recording\n"
+    clicks = page.evaluate("window.clicks")
+    assert len(clicks) == 6, clicks
 
 
 def test_a_drawn_melody_is_heard_undone_and_generated(lab, panel, page):
