@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+import torch
+
 from mgkit.edits import ScaleHead
 from mgkit.melody import Similarity
 
@@ -39,6 +41,19 @@ def _accuracy(similarities: Sequence[Similarity]) -> float:
 
 
 ANSWERS = {
+    # 01_demo
+    "tokens of eight seconds": Exercise(
+        lambda count: count == 1600, "50 frames per second; how many tokens has a frame?"
+    ),
+    "seed of the third": Exercise(
+        lambda seed: seed == 12,
+        "generate three samples of one second with return_manifests=True, and look at manifests[2]",
+    ),
+    "without guidance": Exercise(
+        lambda take, prompt: take.manifest["settings"]["cfg_coef"] == 1 and take.manifest["text"] == prompt,
+        "call panel.generate as above, and add a setting",
+    ),
+    "lullaby by ear": by_ear("lullaby by ear", 2, 3, "a music box sounds like small bells"),
     # 02_sampling
     "largest entropy": Exercise(
         lambda bits, size: abs(2**bits - size) < 1, "how often can you halve the number of tokens?"
@@ -53,6 +68,33 @@ ANSWERS = {
     "temperature by ear": by_ear(
         "temperature by ear", 2, 3, "a high temperature draws unlikely tokens: listen for noise between notes"
     ),
+    # 03_melody
+    "melody of silence": Exercise(
+        lambda name: name == "C", "melody.classes(torch.zeros(1, rate), rate, 1) is a number: name it"
+    ),
+    "three semitones up": Exercise(
+        lambda moved, classes: torch.equal(moved, (classes + 3) % 12), "add to the numbers; which follows 11?"
+    ),
+    "seconds of 235 frames": Exercise(
+        lambda seconds: abs(seconds - 29.952) < 0.1,
+        "how many hops are there from the first frame to the last?",
+    ),
+    "melody by ear": by_ear(
+        "melody by ear", 0, 3, "sing the recording's first notes: do they go up or down?"
+    ),
+    # 04_continuation
+    "windows in a minute": Exercise(
+        lambda count: count == 3, "windows() takes frames and returns a list; its second argument is 0 here"
+    ),
+    "there and back": Exercise(
+        lambda timeline, calm, wild: list(map(tuple, timeline)) == [(0, calm), (4, wild), (7, calm)],
+        "three pairs (second, prompt)",
+    ),
+    "context of window 2": Exercise(
+        lambda seconds, plan, frame_rate: seconds == plan[1].known / frame_rate,
+        "a window of the plan counts its `known` frames",
+    ),
+    "change by ear": by_ear("change by ear", 2, 3, "when do you first hear drums in each of them?"),
     # 05_codec
     "published bitrate": Exercise(
         lambda bits: abs(bits - 2200) < 1e-6, "how many bits does it take to name one of 2048 entries?"
