@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 from torch.utils.hooks import RemovableHandle
 
-from mgkit.linear import Linear, joint, linear, linear_add, linear_gelu
+from mgkit.linear import Linear, joint, linear, linear_add, linear_gelu, reordered
 from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer, Tap
 from mgkit.packed import Packed
 from mgkit.positions import positions, sinusoid
@@ -142,13 +142,16 @@ class Text:
 class LayerStep:
     """A layer's forward pass for one step of generation, after the first."""
 
-    def __init__(self, layer: Layer, text: bool):
+    def __init__(self, layer: Layer, text: bool, rows: int):
         own = layer.attention
         self.norm1, self.norm2 = _norm(layer.norm1), _norm(layer.norm2)
         self.in_proj = [own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]
-        self.joint_in_proj = joint(self.in_proj)
-        self.out_proj = own.out_proj.weight
-        self.linear1, self.linear2 = layer.feed_forward.linear1.weight, layer.feed_forward.linear2.weight
+        one = joint(self.in_proj)
+        self.joint_in_proj = None if one is None else reordered(one, rows)
+        self.out_proj = reordered(own.out_proj.weight, rows)
+        # Another order is no faster for linear1, which has four times as many outputs as inputs.
+        self.linear1 = layer.feed_forward.linear1.weight
+        self.linear2 = reordered(layer.feed_forward.linear2.weight, rows)
         if text:
             self.norm_cross = _norm(layer.norm_cross)
             self.cross_q_proj = layer.cross_attention.q_proj.weight
@@ -200,7 +203,7 @@ class Step:
         # Half the memory to read, where the weights are rounded more coarsely already.
         self.rows = [RowCache(shape, torch.float16 if packed else torch.float32) for _ in lm.layers]
         self.cache = [*self.rows]
-        self.layers = [LayerStep(layer, text=condition.cross is not None) for layer in lm.layers]
+        self.layers = [LayerStep(layer, condition.cross is not None, condition.batch) for layer in lm.layers]
         self.texts: list[Text | None] = []  # after the first step
         self.norm = _norm(lm.norm)
         self.embeddings = [table.weight for table in lm.embeddings]

@@ -25,8 +25,16 @@ if torch.backends.mkldnn.is_available():
     ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
+MANY = 8  # rows from which computing takes longer than reading
+SMALL = 2**22  # bytes of a weight that is copied for a window
+
+
 class Linear(nn.Linear):
-    """`nn.Linear` with the product of this file."""
+    """`nn.Linear` with the product of this file.
+
+    `torch.ao.quantization.quantize_dynamic` leaves it as it is, since it takes modules whose type is
+    `nn.Linear` itself; load the model with `dtype=torch.int8` instead.
+    """
 
     weight: nn.Parameter
 
@@ -76,6 +84,16 @@ def _applies(x: Tensor, weight: Tensor) -> bool:
         and not (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad))
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def reordered(weight: Tensor, rows: int) -> Tensor:
+    """For many rows and a small weight a copy in the order that oneDNN multiplies fastest; else the weight.
+
+    Changes of the weight do not reach the copy, which lasts for a window.
+    """
+    if rows < MANY or weight.nbytes > SMALL or isinstance(weight, Packed) or ONEDNN is None:
+        return weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
 
 
 # --- several weights in one product ------------------------------------------------------------------------

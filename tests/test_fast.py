@@ -61,6 +61,19 @@ def test_a_fast_step_equals_a_plain_one(kind: str, known: int, joined: bool, mon
     assert ((quick - plain).abs().max() / plain.abs().max()) < 2e-6
 
 
+@pytest.mark.parametrize("many", [2, 1000])
+def test_steps_of_many_rows_take_reordered_copies_and_equal_plain_ones(
+    many: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(linear, "MANY", many)
+    model = join(tiny(window=0.4))
+    steps = torch.randint(33, (4, model.lm.config.codebooks, 20))
+    plain, quick = logits_of_all(model, steps, 1)
+    assert ((quick - plain).abs().max() / plain.abs().max()) < 2e-6
+    weight = model.lm.layers[0].feed_forward.linear2.weight
+    assert (linear.reordered(weight, 4) is weight) == (many == 1000)
+
+
 def runs(kind: str) -> Callable[[MusicGen], Tensor]:
     """A call that generates greedy tokens in one of the ways of the class."""
     if kind == "melody":
