@@ -146,7 +146,9 @@ ANSWERS = {
         lambda count, following: count == int((following > 0.01).sum()), "compare, then count what is true"
     ),
     "half a head": Exercise(
-        lambda share, follow, reader: abs(share - _accuracy(follow([ScaleHead(*reader, 0.5)])[1])) < 0.01,
+        lambda share, follow, reader: (
+            abs(share - _accuracy(follow([ScaleHead(reader[0], reader[1], 0.5)])[1])) < 0.01
+        ),
         "follow(edits) returns the waves and their similarities, each with an accuracy: take the mean",
     ),
     "head by ear": by_ear("head by ear", 1, 2, "sing the melody along with each: which one goes elsewhere?"),
