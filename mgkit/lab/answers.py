@@ -117,15 +117,18 @@ ANSWERS = {
     "delay by ear": by_ear(
         "delay by ear", 1, 2, "listen for the attack of each drum: is it sharp or smeared?"
     ),
-    # 13_chords
-    "minor seventh": Exercise(
-        lambda notes: set(notes) == {0, 2, 5, 9}, "a minor triad on D, and a minor seventh above its root"
+    # 07_inside
+    "most attended word": Exercise(
+        lambda word, traced: word == traced.words[int(traced.to_words[2].mean(dim=(0, 1)).argmax())],
+        "average away two axes of traced.to_words[2], which is [heads, steps, words]; then argmax",
     ),
-    "frames of a chord": Exercise(
-        lambda frames: abs(frames - 18.75) < 1,
-        "seconds of four beats, times samples per second, divided by samples per frame",
+    "empty prompt": Exercise(
+        lambda distance: abs(distance) < 1e-6,
+        "an edited manifest, as for the swapped words; a trace has its divergence",
     ),
-    "chords by ear": by_ear("chords by ear", 0, 3, "follow the bass: does it move at the start of each bar?"),
+    "swapped word by ear": by_ear(
+        "swapped word by ear", 2, 3, "listen to how the notes of the melody begin, and whether they are held"
+    ),
     # 10_listen
     "prompts for five points": Exercise(
         lambda count, width: 0.095 < width(count) <= 0.1,
@@ -152,4 +155,13 @@ ANSWERS = {
         "follow(edits) returns the waves and their similarities, each with an accuracy: take the mean",
     ),
     "head by ear": by_ear("head by ear", 1, 2, "sing the melody along with each: which one goes elsewhere?"),
+    # 13_chords
+    "minor seventh": Exercise(
+        lambda notes: set(notes) == {0, 2, 5, 9}, "a minor triad on D, and a minor seventh above its root"
+    ),
+    "frames of a chord": Exercise(
+        lambda frames: abs(frames - 18.75) < 1,
+        "seconds of four beats, times samples per second, divided by samples per frame",
+    ),
+    "chords by ear": by_ear("chords by ear", 0, 3, "follow the bass: does it move at the start of each bar?"),
 }

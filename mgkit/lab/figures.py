@@ -134,7 +134,7 @@ def chroma(items: Sequence[tuple[str, Tensor]], rate: int) -> Picture:
         axes.set_yticks(range(12), PITCH_CLASSES, fontsize=7)
         set_title(axes, title)
     rows[-1].set_xlabel("seconds")
-    label = "energy / maximum of the frame"
+    label = "share of maximum"
     figure.colorbar(image, ax=list(rows), label=label, aspect=15 * len(items), pad=0.01)
     return figure
 
