@@ -458,14 +458,16 @@ def test_an_answer_that_cannot_be_saved_does_not_count(room, monkeypatch):
 def test_clips_are_as_long_and_as_loud_within_a_pair_and_named_blindly(room):
     from mgkit import audio
 
-    clips = room.clips()
+    clips = {path.name: path.read_bytes() for path in room.clips().iterdir()}
     assert len(clips) == 6 and all(re.fullmatch(r"[0-9a-f]{20}\.flac", name) for name in clips)
     ada = room.join("Ada")
     first, second = (audio.decode(clips[name], name)[0] for name in room.state(ada)["clips"])
     assert first.shape == second.shape and not torch.equal(first, second)
     # other folders, other names
     other = Classroom(folder_of(room.folder.parent / "other", 3))
-    assert not set(other.clips()) & set(clips)
+    assert not {path.name for path in other.clips().iterdir()} & set(clips)
+    # a later server plays the same files
+    assert {path.name: path.read_bytes() for path in Classroom(room.folder).clips().iterdir()} == clips
 
 
 def test_the_secrets_are_readable_by_their_owner_alone(room):

@@ -143,7 +143,7 @@ def test_a_widget_with_a_view_of_its_own_runs_it_on_the_saved_state():
 
 
 def test_the_setup_is_folded():
-    cell = new_code_cell("import sys", metadata={"jupyter": {"source_hidden": True}, "tags": ["setup"]})
+    cell = new_code_cell("import sys", metadata={"tags": ["setup"]})
     page = gallery_pages.page(new_notebook(cells=[cell]), "01_demo")
     folded = page[page.index("<details>") : page.index("</details>")]
     assert "Setup" in folded and "sys" in folded and "jp-CodeCell" not in page[page.index("<body") :]
@@ -266,6 +266,19 @@ def test_a_page_opens_only_where_there_is_a_screen(platform, screen, opens, tmp_
 
     monkeypatch.setattr(gallery.webbrowser, "open", fail)
     assert gallery.open_page(tmp_path / "a b.html") is False
+
+
+@pytest.mark.parametrize("count, page", [(1, "01_x.html"), (2, "index.html")])
+def test_the_command_opens_the_page_that_it_made(count, page, tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"0{i}_x.ipynb") for i in range(1, count + 1)]
+    for path in paths:
+        nbformat.write(new_notebook(), path)
+    opened = []
+    monkeypatch.setattr(gallery, "execute", lambda notebook, folder: "")
+    monkeypatch.setattr(gallery, "open_page", opened.append)
+    assert main(["gallery", *paths, f"--out={tmp_path / 'out'}"]) == 0 and opened == []
+    assert main(["gallery", *paths, f"--out={tmp_path / 'out'}", "--open"]) == 0
+    assert opened == [tmp_path / "out" / page] and opened[0].is_file()
 
 
 def test_the_card_has_the_tagged_picture_or_the_first():

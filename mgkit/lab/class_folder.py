@@ -4,6 +4,7 @@ Axes: C channels, N samples.
 
     results/pairs.csv             question, item, names and files of two clips; ours, unless you write yours
     results/clips/                the files of our pairs
+    results/played/               these clips at equal loudness, as pages play them
     results/answers.csv           the answers of all listeners; see preferences.py
     results/participants.jsonl    who joined, and who has seen their result
     results/access.json           the secrets in the addresses, readable by its owner alone
@@ -21,6 +22,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,17 +167,21 @@ class Classroom:
             elif event.get("event") == "result":
                 self._ended.add(event["participant"])
 
-    def clips(self) -> dict[str, bytes]:
-        """Names and contents of all sound files: FLAC at equal loudness within a pair.
+    def clips(self) -> Path:
+        """Folder of the sound files that pages play: FLAC at equal loudness within a pair.
 
-        A name says neither the system nor the letter.
+        A file's name says neither the system nor the letter. Files of an earlier server are used again.
         """
-        files = {}
+        folder = self.folder / "played"
+        folder.mkdir(exist_ok=True)
         for pair in self.pairs:
-            first, second = pair.clips.values()
-            for which, wave in enumerate(match_loudness(first, second, self.rate)):
-                files[self._clip(pair, which)] = audio.encode(wave, self.rate, ".flac", None)
-        return files
+            paths = [folder / self._clip(pair, which) for which in (0, 1)]
+            if not all(path.is_file() for path in paths):
+                first, second = pair.clips.values()
+                for path, wave in zip(paths, match_loudness(first, second, self.rate)):
+                    content = audio.encode(wave, self.rate, ".flac", None)
+                    audio.replace_file(path, partial(Path.write_bytes, data=content))
+        return folder
 
     def join(self, name: str) -> str:
         """Let a listener take part; return their participant. Raises: Refused; OSError if not saved."""

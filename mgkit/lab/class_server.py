@@ -206,7 +206,7 @@ class Teacher(Handler):
 
 
 def application(room: Classroom, clips: Path, address: str) -> tornado.web.Application:
-    """The site of a class; `clips` is a folder with the files of `room.clips()`.
+    """The site of a class; `clips` is the folder `room.clips()`.
 
     `address` is that of the listeners' page, which the teacher's page shows.
     """
@@ -248,22 +248,20 @@ def run(room: Classroom, host: str, port: int, tell: Callable[[int], str]) -> No
 
     async def serve() -> None:
         sockets = tornado.netutil.bind_sockets(port, host)
-        with tempfile.TemporaryDirectory(prefix="mgkit-class-") as clips:
-            for name, content in room.clips().items():
-                (Path(clips) / name).write_bytes(content)
-            address = tell(sockets[0].getsockname()[1])
-            server = tornado.httpserver.HTTPServer(
-                application(room, Path(clips), address),
-                max_header_size=HEADERS,
-                max_body_size=BODY,
-                body_timeout=PATIENCE,
-                idle_connection_timeout=6 * PATIENCE,
-            )
-            server.add_sockets(sockets)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                server.stop()
-                await server.close_all_connections()
+        clips = room.clips()
+        address = tell(sockets[0].getsockname()[1])
+        server = tornado.httpserver.HTTPServer(
+            application(room, clips, address),
+            max_header_size=HEADERS,
+            max_body_size=BODY,
+            body_timeout=PATIENCE,
+            idle_connection_timeout=6 * PATIENCE,
+        )
+        server.add_sockets(sockets)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.stop()
+            await server.close_all_connections()
 
     asyncio.run(serve())

@@ -65,7 +65,7 @@ def page(
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\[!\[([^]]*)\]\(https?://[^)]*\)\]", r"[\1]", cell.source)
-        elif cell.metadata.get("jupyter", {}).get("source_hidden") and not cell.outputs:
+        elif "setup" in cell.metadata.get("tags", []) and not cell.outputs:
             cell = new_markdown_cell(
                 f"<details><summary>Setup</summary>\n\n```python\n{cell.source}\n```\n</details>"
             )
