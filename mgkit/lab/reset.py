@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"moved back from {undo(root)}")
         return
     paths = changed(root)
-    print(*(f"  {path}" for path in paths), sep="\n")
+    for path in paths:
+        print(f"  {path}")
     if paths and not arguments.yes and not _confirmed():
         print("nothing was changed")
         return
