@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -209,6 +211,25 @@ def test_no_link_of_a_gallery_is_dead(repository, tmp_path):
     for target in found:
         assert (answers.parent / target).resolve().is_file()
     assert (out / "files/mgkit/lm.py.txt").read_text(encoding="utf-8") == "# <a href=none>"
+
+
+def test_no_link_in_the_texts_of_our_notebooks_is_dead(tmp_path):
+    folder = Path(__file__).parent.parent / "notebooks"
+    paths = sorted(folder.glob("[0-9]*.ipynb"))
+    names = {path.stem for path in paths}
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+        page = gallery_pages.page(notebook, path.stem, folder, tmp_path, names)
+        (tmp_path / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        # nothing that we link to is missing from the repository
+        assert "mgkit-absent" not in page[page.index("<body") :], path.name
+    (tmp_path / "index.html").write_text("", encoding="utf-8")
+    for page in tmp_path.rglob("*.html"):
+        for target in hrefs(f"<body{page.read_text(encoding='utf-8').partition('<body')[2]}"):
+            if not target.startswith(("https://", "http://", "data:")):
+                file = page.parent / unquote(target.partition("#")[0])
+                assert file.is_file(), f"{page.name} links to {target}"
 
 
 def test_the_pages_follow_the_theme():
