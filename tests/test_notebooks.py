@@ -20,7 +20,7 @@ SOLUTIONS = ROOT / "notebooks" / "solutions"
 SLACK = 10  # times as long as it says may a notebook's cell take: a guard against hanging, not a measurement
 NUMBERS = ("a", "two", "three", "four", "five", "six")
 # Notebooks that do not have the forms below yet.
-OLD_FORM = {"08_live", "09_train", "11_probe"}
+OLD_FORM = {"11_probe"}
 # The notebook that introduces a term, in bold, at its first use.
 TERMS = {
     "autoregressive": "01_demo",

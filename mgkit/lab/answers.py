@@ -3,6 +3,7 @@
 A notebook passes what a predicate needs beside the answer: `exercises.check("transposed", answer, classes)`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -128,6 +129,30 @@ ANSWERS = {
     ),
     "swapped word by ear": by_ear(
         "swapped word by ear", 2, 3, "listen to how the notes of the melody begin, and whether they are held"
+    ),
+    # 08_live
+    "seconds to buffer": Exercise(
+        lambda seconds: abs(seconds - 15) < 0.1, "generation takes 60 s; when must playback end?"
+    ),
+    "four times calm": Exercise(
+        lambda ask, calm, wild: [ask() for _ in range(6)] == [calm] * 4 + [wild] * 2,
+        "itertools has chain and repeat; next takes one item after another",
+    ),
+    "rows of a mix": Exercise(
+        lambda rows: rows == 5, "one for each prompt above zero, and what guidance compares them with"
+    ),
+    "prompt change by ear": by_ear(
+        "prompt change by ear", 1, 2, "listen to the last three seconds: are there drums?"
+    ),
+    # 09_train
+    "uniform loss": Exercise(
+        lambda loss: abs(loss - math.log(2048)) < 0.01, "the logarithm of a number, as for nano's codec above"
+    ),
+    "tokens of a step": Exercise(
+        lambda tokens: tokens == 3200, "crops, seconds, frames per second and codebooks, multiplied"
+    ),
+    "tuned by ear": by_ear(
+        "tuned by ear", 1, 2, "read the caption of recordings[2]: which one fits it better?"
     ),
     # 10_listen
     "prompts for five points": Exercise(

@@ -44,14 +44,27 @@ class Result:
         return "\n".join(map(str, self.preferences))
 
     def table(self) -> pages.Table:
-        """One row per pair: which systems A and B were, which one was preferred, and the plays of both."""
-        texts = []
-        for row in self.rows:
-            plays = f"{row['plays_a']} and {row['plays_b']}" if row["plays_a"] else ""
-            texts.append([row["a"], row["b"], row["preferred"] or "no difference", plays, row["comment"]])
-        items = [f"{row['question']} {row['item']}" for row in self.rows]
-        columns = ["A was", "B was", "preferred", "plays of A and B", "comment"]
-        return pages.shaded_table(texts, [[0.0] * len(columns)] * len(texts), items, columns)
+        """One row per pair: which systems A and B were, which one was preferred, and the plays of both.
+
+        Each question has a table of its own. Plays are left out if nobody counted them.
+        """
+        parts = []
+        for question in dict.fromkeys(row["question"] for row in self.rows):
+            rows = [row for row in self.rows if row["question"] == question]
+            columns = {
+                "A was": [row["a"] for row in rows],
+                "B was": [row["b"] for row in rows],
+                "preferred": [row["preferred"] or "no difference" for row in rows],
+                "plays of A and B": [f"{row['plays_a']} and {row['plays_b']}" for row in rows],
+                "comment": [row["comment"] for row in rows],
+            }
+            if not any(row["plays_a"] for row in rows):
+                del columns["plays of A and B"]
+            if not any(columns["comment"]):
+                del columns["comment"]
+            shades, items = [[0.0] * len(columns)] * len(rows), [row["item"] for row in rows]
+            parts.append(pages.shaded_table([*zip(*columns.values())], shades, items, [*columns], question))
+        return pages.Table("".join(part.html for part in parts))
 
 
 @dataclass(frozen=True)
