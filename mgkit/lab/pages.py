@@ -92,7 +92,7 @@ def shaded_table(
     title: str = "",
 ) -> Table:
     """Table of texts `cells[row][column]`, each on a blue as strong as its share, from 0 to 1."""
-    right = "text-align: right; padding: 3px 10px"
+    right = "text-align: right; white-space: nowrap; padding: 3px 10px"
     head = "".join(f'<th scope="col" style="{right}">{html.escape(name)}</th>' for name in columns)
     body = []
     for name, texts, strengths in zip(rows, cells, shares, strict=True):
