@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,12 @@ def test_the_words_in_the_handout_are_those_of_the_captions():
     handout = (TEACH / "handout.md").read_text(encoding="utf-8")
     for title, names in (("Styles", styles.STYLES), ("Leads", styles.LEADS)):
         assert f"*{title}*: {', '.join(names)}." in handout
+
+
+def test_without_mistune_the_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mistune", None)
+    with pytest.raises(RuntimeError, match="pip install mistune"):
+        handouts.page(SOURCES[0])
 
 
 @pytest.mark.browser
