@@ -136,7 +136,7 @@ def read_pairs(folder: Path) -> tuple[list[Pair], int]:
 
 
 class Classroom:
-    """The listeners of one folder and their tests.
+    """The listeners of one folder and their tests; one server at a time.
 
     A participant is 8 hexadecimal digits, new for each name that joins; equal names are told apart by a
     number, "Ada (2)". What raises `Refused` changes nothing.

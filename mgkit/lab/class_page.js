@@ -97,11 +97,12 @@ function showResult() {
       span.style.flexGrow = number;
       return span;
     };
-    const key = ([name, number], style) => [element("span", { className: `swatch ${style}` }), `${name}: ${number}  `];
+    const key = ([name, number], style) => element("span", { className: "key" },
+      element("span", { className: `swatch ${style}` }), `${name}: ${number}`);
     const coin = `A coin would come out at least this uneven in ${Math.round(100 * p)} % of all tests.`;
     return element("div", {}, element("h3", { textContent: question }),
       element("div", { className: "bar" }, share(first), share(ties), share(second)),
-      element("p", {}, ...key(first, "first"), ...key(ties, ""), ...key(second, "second")),
+      element("p", {}, key(first, "first"), " ", key(ties, ""), " ", key(second, "second")),
       element("p", { className: "quiet", textContent: first[1] + second[1] ? coin : "" }));
   }));
   const row = (kind, cells) => element("tr", {}, ...cells.map((text) => element(kind, { textContent: text })));

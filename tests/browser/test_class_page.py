@@ -143,9 +143,9 @@ def test_the_teacher_sees_who_has_finished_and_the_answers_of_all(folder, serve,
     expect(page.locator("#joined")).to_contain_text("of 3 listeners")
     expect(page.locator("#address")).to_have_text(f"http://127.0.0.1:{server.port}/listener/")
     expect(page.get_by_text("Which one is cleaner?").first).to_be_hidden()
-    page.get_by_text("Who is how far").click()
+    page.get_by_text("Progress of each listener").click()
     expect(page.locator("#people")).to_contain_text(EVIL[:40])
-    page.get_by_text("The answers of all").click()
+    page.get_by_text("Results so far").click()
     expect(page.locator("#intervals")).to_contain_text("3 listeners, 3 pairs")
 
     # a listener joins elsewhere, and appears
