@@ -19,8 +19,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = ROOT / "notebooks" / "solutions"
 SLACK = 10  # times as long as it says may a notebook's cell take: a guard against hanging, not a measurement
 NUMBERS = ("a", "two", "three", "four", "five", "six")
-# Notebooks that do not have the forms below yet.
-OLD_FORM = {"11_probe"}
 # The notebook that introduces a term, in bold, at its first use.
 TERMS = {
     "autoregressive": "01_demo",
@@ -46,9 +44,7 @@ FOUND = re.compile(r"<details><summary>What we found</summary>\n\n.+\n\n</detail
 EXERCISE = re.compile(r'^answer = \.\.\.\nexercises\.check\("([^"]+)", answer((?:, [\w.]+)*)\)$', re.M)
 SOLUTION = re.compile(r"^## ([^\n]+)\n\n```python\n(.*?)```\n\n(.+?)(?=\n\n## |\n*\Z)", re.M | re.S)
 
-NEW_FORM = [path for path in NOTEBOOKS if path.stem not in OLD_FORM]
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-each_new = pytest.mark.parametrize("path", NEW_FORM, ids=lambda path: path.stem)
 
 
 @dataclass(frozen=True)
@@ -156,21 +152,21 @@ def test_notebook_ends_with_what_to_try_next(path):
     assert any(re.search(r"^## What to try next", source, re.M) for source in prose[-3:])
 
 
-@each_new
+@each
 def test_notebook_opens_with_a_title_a_text_link_to_colab_goals_time_level_and_paper(path):
     match = OPENING.fullmatch(read(path).cells[0].source)
     assert match, "see OPENING"
     assert match[1] == path.stem
 
 
-@each_new
+@each
 def test_setup_is_folded_in_jupyter_and_on_colab(path):
     [setup] = [cell for cell in read(path).cells if "setup" in cell.metadata.get("tags", [])]
     assert setup.metadata["jupyter"] == {"source_hidden": True}
     assert setup.metadata["cellView"] == "form"
 
 
-@each_new
+@each
 def test_one_cell_holds_the_number_of_seeds_as_a_parameter(path):
     notebook = read(path)
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
@@ -179,7 +175,7 @@ def test_one_cell_holds_the_number_of_seeds_as_a_parameter(path):
     nbformat.validate(notebook)
 
 
-@each_new
+@each
 def test_answers_to_the_questions_are_folded_and_have_numbers(path):
     cells = read(path).cells
     folded = [i for i, cell in enumerate(cells) if "<details" in cell.source]
@@ -190,14 +186,14 @@ def test_answers_to_the_questions_are_folded_and_have_numbers(path):
         assert cells[i - 1].cell_type == "code"
 
 
-@each_new
+@each
 def test_an_assert_that_passes_says_what_it_showed(path):
     for cell in read(path).cells:
         if cell.cell_type == "code" and re.search(r"^assert ", cell.source, re.M):
             assert "print(" in cell.source, cell.source
 
 
-@each_new
+@each
 def test_exercises_have_one_form_and_a_solution_each(path):
     notebook = read(path)
     cells = notebook.cells
@@ -217,7 +213,7 @@ def test_exercises_have_one_form_and_a_solution_each(path):
     assert any(f'shuffled("{name}"' in source for name in names for source in played), "one needs ears"
 
 
-@each_new
+@each
 def test_neither_notebook_nor_hint_shows_an_answer(path):
     notebook = read(path)
     text = "\n".join(cell.source for cell in notebook.cells)
@@ -234,12 +230,12 @@ def test_neither_notebook_nor_hint_shows_an_answer(path):
 
 
 def test_exercises_and_solutions_belong_to_notebooks():
-    assert sorted(path.stem for path in SOLUTIONS.glob("*.md")) == [path.stem for path in NEW_FORM]
-    assert sorted(ANSWERS) == sorted(name for path in NEW_FORM for name in exercise_names(read(path)))
+    assert sorted(path.stem for path in SOLUTIONS.glob("*.md")) == [path.stem for path in NOTEBOOKS]
+    assert sorted(ANSWERS) == sorted(name for path in NOTEBOOKS for name in exercise_names(read(path)))
 
 
 def test_terms_are_introduced_once_in_their_notebooks():
-    for path in NEW_FORM:
+    for path in NOTEBOOKS:
         prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
         bold = [term.lower() for term in re.findall(r"\*\*([^*\n]+)\*\*", prose)]
         assert {term: bold.count(term) for term in TERMS} == {
@@ -270,15 +266,13 @@ def test_notebook_runs(path, tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "data")
     notebook = read(path)
     limit = SLACK * 60 * minutes(notebook)
-    if path.stem not in OLD_FORM:
-        solve(notebook, solutions(path))
+    solve(notebook, solutions(path))
     NotebookClient(
         notebook, timeout=limit, startup_timeout=limit, resources={"metadata": {"path": str(folder)}}
     ).execute()
     errors = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"]
     assert not errors
-    if path.stem not in OLD_FORM:
-        assert_solved_and_audible(notebook)
+    assert_solved_and_audible(notebook)
 
 
 def assert_solved_and_audible(notebook: nbformat.NotebookNode) -> None:

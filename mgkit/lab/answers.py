@@ -169,6 +169,15 @@ ANSWERS = {
     "codec by ear": by_ear(
         "codec by ear", 1, 2, "listen to the chord while it fades: what is between its tones?"
     ),
+    # 11_probe
+    "gain over the tokens": Exercise(
+        lambda gain, tonic: abs(gain - tonic.best.accuracy.value + tonic.scores[0].accuracy.value) < 0.01,
+        "a score has an accuracy, and an accuracy a value; layer 0 is the first score",
+    ),
+    "chance of four values": Exercise(
+        lambda chance: abs(chance - 0.5) < 1e-9, "always the most frequent answer: how often is it right?"
+    ),
+    "steered by ear": by_ear("steered by ear", 1, 2, "listen for strokes that no sustained tone explains"),
     # 12_steer
     "heads that follow": Exercise(
         lambda count, following: count == int((following > 0.01).sum()), "compare, then count what is true"
