@@ -207,6 +207,8 @@ class Step:
         self.texts: list[Text | None] = []  # after the first step
         self.norm = _norm(lm.norm)
         self.embeddings = [table.weight for table in lm.embeddings]
+        self.joint_embeddings = joint(self.embeddings)
+        self.first = torch.arange(len(self.embeddings)) * len(self.embeddings[0])
         self.heads = [head.weight for head in lm.heads]
         self.joint_heads = joint(self.heads)
         self.mask = None
@@ -236,10 +238,13 @@ class Step:
 
     def _fast(self, tokens: Tensor) -> Tensor:
         """The logits [B, K, V] after one step of tokens [B, K]."""
-        x = torch.stack([F.embedding(tokens[:, k], table) for k, table in enumerate(self.embeddings)]).sum(
-            dim=0
-        )
-        x = x + self.positions[..., self.cache[0].length, :]
+        if self.joint_embeddings is not None:
+            embedded = F.embedding(tokens + self.first, self.joint_embeddings)
+        else:
+            embedded = torch.stack(
+                [F.embedding(tokens[:, k], table) for k, table in enumerate(self.embeddings)], dim=1
+            )
+        x = embedded.sum(dim=1) + self.positions[..., self.cache[0].length, :]
         rows = Rows(self.rows[0], self.rows[0].length + 1, self.mask)
         for layer, cache, text in zip(self.layers, self.rows, self._texts(), strict=True):
             x = layer(x, cache, rows, text)

@@ -145,7 +145,8 @@ def arrange(lm: LM, dtype: torch.dtype) -> None:
 
 
 def join(lm: LM) -> None:
-    """Move weights that multiply the same input to adjacent places: one product in a step on a CPU."""
+    """Move weights that a step on a CPU reads together to adjacent places: one product, one look-up."""
+    adjoin([table.weight for table in lm.embeddings])
     for layer in lm.layers:
         own = layer.attention
         adjoin([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])

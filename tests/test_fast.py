@@ -23,6 +23,7 @@ def join(model: MusicGen) -> MusicGen:
     for layer in model.lm.layers:
         adjoin([layer.attention.q_proj.weight, layer.attention.k_proj.weight, layer.attention.v_proj.weight])
     adjoin([head.weight for head in model.lm.heads])
+    adjoin([table.weight for table in model.lm.embeddings])
     return model
 
 
