@@ -48,7 +48,7 @@ function showUploader({ model, el }) {
         "Cut it, or save it as MP3 or FLAC.";
       return model.send({ kind: "problem", message });
     }
-    sending = true;
+    sending = button.disabled = true;
     try {
       const bytes = await file.arrayBuffer();
       if (await send(file.name, bytes)) return;
@@ -59,7 +59,7 @@ function showUploader({ model, el }) {
         model.send({ kind: "problem", message });
       } else await send(file.name, wav);
     } finally {
-      sending = false;
+      sending = button.disabled = false;
       hint.textContent = words;
       input.value = "";
     }

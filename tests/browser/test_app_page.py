@@ -72,6 +72,26 @@ def test_a_hummed_file_becomes_music_is_continued_and_downloaded_in_six_clicks(a
     assert 5 <= len(clicks) <= 6, clicks
 
 
+def test_a_large_upload_arrives_in_the_app_and_one_beyond_the_limit_is_refused_in_words(app, page, tmp_path):
+    panel = visit(page, app)
+    panel.start_from("text + audio")
+    large, larger = tmp_path / "large.wav", tmp_path / "larger.wav"
+    soundfile.write(large, np.zeros(11_000_000, np.float32) + 0.1, 32000)
+    assert large.stat().st_size > 21e6
+    with open(larger, "wb") as file:
+        file.truncate(101 * 2**20)
+    for path in (large, larger):
+        with page.expect_file_chooser() as chooser:
+            panel.button("Upload").click()
+        chooser.value.set_files(path)
+        if path == large:
+            # while it is sent, no other can be
+            expect(panel.button("Upload")).to_be_enabled()
+            expect(panel.root.get_by_text("large.wav", exact=True)).to_be_visible()
+            expect(panel.problem).to_have_count(0)
+    expect(panel.problem).to_contain_text("an upload may have up to 100 MB")
+
+
 def test_takes_are_material_on_a_phone_too(app, page):
     page.set_viewport_size({"width": 400, "height": 800})
     panel = visit(page, app)
