@@ -10,6 +10,7 @@ token of codebook k depends on those of codebooks 0 to k - 1 of its frame, which
                                   ↑ generation starts here
 """
 
+import torch
 from torch import Tensor
 
 
@@ -48,10 +49,7 @@ def undelay(steps: Tensor, shifts: tuple[int, ...]) -> Tensor:
     tensor([[[1, 2, 3],
              [4, 5, 6]]])
     """
-    batch, codebooks, length = steps.shape
+    _, codebooks, length = steps.shape
     assert codebooks == len(shifts), f"{codebooks} codebooks, {len(shifts)} shifts"
     frames = max(0, length - 1 - max(shifts))
-    codes = steps.new_empty((batch, codebooks, frames))
-    for k, shift in enumerate(shifts):
-        codes[:, k] = steps[:, k, 1 + shift : 1 + shift + frames]
-    return codes
+    return torch.stack([steps[:, k, 1 + d : 1 + d + frames] for k, d in enumerate(shifts)], dim=1)

@@ -112,17 +112,22 @@ class Packed(Tensor):
             weight = self if self.requires_grad else self.plain()
             y = F.linear(x.to(weight.dtype), weight).to(x.dtype)
             return y if other is None else other + y
-        rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], len(self))
+        if x.ndim != 2 or x.dtype != torch.float32:
+            rows = x.reshape(-1, x.shape[-1]).float()
+            added = None if other is None else other.reshape(-1, len(self)).float()
+            return self._linear(rows, added).to(x.dtype).reshape(*x.shape[:-1], len(self))
+        return self._linear(x, other)
+
+    def _linear(self, rows: Tensor, other: Tensor | None) -> Tensor:
+        """`linear` of rows [M, I] in float32."""
         if self.scales is None:
-            product = torch.ops.mkldnn._linear_pointwise.default(
-                rows.to(torch.bfloat16), self.packed, None, "none", [], ""
-            )
-            y = self._own(product).to(x.dtype).reshape(shape)
-            return y if other is None else other + y
-        product, size = self._product_of_integers(rows.float())
+            narrow = rows.to(torch.bfloat16)
+            y = torch.ops.mkldnn._linear_pointwise.default(narrow, self.packed, None, "none", [], "")
+            return self._own(y).float() if other is None else other + self._own(y)
+        product, size = self._product_of_integers(rows)
         if other is None:
-            return self._own(product.mul_(size)).to(x.dtype).reshape(shape)
-        return torch.addcmul(other.reshape(-1, len(self)), self._own(product), size).to(x.dtype).view(shape)
+            return self._own(product.mul_(size))
+        return torch.addcmul(other, self._own(product), size)
 
     @cached_property
     def _units(self) -> tuple[Tensor, Tensor]:

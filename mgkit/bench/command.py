@@ -80,7 +80,7 @@ class Bench:
                 if isinstance(way, Mgkit):
                     row.first_sound.append(way.first_sound())
         for position in POSITIONS:
-            for way, row in self._turns(ways, rows):
+            for way, row in self._turns(ways, rows, None if batch == 1 else 1):
                 frames = round(float(position) * way.model.frame_rate) - TIMED
                 if position in row.floor:
                     row.steps.setdefault(position, []).extend(way.steps(frames, batch))
