@@ -126,10 +126,12 @@ def take(room, participant, choice="A", comment=""):
 
 
 @pytest.mark.slow
-def test_forty_browsers_at_once_lose_nothing_though_the_server_is_killed(tmp_path):
+def test_forty_browsers_at_once_lose_nothing_though_the_server_is_killed(tmp_path, request):
     """Half of them give the same name; all reload and tap twice, some undo, and the server is killed."""
     folder = folder_of(tmp_path / "results")
     server = Server(folder)
+    # in whatever way the test ends
+    request.addfinalizer(lambda: server.process.kill())
     answered, enough, everybody = [], threading.Event(), threading.Barrier(40)
 
     def persist(ask):
