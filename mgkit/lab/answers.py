@@ -54,7 +54,7 @@ ANSWERS = {
         lambda take, prompt: take.manifest["settings"]["cfg_coef"] == 1 and take.manifest["text"] == prompt,
         "call panel.generate as above, and add a setting",
     ),
-    "lullaby by ear": by_ear("lullaby by ear", 2, 3, "a music box sounds like small bells"),
+    "drums by ear": by_ear("drums by ear", 1, 3, "in which one do you hear a beat?"),
     # 02_sampling
     "largest entropy": Exercise(
         lambda bits, size: abs(2**bits - size) < 1, "how often can you halve the number of tokens?"
@@ -95,7 +95,9 @@ ANSWERS = {
         lambda seconds, plan, frame_rate: seconds == plan[1].known / frame_rate,
         "a window of the plan counts its `known` frames",
     ),
-    "change by ear": by_ear("change by ear", 2, 3, "when do you first hear drums in each of them?"),
+    "change by ear": by_ear(
+        "change by ear", 2, 3, "when does each of them leave the piano and turn brighter?"
+    ),
     # 05_codec
     "published bitrate": Exercise(
         lambda bits: abs(bits - 2200) < 1e-6, "how many bits does it take to name one of 2048 entries?"
