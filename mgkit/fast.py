@@ -26,7 +26,7 @@ from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer, Tap
 from mgkit.packed import Packed
 from mgkit.positions import positions, sinusoid
 
-BLOCK = 256  # positions whose keys are stored together
+BLOCK = 256  # positions whose keys are stored together in float32; half as many in half precision
 FEW = 2048  # heads times positions, up to which two matrix products attend fastest
 STEADY = 8  # rows, up to which oneDNN's sums do not depend on the number of threads
 Norm: TypeAlias = tuple[Tensor, Tensor]
@@ -46,7 +46,7 @@ class RowCache(KVCache):
     def __init__(self, shape: Sequence[int], dtype: torch.dtype):
         """`shape` is B, H, capacity, D / H."""
         batch, heads, capacity, width = self.shape = tuple(shape)
-        self.block = BLOCK
+        self.block = BLOCK if dtype == torch.float32 else BLOCK // 2
         self.keys = torch.zeros(batch, heads, -(-capacity // self.block), width, self.block, dtype=dtype)
         self.values = torch.zeros(self.shape, dtype=dtype)
         self.length = 0
