@@ -28,7 +28,9 @@ class BlindPanel(VBox):
         self.name = Text(
             test.listener, placeholder="your name", description="listener", continuous_update=False
         )
-        self.head, self.status, self.outcome = HTML(), HTML(), HTML()
+        self.head, self.status = HTML(), HTML()
+        # As a block, so that a wide table scrolls within the panel.
+        self.outcome = HTML(layout=Layout(width="100%", display="block"))
         self.sound = Players(on_played=self._count)
         self.choices = [Button(description=label) for label in ANSWERS]
         self.comment = Text(placeholder="why? (optional)", description="comment")

@@ -91,6 +91,9 @@ def test_an_answer_can_be_undone_until_the_result_is_shown(lab, page, panel):
     expect(panel.locator("table")).to_contain_text("quiet")
     expect(panel).to_contain_text("no difference: 1; p = 1")
     expect(button(panel, "undo")).to_be_disabled()
+    page.set_viewport_size({"width": 400, "height": 900})
+    texts = panel.locator(".widget-html")
+    assert texts.evaluate_all("texts => texts.every(text => text.scrollWidth <= text.clientWidth)")
     assert [line[1:4] for line in eval(answers(lab, page))] == [("", "1", "1")] * 2
 
 
