@@ -16,8 +16,8 @@ from mgkit.files import printable
 COMMANDS = {
     "app": ("mgkit.lab.app", "open the studio as a web page"),
     "bench": ("mgkit.bench.command", "time generation on this machine, side by side with transformers"),
-    "class": ("mgkit.lab.classroom", "serve a blind listening test to a class, and read its answers"),
-    "gallery": ("mgkit.lab.gallery", "run the notebooks and render them as a web site"),
+    "class": ("mgkit.lab.classroom.command", "serve a blind listening test to a class, and read its answers"),
+    "gallery": ("mgkit.lab.gallery.command", "run the notebooks and render them as a web site"),
     "measure": ("mgkit.evals.measure", "compute the metrics of a model's music, or of any recordings"),
     "reset": ("mgkit.lab.reset", "set outputs and changed notebooks aside, for the next group of a class"),
     "memorization": ("mgkit.evals.memorization", "compare a model's music with the nearest training clips"),

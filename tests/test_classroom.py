@@ -22,9 +22,10 @@ import torch
 from tiny import noise, tune
 
 from mgkit.__main__ import main
-from mgkit.lab import class_folder, classroom, pooled, preferences
+from mgkit.lab import pooled, preferences
 from mgkit.lab.blind_test import Pair
-from mgkit.lab.class_folder import Classroom, Refused
+from mgkit.lab.classroom import command
+from mgkit.lab.classroom.folder import COLUMNS, LINES, Classroom, Refused, write_pairs
 
 RATE = 8000
 ROOT = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def make_pairs(count=6):
 
 
 def folder_of(path, count=6):
-    class_folder.write_pairs(path, make_pairs(count), RATE)
+    write_pairs(path, make_pairs(count), RATE)
     return path
 
 
@@ -51,9 +52,9 @@ class Server:
     """`python -m mgkit class` in a process of its own."""
 
     def __init__(self, folder, *options, port=0):
-        command = [sys.executable, "-m", "mgkit", "class", f"--dir={folder}", f"--port={port}", *options]
+        arguments = [sys.executable, "-m", "mgkit", "class", f"--dir={folder}", f"--port={port}", *options]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
         self.output = ""
         while "Ctrl-C" not in self.output:
             line = self.process.stdout.readline()
@@ -260,7 +261,7 @@ def raw(server, request):
         "answers.csv",
         "access.json",
         "../answers.csv",
-        "class_server.py",
+        "server.py",
         "report",
     ],
 )
@@ -383,8 +384,8 @@ def test_html_in_names_and_comments_is_text(server, browser):
     assert status == 200 and b",'=HYPERLINK" in answers
     assert teacher.headers["Content-Disposition"].startswith("attachment")
     # the scripts of both pages write text, never HTML
-    for script in ("class_page.js", "teacher_page.js"):
-        text = (ROOT / "mgkit/lab" / script).read_text(encoding="utf-8")
+    for script in ("listener.js", "teacher.js"):
+        text = (ROOT / "mgkit/lab/classroom" / script).read_text(encoding="utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
 
 
@@ -436,7 +437,7 @@ def test_the_number_of_a_listener_s_lines_is_bounded(room):
         for _ in range(100):
             take(room, ada)
             room.undo(ada)
-    assert len(preferences.read(room.answers)) == 3 * class_folder.LINES
+    assert len(preferences.read(room.answers)) == 3 * LINES
     with pytest.raises(Refused, match="enough"):
         for _ in range(100):
             take(Classroom(room.folder), ada)
@@ -480,11 +481,11 @@ def test_the_secrets_are_readable_by_their_owner_alone(room):
     "name, content, message",
     [
         ("pairs.csv", "a,b\n", "another first line"),
-        ("pairs.csv", ",".join(class_folder.COLUMNS) + "\n", "0 pairs"),
-        ("pairs.csv", ",".join(class_folder.COLUMNS) + "\nq,i,a,x.wav,b,y.wav\n", "line 2: there is no file"),
+        ("pairs.csv", ",".join(COLUMNS) + "\n", "0 pairs"),
+        ("pairs.csv", ",".join(COLUMNS) + "\nq,i,a,x.wav,b,y.wav\n", "line 2: there is no file"),
         (
             "pairs.csv",
-            ",".join(class_folder.COLUMNS) + "\nq,i,a,x.wav,a,y.wav\n",
+            ",".join(COLUMNS) + "\nq,i,a,x.wav,a,y.wav\n",
             "line 2: expected six cells",
         ),
         ("access.json", "{}", "damaged; remove it"),
@@ -505,7 +506,7 @@ def test_our_own_clips_make_a_class(tmp_path):
 
     audio.write(tmp_path / "a.wav", tune(1.0, (60,)), RATE)
     audio.write(tmp_path / "b.flac", noise(2, 16000), 16000)
-    lines = [",".join(class_folder.COLUMNS), 'Which one?,"a, or b",mine,a.wav,yours,b.flac']
+    lines = [",".join(COLUMNS), 'Which one?,"a, or b",mine,a.wav,yours,b.flac']
     (tmp_path / "pairs.csv").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
     room = Classroom(tmp_path)
     ada = room.join("Ada")
@@ -520,7 +521,7 @@ def test_our_own_clips_make_a_class(tmp_path):
 
 def test_the_server_is_local_unless_asked(server):
     assert server.listeners.startswith("http://127.0.0.1:") and "--host 0.0.0.0" in server.output
-    assert classroom._address("0.0.0.0") != "0.0.0.0" and classroom._address("::1") == "[::1]"
+    assert command._address("0.0.0.0") != "0.0.0.0" and command._address("::1") == "[::1]"
 
 
 def test_a_taken_port_is_reported_in_one_line(server, room, capsys):

@@ -11,7 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mgkit.__main__ import main
-from mgkit.lab import frozen, gallery, gallery_pages
+from mgkit.lab.gallery import command, frozen, notebook_page
 
 DOT = base64.b64encode(b"\x89PNG not looked into").decode()
 OTHER = base64.b64encode(b"\x89PNG another").decode()
@@ -26,7 +26,7 @@ def executed():
         new_output("display_data", {"image/png": DOT + "\n"}),
         new_output("display_data", {"text/html": "<audio src='data:,'></audio><audio src='data:,'></audio>"}),
         new_output(
-            "display_data", {gallery_pages.WIDGET: {"model_id": "1"}, "text/plain": "VBox(children=())"}
+            "display_data", {notebook_page.WIDGET: {"model_id": "1"}, "text/plain": "VBox(children=())"}
         ),
     ]
     cells = [
@@ -52,14 +52,14 @@ def test_pages_fetch_nothing():
         "",
         "a.css",
     ]
-    page = gallery_pages.page(executed(), "01_demo")
+    page = notebook_page.page(executed(), "01_demo")
     assert "the codec" in page and page.count('src="data:image/png') == 2
     assert fetched(page) == []
-    assert fetched(gallery.index([gallery.card(executed(), "01_demo", 1.0, "")])) == []
+    assert fetched(command.index([command.card(executed(), "01_demo", 1.0, "")])) == []
 
 
 def test_a_page_keeps_the_badge_as_a_link_and_links_to_the_other_pages():
-    page = gallery_pages.page(executed(), "01_demo", names={"05_codec"})
+    page = notebook_page.page(executed(), "01_demo", names={"05_codec"})
     assert 'href="https://colab.example/x"' in page
     assert 'href="05_codec.html"' in page and "05_codec.ipynb" not in page
     assert 'href="index.html"' in page
@@ -72,14 +72,14 @@ def test_a_solution_stays_folded():
             new_markdown_cell("<details><summary>Solution</summary>\n\nIt is `42`.\n\n</details>\n\nGo on.")
         ]
     )
-    page = gallery_pages.page(notebook, "01_demo")
+    page = notebook_page.page(notebook, "01_demo")
     folded = page[page.index("<details>") : page.index("</details>")]
     assert "<code>42</code>" in folded and "Go on" not in folded
 
 
 def test_a_widget_without_state_becomes_a_note():
-    page = gallery_pages.page(executed(), "01_demo")
-    assert gallery_pages.NOTE in page and "VBox(children" not in page
+    page = notebook_page.page(executed(), "01_demo")
+    assert notebook_page.NOTE in page and "VBox(children" not in page
 
 
 def widgets(**models):
@@ -89,9 +89,9 @@ def widgets(**models):
 
 def saved(state):
     """A notebook that shows the widget `root`, with this state."""
-    output = new_output("display_data", {gallery_pages.WIDGET: {"model_id": "root"}})
+    output = new_output("display_data", {notebook_page.WIDGET: {"model_id": "root"}})
     notebook = new_notebook(cells=[new_code_cell("panel", outputs=[output])])
-    notebook.metadata["widgets"] = {gallery_pages.STATE: {"state": state}}
+    notebook.metadata["widgets"] = {notebook_page.STATE: {"state": state}}
     return notebook
 
 
@@ -123,7 +123,7 @@ def test_a_panel_is_shown_as_it_was_with_disabled_controls():
     assert 'value="0"' in body and "<pre>a &amp; b</pre>" in body
     assert "<details><summary>Advanced</summary>" in body
     assert "Video: in the running notebook" in body
-    assert "<div" in gallery_pages.page(saved(state), "01_demo").partition('class="mgkit-frozen"')[2]
+    assert "<div" in notebook_page.page(saved(state), "01_demo").partition('class="mgkit-frozen"')[2]
 
 
 def test_a_widget_with_a_view_of_its_own_runs_it_on_the_saved_state():
@@ -133,7 +133,7 @@ def test_a_widget_with_a_view_of_its_own_runs_it_on_the_saved_state():
         one=("Any", {"_esm": script, "text": "</script><b>one</b>"}),
         two=("Any", {"_esm": script, "text": "two"}),
     )
-    page = gallery_pages.page(saved(state), "01_demo")
+    page = notebook_page.page(saved(state), "01_demo")
     data = re.search(r'<script type="application/json" id="mgkit-frozen">(.*?)</script>', page)[1]
     shown = json.loads(data)
     assert list(shown["scripts"].values()) == [script]
@@ -146,7 +146,7 @@ def test_a_widget_with_a_view_of_its_own_runs_it_on_the_saved_state():
 
 def test_the_setup_is_folded():
     cell = new_code_cell("import sys", metadata={"tags": ["setup"]})
-    page = gallery_pages.page(new_notebook(cells=[cell]), "01_demo")
+    page = notebook_page.page(new_notebook(cells=[cell]), "01_demo")
     folded = page[page.index("<details>") : page.index("</details>")]
     assert "Setup" in folded and "sys" in folded and "jp-CodeCell" not in page[page.index("<body") :]
 
@@ -188,7 +188,7 @@ def test_no_link_of_a_gallery_is_dead(repository, tmp_path):
         '<a href="../mgkit/lm.py">raw</a>\n\n![dot](images/dot.png)'
     )
     notebook = new_notebook(cells=[new_markdown_cell(text)])
-    page = gallery_pages.page(notebook, "03_x", repository, out, {"01_demo", "03_x"})
+    page = notebook_page.page(notebook, "03_x", repository, out, {"01_demo", "03_x"})
     for name in ("01_demo", "index"):
         (out / f"{name}.html").write_text("", encoding="utf-8")
     assert hrefs(page) == [
@@ -220,7 +220,7 @@ def test_no_link_in_the_texts_of_our_notebooks_is_dead(tmp_path):
     for path in paths:
         notebook = nbformat.read(path, as_version=4)
         notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-        page = gallery_pages.page(notebook, path.stem, folder, tmp_path, names)
+        page = notebook_page.page(notebook, path.stem, folder, tmp_path, names)
         (tmp_path / f"{path.stem}.html").write_text(page, encoding="utf-8")
         # nothing that we link to is missing from the repository
         assert "mgkit-absent" not in page[page.index("<body") :], path.name
@@ -233,28 +233,28 @@ def test_no_link_in_the_texts_of_our_notebooks_is_dead(tmp_path):
 
 
 def test_the_pages_follow_the_theme():
-    page = gallery_pages.page(executed(), "01_demo")
+    page = notebook_page.page(executed(), "01_demo")
     assert "data-jp-theme" not in page[page.index("<body") : page.index("<body") + 200]
     dark = page[page.index("@media (prefers-color-scheme: dark) { /*") :]
     assert "--jp-layout-color0: #111" in dark and "--jp-mirror-editor-keyword-color" in dark
-    index = gallery.index([gallery.card(executed(), "01_demo", 1.0, "")])
+    index = command.index([command.card(executed(), "01_demo", 1.0, "")])
     assert "prefers-color-scheme: dark" in index and "#fff;" not in index.partition(".card")[2]
 
 
 def test_the_index_keeps_earlier_pages_that_are_still_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "execute", lambda notebook, folder: "")
+    monkeypatch.setattr(command, "execute", lambda notebook, folder: "")
     paths = [tmp_path / f"0{i}_x.ipynb" for i in (1, 2, 3)]
     for path in paths:
         nbformat.write(new_notebook(cells=[new_markdown_cell(f"# Title of {path.stem}")]), path)
     out = tmp_path / "out"
-    gallery.gallery(paths[1:], out)
+    command.gallery(paths[1:], out)
     (out / "03_x.html").unlink()
-    [card] = gallery.gallery(paths[:1], out)
+    [card] = command.gallery(paths[:1], out)
     assert card.name == "01_x"
     index = (out / "index.html").read_text(encoding="utf-8")
     assert hrefs(index) == ["01_x.html", "02_x.html"]
-    (out / gallery.CARDS).write_text("damaged", encoding="utf-8")
-    gallery.gallery(paths[:1], out)
+    (out / command.CARDS).write_text("damaged", encoding="utf-8")
+    command.gallery(paths[:1], out)
     assert hrefs((out / "index.html").read_text(encoding="utf-8")) == ["01_x.html"]
 
 
@@ -277,16 +277,16 @@ def test_a_page_opens_only_where_there_is_a_screen(platform, screen, opens, tmp_
     for name, value in screen.items():
         monkeypatch.setenv(name, value)
     opened = []
-    monkeypatch.setattr(gallery.sys, "platform", platform)
-    monkeypatch.setattr(gallery.webbrowser, "open", lambda address: opened.append(address) or True)
-    assert gallery.open_page(tmp_path / "a b.html") == opens
+    monkeypatch.setattr(command.sys, "platform", platform)
+    monkeypatch.setattr(command.webbrowser, "open", lambda address: opened.append(address) or True)
+    assert command.open_page(tmp_path / "a b.html") == opens
     assert opened == ([(tmp_path / "a b.html").as_uri()] if opens else [])
 
     def fail(address):
-        raise gallery.webbrowser.Error("no browser")
+        raise command.webbrowser.Error("no browser")
 
-    monkeypatch.setattr(gallery.webbrowser, "open", fail)
-    assert gallery.open_page(tmp_path / "a b.html") is False
+    monkeypatch.setattr(command.webbrowser, "open", fail)
+    assert command.open_page(tmp_path / "a b.html") is False
 
 
 @pytest.mark.parametrize("count, page", [(1, "01_x.html"), (2, "index.html")])
@@ -295,8 +295,8 @@ def test_the_command_opens_the_page_that_it_made(count, page, tmp_path, monkeypa
     for path in paths:
         nbformat.write(new_notebook(), path)
     opened = []
-    monkeypatch.setattr(gallery, "execute", lambda notebook, folder: "")
-    monkeypatch.setattr(gallery, "open_page", opened.append)
+    monkeypatch.setattr(command, "execute", lambda notebook, folder: "")
+    monkeypatch.setattr(command, "open_page", opened.append)
     assert main(["gallery", *paths, f"--out={tmp_path / 'out'}"]) == 0 and opened == []
     assert main(["gallery", *paths, f"--out={tmp_path / 'out'}", "--open"]) == 0
     assert opened == [tmp_path / "out" / page] and opened[0].is_file()
@@ -304,18 +304,18 @@ def test_the_command_opens_the_page_that_it_made(count, page, tmp_path, monkeypa
 
 def test_the_card_has_the_tagged_picture_or_the_first():
     notebook = executed()
-    plain = gallery.card(notebook, "05_codec", 12.3, "")
+    plain = command.card(notebook, "05_codec", 12.3, "")
     assert (plain.picture, plain.sounds, plain.question) == (DOT, 2, "What is a token?")
     notebook.cells[3].metadata["tags"] = ["picture"]
-    assert gallery.card(notebook, "05_codec", 12.3, "").picture == OTHER
-    assert gallery.card(new_notebook(), "99_none", 0.0, "").picture == ""
+    assert command.card(notebook, "05_codec", 12.3, "").picture == OTHER
+    assert command.card(new_notebook(), "99_none", 0.0, "").picture == ""
 
 
 def test_the_index_links_to_every_page_and_escapes_texts():
-    cards = [gallery.card(executed(), name, 12.3, "") for name in gallery.SERIES]
-    bad = gallery.Card("99_x", "<b>", "", "", 0, 1.0, "stopped in cell 3: ValueError: <script>")
-    page = gallery.index([*cards, bad])
-    for name, question in gallery.SERIES.items():
+    cards = [command.card(executed(), name, 12.3, "") for name in command.SERIES]
+    bad = command.Card("99_x", "<b>", "", "", 0, 1.0, "stopped in cell 3: ValueError: <script>")
+    page = command.index([*cards, bad])
+    for name, question in command.SERIES.items():
         assert f'href="{name}.html"' in page and question in page
     assert "<script>" not in page and "stopped in cell 3" in page
 

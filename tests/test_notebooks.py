@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from mgkit.lab import parameters
 from mgkit.lab.answers import ANSWERS, letters
-from mgkit.lab.gallery import SERIES
+from mgkit.lab.gallery import parameters
+from mgkit.lab.gallery.command import SERIES
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

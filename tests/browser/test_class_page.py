@@ -8,8 +8,9 @@ import torch
 from playwright.sync_api import Page, expect
 
 from browser.conftest import Server, free_port, isolated
-from mgkit.lab import class_folder, preferences
+from mgkit.lab import preferences
 from mgkit.lab.blind_test import Pair
+from mgkit.lab.classroom.folder import Classroom, write_pairs
 
 TOKENS = {"class": "listener", "teacher": "teacher-0123456789", "cookie": "0123456789"}
 EVIL = "<img src=x onerror=document.title='hacked'>"
@@ -28,7 +29,7 @@ def folder(tmp_path):
         for i in range(3)
     ]
     folder = tmp_path / "root"
-    class_folder.write_pairs(folder, pairs, 8000)
+    write_pairs(folder, pairs, 8000)
     (folder / "access.json").write_text(json.dumps(TOKENS), encoding="utf-8")
     return folder
 
@@ -132,7 +133,7 @@ def test_a_phone_takes_the_whole_test_through_reload_undo_and_restart(folder, se
 
 
 def test_the_teacher_sees_who_has_finished_and_the_answers_of_all(folder, serve, page, refused):
-    room = class_folder.Classroom(folder)
+    room = Classroom(folder)
     for name, count in (("Ada", 3), (EVIL[:40], 3), ("Bob", 1)):
         participant = room.join(name)
         for _ in range(count):

@@ -10,7 +10,7 @@ Axes: C channels, N samples.
     results/access.json           the secrets in the addresses, readable by its owner alone
 
 Every answer and every name is on the disk before the browser hears about it. A server that stops, in whatever
-way, is continued by the next one in the same folder. Requests and pages are those of class_server.py.
+way, is continued by the next one in the same folder. Requests and pages are those of server.py.
 """
 
 import csv

@@ -21,7 +21,7 @@ import tornado.netutil
 import tornado.web
 
 from mgkit.lab import pages, pooled, preferences
-from mgkit.lab.class_folder import Classroom, Refused
+from mgkit.lab.classroom.folder import Classroom, Refused
 
 HERE = Path(__file__).parent
 # Bytes of a request's body and of its headers, seconds in which it must arrive.
@@ -212,14 +212,14 @@ def application(room: Classroom, clips: Path, address: str) -> tornado.web.Appli
     """
     listeners, teacher = room.secrets["class"], room.secrets["teacher"]
     files = {
-        "": ("class_page.html",),
-        "page.css": ("class_page.css",),
-        "page.js": ("player.js", "class_page.js"),
+        "": ("listener.html",),
+        "page.css": ("page.css",),
+        "page.js": ("../player.js", "listener.js"),
     }
     teacher_files = {
-        "": ("teacher_page.html",),
-        "page.css": ("class_page.css",),
-        "page.js": ("teacher_page.js",),
+        "": ("teacher.html",),
+        "page.css": ("page.css",),
+        "page.js": ("teacher.js",),
     }
     own = {"room": room}
     return tornado.web.Application(

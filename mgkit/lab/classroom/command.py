@@ -19,15 +19,16 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8900, most: int = 6
     Raises: RuntimeError if tornado is not installed; OSError if the port is taken; as `Classroom`.
     """
     try:
-        from mgkit.lab import class_folder, class_server
+        from mgkit.lab.classroom.folder import Classroom, our_pairs, write_pairs
+        from mgkit.lab.classroom.server import run
     except ImportError as error:
         raise RuntimeError(f"the class needs the package {error.name}: pip install tornado") from None
     if not 0 <= port <= 65535:
         raise ValueError(f"the port is {port}; it must be from 0 to 65535")
     if not (folder / "pairs.csv").exists():
         print("making twelve pairs of clips with nano, which takes a minute", flush=True)
-        class_folder.write_pairs(folder, *class_folder.our_pairs())
-    room = class_folder.Classroom(folder, most)
+        write_pairs(folder, *our_pairs())
+    room = Classroom(folder, most)
 
     def tell(bound: int) -> str:
         origin = f"http://{_address(host)}:{bound}"
@@ -43,7 +44,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8900, most: int = 6
     # A terminated server cleans up as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        class_server.run(room, host, port, tell)
+        run(room, host, port, tell)
     except OSError as error:
         raise OSError(
             f"cannot serve at {host}, port {port} ({error.strerror or error}): choose another --port, or a "

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgkit import __version__, audio
-from mgkit.lab import parameters
-from mgkit.lab.gallery_pages import page
+from mgkit.lab.gallery import parameters
+from mgkit.lab.gallery.notebook_page import page
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -128,7 +128,7 @@ def card(notebook: "NotebookNode", name: str, seconds: float, failure: str) -> C
     )
 
 
-STYLE = Path(__file__).with_name("gallery_index.css").read_text(encoding="utf-8")
+STYLE = Path(__file__).with_name("index.css").read_text(encoding="utf-8")
 
 
 def index(cards: list[Card]) -> str:

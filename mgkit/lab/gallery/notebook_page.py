@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from mgkit import audio
 from mgkit.lab.drawing import data_uri
-from mgkit.lab.frozen import Frozen
+from mgkit.lab.gallery.frozen import Frozen
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -39,8 +39,7 @@ PARTS = re.compile(
 )
 # Beyond nbconvert's style, and that of documents.
 STYLE, BARE = (
-    Path(__file__).with_name(f"gallery_{name}.css").read_text(encoding="utf-8")
-    for name in ("page", "document")
+    Path(__file__).with_name(f"{name}.css").read_text(encoding="utf-8") for name in ("page", "document")
 )
 
 
