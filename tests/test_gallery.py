@@ -1,9 +1,12 @@
 """The gallery: one self-contained page per notebook, and failures are reported by name."""
 
+import asyncio
 import base64
 import json
 import re
+import time
 from pathlib import Path
+from queue import Empty
 from urllib.parse import unquote
 
 import nbformat
@@ -11,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mgkit.__main__ import main
-from mgkit.lab.gallery import command, frozen, notebook_page
+from mgkit.lab.gallery import command, frozen, notebook_page, runner
 
 DOT = base64.b64encode(b"\x89PNG not looked into").decode()
 OTHER = base64.b64encode(b"\x89PNG another").decode()
@@ -384,3 +387,33 @@ def test_parameters_are_replaced_below_the_cell_that_holds_them(tmp_path, monkey
 def test_a_parameter_of_another_form_is_refused_before_anything_runs(text, capsys):
     assert main(["gallery", "--parameters", text]) == 2
     assert "write NAME=VALUE" in capsys.readouterr().err
+
+
+def test_a_reply_that_nobody_announced_is_found(monkeypatch):
+    monkeypatch.setattr(runner, "LOOK", 0.05)
+    asked = []
+
+    async def deaf(timeout):
+        asked.append(timeout)
+        await asyncio.sleep(timeout)
+        if len(asked) < 3:
+            raise Empty
+        return {"content": "done"}
+
+    began = time.monotonic()
+    assert asyncio.run(runner._looking(deaf)(timeout=60)) == {"content": "done"}
+    assert asyncio.run(runner._looking(deaf)(timeout=None)) == {"content": "done"}
+    assert time.monotonic() - began < 30 and max(asked) <= 0.05
+
+
+def test_a_reply_that_does_not_come_is_given_up_at_the_time_limit(monkeypatch):
+    monkeypatch.setattr(runner, "LOOK", 0.05)
+
+    async def silent(timeout):
+        await asyncio.sleep(timeout)
+        raise Empty
+
+    began = time.monotonic()
+    with pytest.raises(Empty):
+        asyncio.run(runner._looking(silent)(timeout=0.2))
+    assert time.monotonic() - began >= 0.2

@@ -8,11 +8,11 @@ from statistics import median
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from mgkit.lab.answers import ANSWERS, letters
 from mgkit.lab.gallery import parameters
 from mgkit.lab.gallery.command import SERIES
+from mgkit.lab.gallery.runner import Runner
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -267,7 +267,7 @@ def test_notebook_runs(path, tmp_path):
     notebook = read(path)
     limit = SLACK * 60 * minutes(notebook)
     solve(notebook, solutions(path))
-    NotebookClient(
+    Runner(
         notebook, timeout=limit, startup_timeout=limit, resources={"metadata": {"path": str(folder)}}
     ).execute()
     errors = [out for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "error"]

@@ -65,10 +65,11 @@ class Card:
 def execute(notebook: "NotebookNode", folder: Path) -> str:
     """Execute the notebook in `folder`, in place; return a description of the failure, empty on success."""
     from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    client = NotebookClient(
+    from mgkit.lab.gallery.runner import Runner
+
+    client = Runner(
         notebook,
         timeout=TIMEOUT,
         startup_timeout=300,
