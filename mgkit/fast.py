@@ -81,7 +81,7 @@ class Rows:
         batch, heads, capacity, width = cache.shape
         bags, blocks = batch * heads, -(-length // cache.block)
         self.length, self.blocks = length, blocks
-        self.mask = torch.zeros(1, 1, 1) if mask is None else mask[:, None, :length]
+        self.mask = torch.zeros(1, 1, 1, dtype=torch.float32) if mask is None else mask[:, None, :length]
         # In float32 a matrix product is faster as long as there is little to read.
         self.few = cache.keys.dtype == torch.float32 and blocks == 1 and bags * length <= FEW
         if self.few:
@@ -256,7 +256,7 @@ class Step:
     def _texts(self) -> Sequence[Text | None]:
         """The keys and values of the text in every layer, which the first step left in the cache."""
         if not self.texts:
-            allowed, mask = self.condition.text_mask, torch.zeros(1, 1, 1)
+            allowed, mask = self.condition.text_mask, torch.zeros(1, 1, 1, dtype=torch.float32)
             if allowed is not None:
                 mask = _mask(allowed[:, 0]).repeat_interleave(self.lm.config.heads, dim=0)
             self.texts = [cache.text and Text.of(*cache.text, mask) for cache in self.rows]
@@ -265,7 +265,7 @@ class Step:
 
 def _mask(allowed: Tensor) -> Tensor:
     """What to add to scores: 0 where it is allowed to attend, else minus infinity."""
-    return torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
+    return torch.zeros(allowed.shape, dtype=torch.float32).masked_fill(~allowed, -torch.inf)
 
 
 # --- whether anything would notice -------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_chords_replace_the_melody_of_some_clips(tokenizer):
     music.melody = np.zeros((80, 79), np.int8)
     pieces = [compose(seed, seconds=seconds) for seed in range(80)]
     rows = [piece.attributes() for piece in pieces]
-    options = Augmentation(drop_all=0.0, drop_melody=0.0, continuation=0.0)
+    options = Augmentation(drop_all=0.0, drop_melody=0.0, continuation=0.0, chords=0.25)
     planner = Planner(rows, tokenizer, 500, 80, options, 0)
     data = Batches(music, planner, torch.device("cpu"), 16, dataset_labels(rows, seconds, 500, 79))
     for step in (0, 3):
