@@ -47,18 +47,12 @@ def write(path: str | os.PathLike, rows: Sequence[Mapping[str, str]]) -> Path:
 
 
 @dataclass(frozen=True)
-class Pooled:
+class Pooled(preferences.Tally):
     """Answers of many listeners: `share` of those that chose `first`, without ties, and its 95 % interval.
 
     The interval runs from `low` to `high`; all three are nan if every answer is a tie.
     """
 
-    question: str
-    first: str
-    second: str
-    wins: int
-    losses: int
-    ties: int
     listeners: int
     pairs: int
     share: float
@@ -87,7 +81,7 @@ def pool(rows: Sequence[Mapping[str, str]]) -> list[Pooled]:
         share, low, high = clustered_share(
             hits, [_who(row) for row in chosen], [row["pair"] for row in chosen]
         )
-        counts = (sum(hits), len(hits) - sum(hits), len(answers) - len(hits))
+        counts = preferences.tally(answers, first, second)
         groups = (len({_who(row) for row in answers}), len({row["pair"] for row in answers}))
         found.append(Pooled(question, first, second, *counts, *groups, share, low, high))
     return found

@@ -113,8 +113,8 @@ def append(path: Path, row: Mapping[str, object]) -> None:
 
 
 @dataclass(frozen=True)
-class Preference:
-    """Answers for `first` (wins), `second` (losses) and neither (ties), and the p-value of a sign test."""
+class Tally:
+    """Numbers of answers for `first` (wins), `second` (losses) and neither (ties)."""
 
     question: str
     first: str
@@ -122,6 +122,12 @@ class Preference:
     wins: int
     losses: int
     ties: int
+
+
+@dataclass(frozen=True)
+class Preference(Tally):
+    """Answers to a question about two names, and the p-value of a sign test."""
+
     p: float
 
     def __str__(self) -> str:
@@ -165,12 +171,17 @@ def by_question(rows: Iterable[Mapping[str, str]]) -> dict[tuple[str, str, str],
     return groups
 
 
+def tally(answers: Sequence[Mapping[str, str]], first: str, second: str) -> tuple[int, int, int]:
+    """Numbers of answers for `first`, for `second`, and for neither."""
+    preferred = [row["preferred"] for row in answers]
+    return preferred.count(first), preferred.count(second), preferred.count("")
+
+
 def count(rows: Iterable[Mapping[str, str]]) -> list[Preference]:
     """Preferences by question and compared names, from the answers that are `standing`."""
     preferences = []
     for (question, first, second), answers in by_question(rows).items():
-        preferred = [row["preferred"] for row in answers]
-        wins, losses, ties = (preferred.count(name) for name in (first, second, ""))
+        wins, losses, ties = tally(answers, first, second)
         p = sign_test(wins, losses)
         preferences.append(Preference(question, first, second, wins, losses, ties, p))
     return preferences

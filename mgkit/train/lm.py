@@ -102,7 +102,7 @@ class LMLearner:
     ):
         torch.manual_seed(run.seed)
         self.processes = Processes()
-        self.run, self.data, self.valid, self.tokenizer = run, data, valid, tokenizer
+        self.run, self.data, self.valid = run, data, valid
         frames, device = data.codes.shape[-1], self.processes.device
         on_gpu = device.type == "cuda"
 

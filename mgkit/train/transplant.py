@@ -55,7 +55,7 @@ def fit_embeddings(lm: LM, old: Tensor, new: Tensor) -> float:
             for columns in places:
                 products.view(-1).index_add_(0, rows * count + columns, ones)
         products.diagonal().add_(RIDGE)
-        fitted = torch.linalg.solve(products, sums, left=True)
+        fitted = torch.linalg.solve(products, sums)
         explained = (fitted * sums).sum() / summed.square().sum()
         for k, embedding in enumerate(lm.embeddings):
             embedding.weight.copy_(fitted[k * size : (k + 1) * size] + mean / len(inputs))

@@ -69,6 +69,26 @@ def wait_until(done, what: str, seconds: float = SECONDS) -> None:
         time.sleep(0.1)
 
 
+def assert_fits(page: Page) -> None:
+    """The page does not scroll sideways on a screen, a tablet and a phone."""
+    for width in (1280, 800, 400):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def assert_follows_theme(page: Page, ink: str) -> None:
+    """The page is darker than its text, at the selector `ink`, in the dark theme only."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        back, text = page.evaluate(
+            "ink => [[document.body, 'backgroundColor'], [document.querySelector(ink), 'color']].map("
+            "([part, name]) => getComputedStyle(part)[name].match(/\\d+/g).slice(0, 3).map(Number))",
+            ink,
+        )
+        assert (sum(back) < sum(text)) == (scheme == "dark")
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

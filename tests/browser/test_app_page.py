@@ -5,7 +5,7 @@ import pytest
 import soundfile
 from playwright.sync_api import Page, expect
 
-from browser.conftest import SECONDS, wait_until
+from browser.conftest import SECONDS, assert_follows_theme, wait_until
 from browser.panel import Panel
 
 
@@ -147,13 +147,7 @@ def test_the_page_fits_every_screen_and_follows_the_theme(app, page):
                 part.bounding_box() for part in (panel.root.locator("h3"), panel.field("Prompt"))
             )
             assert (takes["x"] > prompt["x"] + prompt["width"]) == (width == 1280)
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        back, ink = page.evaluate(
-            "[document.body, document.querySelector('.mgkit-studio h1')].map((part, i) => "
-            "getComputedStyle(part)[i ? 'color' : 'backgroundColor'].match(/\\d+/g).slice(0, 3).map(Number))"
-        )
-        assert (sum(back) < sum(ink)) == (scheme == "dark")
+    assert_follows_theme(page, ".mgkit-studio h1")
 
 
 def test_a_visitor_is_offered_no_files_of_the_server(app, page):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from playwright.sync_api import Page, expect
 
-from browser.conftest import Server, free_port, isolated
+from browser.conftest import Server, assert_fits, assert_follows_theme, free_port, isolated
 from mgkit.lab import preferences
 from mgkit.lab.blind_test import Pair
 from mgkit.lab.classroom.folder import Classroom, write_pairs
@@ -162,14 +162,6 @@ def test_the_teacher_sees_who_has_finished_and_the_answers_of_all(folder, serve,
     with page.expect_download() as download:
         page.get_by_role("link", name="answers.csv").click()
     assert download.value.path().read_bytes() == (folder / "answers.csv").read_bytes()
-    for width in (1280, 800, 400):
-        page.set_viewport_size({"width": width, "height": 900})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        back, ink = page.evaluate(
-            "['backgroundColor', 'color'].map(name => "
-            "getComputedStyle(document.body)[name].match(/\\d+/g).map(Number))"
-        )
-        assert (sum(back) < sum(ink)) == (scheme == "dark")
+    assert_fits(page)
+    assert_follows_theme(page, "body")
     assert page.title() == "Listening test: teacher" and refused == []

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from playwright.sync_api import expect
 
-from browser.conftest import ROOT, isolated
+from browser.conftest import ROOT, assert_fits, assert_follows_theme, isolated
 
 CELLS = {
     "01_panels": [
@@ -70,14 +70,5 @@ def test_from_the_index_to_a_panel_a_player_and_back_offline(site, page, refused
 @pytest.mark.parametrize("name", ["index", "01_panels"])
 def test_pages_fit_every_screen_and_follow_the_theme(site, page, name):
     page.goto((site / f"{name}.html").as_uri())
-    for width in (1280, 800, 400):
-        page.set_viewport_size({"width": width, "height": 1000})
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        back, ink = page.evaluate(
-            "['backgroundColor', 'color'].map(name => getComputedStyle(name == 'color' ? "
-            "document.querySelector('h1') : document.body)[name].match(/\\d+/g).slice(0, 3).map(Number))"
-        )
-        assert (sum(back) < sum(ink)) == (scheme == "dark")
+    assert_fits(page)
+    assert_follows_theme(page, "h1")

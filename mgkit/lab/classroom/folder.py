@@ -138,8 +138,8 @@ def read_pairs(folder: Path) -> tuple[list[Pair], int]:
 class Classroom:
     """The listeners of one folder and their tests; one server at a time.
 
-    A participant is 8 hexadecimal digits, new for each name that joins; equal names are told apart by a
-    number, "Ada (2)". What raises `Refused` changes nothing.
+    Each listener who joins gets a new participant ID of 8 hexadecimal digits. A name that is already taken
+    gets a number, "Ada (2)". What raises `Refused` changes nothing.
     """
 
     def __init__(self, folder: str | os.PathLike, most: int = 60):

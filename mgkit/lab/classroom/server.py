@@ -208,7 +208,7 @@ class Teacher(Handler):
 def application(room: Classroom, clips: Path, address: str) -> tornado.web.Application:
     """The site of a class; `clips` is the folder `room.clips()`.
 
-    `address` is that of the listeners' page, which the teacher's page shows.
+    `address` is the URL of the listeners' page; the teacher's page displays it.
     """
     listeners, teacher = room.secrets["class"], room.secrets["teacher"]
     files = {
