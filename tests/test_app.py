@@ -254,6 +254,43 @@ def test_two_visits_have_two_kernels_and_the_next_one_gets_a_page_that_says_so(r
 
 
 @pytest.mark.slow
+def test_a_page_can_be_reloaded_as_often_as_one_likes(running, visit):
+    other, page = visit(), visit()
+    other.open()
+    page.open()
+    for _ in range(3):
+        page.leave()
+        page = visit()
+        assert page.status == 200
+        page.open()
+    assert other.alive()
+    # Both places are taken again, by pages that are open.
+    assert visit().status == 503
+
+
+@pytest.mark.slow
+def test_a_vanished_page_makes_room_long_before_its_time(tmp_path):
+    patient = SERVE.replace("{token!r}", "''").replace(f"keep={KEEP}", "keep=600")
+    server = Server(tmp_path, "-c", patient)
+    try:
+        kept, vanished = Visit(server, ""), Visit(server, "")
+        kept.open()
+        vanished.open()
+        vanished.vanish()
+        # It may come back: a lost connection is not a closed page.
+        assert Visit(server, "").status == 503
+        assert vanished.alive()
+        time.sleep(visits.GONE.total_seconds() + 1)
+        new = Visit(server, "")
+        assert new.status == 200
+        assert kept.alive() and not vanished.alive()
+        kept.vanish()
+        new.vanish()
+    finally:
+        server.close()
+
+
+@pytest.mark.slow
 def test_a_vanished_page_frees_its_kernel_and_an_open_one_keeps_it(visit):
     closed, kept = visit(), visit()
     closed.open()

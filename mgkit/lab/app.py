@@ -27,9 +27,9 @@ def serve(
     """Serve the studio on localhost at `port` until Ctrl-C, and open it if `browser`.
 
     A visit needs the `token`, by default a random one, which is printed; with "" none is needed. At most
-    `visits` pages are open at a time. The kernel of a closed page ends at once; if a run is in progress, or
-    if the page vanished without a message, the kernel ends after `keep` idle seconds. A visitor's takes are
-    kept in `outputs/visitors`, and only the same browser finds them again.
+    `visits` pages are open at a time. The kernel of a closed page ends after the run in progress; if the
+    page vanished without a message, its kernel ends after `keep` idle seconds, or sooner if a new visit needs
+    its place. A visitor's takes are kept in `outputs/visitors`, and only the same browser finds them again.
 
     Raises: RuntimeError if Voilà is not installed, ValueError if `visits` or `keep` is not positive.
     """

@@ -4,7 +4,8 @@ Settings of Voilà and jupyter_server do most of it; the classes here add the re
 
     request -> Host and token, by settings -> `admit`: the visitor's cookie
             -> `Kernels.start_kernel`: at most `visits` -> page
-    page closed -> `PageClosed`: its kernel ends now if quiet, else once it has been idle for some time
+    page closed -> `PageClosed`: its kernel ends as soon as no run is in progress
+    page vanished -> its kernel ends once it has been idle for some time, or when a new visit needs its place
 """
 
 import asyncio
@@ -38,6 +39,8 @@ COOKIE, YEAR = "mgkit-visitor", 365 * 86400
 PROTOCOL = "v1.kernel.websocket.jupyter.org"
 # A run moves its progress bar at least this often, once it has started.
 QUIET = timedelta(seconds=5)
+# A page without a connection for this long may lose its place to a new visit; a slow one connects sooner.
+GONE = timedelta(seconds=15)
 
 
 def admit(handler: tornado.web.RequestHandler, notebook: nbformat.NotebookNode, cwd: str) -> None:
@@ -65,15 +68,21 @@ class Kernels(AsyncMappingKernelManager):
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
         self._starting = asyncio.Lock()
+        # Kernels of closed pages, each with the task that ends it.
+        self._closed: dict[str, asyncio.Task] = {}
 
     # The superclass declares the synchronous version and assigns this one.
     async def start_kernel(self, **arguments: Any) -> str:  # type: ignore[override]
         """Start the kernel of a visit and return its id.
 
-        Raises: HTTPError 503 if all `visits` kernels are in use; its reason is the page's text.
+        If all `visits` kernels are in use, one whose page is gone makes room.
+
+        Raises: HTTPError 503 if none is; its reason is the page's text.
         """
         # One at a time: a kernel is counted only once it has started, and requests may come all at once.
         async with self._starting:
+            if len(self) >= self.visits:
+                await self._make_room()
             if len(self) >= self.visits:
                 raise tornado.web.HTTPError(
                     503,
@@ -82,23 +91,47 @@ class Kernels(AsyncMappingKernelManager):
                 )
             return await super().start_kernel(**arguments)
 
-    def quiet(self, kernel_id: str) -> bool:
+    def quiet(self, kernel_id: str, since: timedelta = QUIET) -> bool:
         """Whether the kernel is idle and sent nothing lately; a run in a thread sends its progress."""
         # A `ServerKernelManager`, whose activity this manager tracks.
         kernel: Any = self.get_kernel(kernel_id)
-        return kernel.execution_state != "busy" and datetime.now(UTC) - kernel.last_activity > QUIET
+        return kernel.execution_state != "busy" and datetime.now(UTC) - kernel.last_activity > since
+
+    def page_closed(self, kernel_id: str) -> None:
+        """End the kernel once it is quiet, without making the closing page wait."""
+        if kernel_id in self and kernel_id not in self._closed:
+            task = self._closed[kernel_id] = asyncio.ensure_future(self._end(kernel_id))
+            task.add_done_callback(lambda _: self._closed.pop(kernel_id))
+
+    async def _end(self, kernel_id: str) -> None:
+        while kernel_id in self and not self.quiet(kernel_id):
+            await asyncio.sleep(0.5)
+        if kernel_id in self:
+            await self.shutdown_kernel(kernel_id)
+
+    async def _make_room(self) -> None:
+        """End the kernel of a vanished page, or wait for one of a closed page; a reload closes one first."""
+        gone = [
+            each
+            for each in self.list_kernel_ids()
+            if not self.kernel_model(each)["connections"] and self.quiet(each, GONE)
+        ]
+        if gone:
+            await self.shutdown_kernel(min(gone, key=lambda each: self.kernel_model(each)["last_activity"]))
+        elif self._closed:
+            # A closed page's run may take minutes more; a page that was only looked at is quiet by then.
+            await asyncio.wait(
+                self._closed.values(), timeout=2 * QUIET.total_seconds(), return_when="FIRST_COMPLETED"
+            )
 
 
 class PageClosed(VoilaShutdownKernelHandler):
-    """The message of a page being closed. It ends the page's kernel unless a run is in progress."""
+    """The message of a page being closed. Its kernel ends too, after the run in progress."""
 
     @tornado.web.authenticated
     async def post(self, kernel_id: str) -> None:
-        if kernel_id in self.kernel_manager and not self.kernel_manager.quiet(kernel_id):
-            # The culler ends it once it is quiet.
-            self.set_status(204)
-        else:
-            await super().post(kernel_id)
+        self.kernel_manager.page_closed(kernel_id)
+        self.set_status(204)
 
 
 class KernelSocket(VoilaKernelWebsocketHandler):
