@@ -31,9 +31,9 @@ def letters(name: str, count: int) -> list[str]:
     return Random(name).sample([chr(ord("A") + position) for position in range(count)], count)
 
 
-def by_ear(name: str, position: int, count: int, hint: str) -> Exercise:
-    """Exercise whose answer is the letter of the clip at `position` among the notebook's `count` clips."""
-    return Exercise(lambda letter: letter.strip().upper() == letters(name, count)[position], hint)
+def by_ear(name: str, position: int, count: int, hint: str) -> dict[str, Exercise]:
+    """Entry of an exercise whose answer is the letter of the clip at `position` among `count` clips."""
+    return {name: Exercise(lambda letter: letter.strip().upper() == letters(name, count)[position], hint)}
 
 
 def _accuracy(similarities: Sequence[Similarity]) -> float:
@@ -54,7 +54,7 @@ ANSWERS = {
         lambda take, prompt: take.manifest["settings"]["cfg_coef"] == 1 and take.manifest["text"] == prompt,
         "call panel.generate as above, and add a setting",
     ),
-    "drums by ear": by_ear("drums by ear", 1, 3, "in which one do you hear a beat?"),
+    **by_ear("drums by ear", 1, 3, "in which one do you hear a beat?"),
     # 02_sampling
     "largest entropy": Exercise(
         lambda bits, size: abs(2**bits - size) < 1, "how often can you halve the number of tokens?"
@@ -66,7 +66,7 @@ ANSWERS = {
     "guided logit": Exercise(
         lambda logit: abs(logit - 4) < 1e-6, "null + (conditional - null) * cfg_coef: see sampling.guide"
     ),
-    "temperature by ear": by_ear(
+    **by_ear(
         "temperature by ear", 2, 3, "a high temperature draws unlikely tokens: listen for noise between notes"
     ),
     # 03_melody
@@ -80,9 +80,7 @@ ANSWERS = {
         lambda seconds: abs(seconds - 29.952) < 0.1,
         "how many hops are there from the first frame to the last?",
     ),
-    "melody by ear": by_ear(
-        "melody by ear", 0, 3, "sing the recording's first notes: do they go up or down?"
-    ),
+    **by_ear("melody by ear", 0, 3, "sing the recording's first notes: do they go up or down?"),
     # 04_continuation
     "windows in a minute": Exercise(
         lambda count: count == 3, "windows() takes frames and returns a list; its second argument is 0 here"
@@ -95,9 +93,7 @@ ANSWERS = {
         lambda seconds, plan, frame_rate: seconds == plan[1].known / frame_rate,
         "a window of the plan counts its `known` frames",
     ),
-    "change by ear": by_ear(
-        "change by ear", 2, 3, "when does each of them leave the piano and turn brighter?"
-    ),
+    **by_ear("change by ear", 2, 3, "when does each of them leave the piano and turn brighter?"),
     # 05_codec
     "published bitrate": Exercise(
         lambda bits: abs(bits - 2200) < 1e-6, "how many bits does it take to name one of 2048 entries?"
@@ -105,7 +101,7 @@ ANSWERS = {
     "perplexity of eight": Exercise(
         lambda value: abs(value - 8) < 0.01, "call perplexity on counts of your own"
     ),
-    "codebooks by ear": by_ear("codebooks by ear", 1, 3, "which one is the dullest and least steady?"),
+    **by_ear("codebooks by ear", 1, 3, "which one is the dullest and least steady?"),
     # 06_delay
     "steps of small": Exercise(
         lambda steps: steps == 1503,
@@ -117,9 +113,7 @@ ANSWERS = {
     "steps of stereo": Exercise(
         lambda steps: steps == 503, "only the longest delay counts: see delays(8, channels=2)"
     ),
-    "delay by ear": by_ear(
-        "delay by ear", 1, 2, "listen for the attack of each drum: is it sharp or smeared?"
-    ),
+    **by_ear("delay by ear", 1, 2, "listen for the attack of each drum: is it sharp or smeared?"),
     # 07_inside
     "most attended word": Exercise(
         lambda word, traced: word == traced.words[int(traced.to_words[2].mean(dim=(0, 1)).argmax())],
@@ -129,7 +123,7 @@ ANSWERS = {
         lambda distance: abs(distance) < 1e-6,
         "an edited manifest, as for the swapped words; a trace has its divergence",
     ),
-    "swapped word by ear": by_ear(
+    **by_ear(
         "swapped word by ear", 2, 3, "listen to how the notes of the melody begin, and whether they are held"
     ),
     # 08_live
@@ -143,9 +137,7 @@ ANSWERS = {
     "rows of a mix": Exercise(
         lambda rows: rows == 5, "one for each prompt above zero, and what guidance compares them with"
     ),
-    "prompt change by ear": by_ear(
-        "prompt change by ear", 1, 2, "listen to the last three seconds: are there drums?"
-    ),
+    **by_ear("prompt change by ear", 1, 2, "listen to the last three seconds: are there drums?"),
     # 09_train
     "uniform loss": Exercise(
         lambda loss: abs(loss - math.log(2048)) < 0.01, "the logarithm of a number, as for nano's codec above"
@@ -153,9 +145,7 @@ ANSWERS = {
     "tokens of a step": Exercise(
         lambda tokens: tokens == 3200, "crops, seconds, frames per second and codebooks, multiplied"
     ),
-    "tuned by ear": by_ear(
-        "tuned by ear", 1, 2, "read the caption of recordings[2]: which one fits it better?"
-    ),
+    **by_ear("tuned by ear", 1, 2, "read the caption of recordings[2]: which one fits it better?"),
     # 10_listen
     "prompts for five points": Exercise(
         lambda count, width: 0.095 < width(count) <= 0.1,
@@ -168,9 +158,7 @@ ANSWERS = {
     "answers that agree": Exercise(
         lambda count: count == 10, "preferences.sign_test(8, 4) is 0.39; continue from there"
     ),
-    "codec by ear": by_ear(
-        "codec by ear", 1, 2, "listen to the chord while it fades: what is between its tones?"
-    ),
+    **by_ear("codec by ear", 1, 2, "listen to the chord while it fades: what is between its tones?"),
     # 11_probe
     "gain over the tokens": Exercise(
         lambda gain, tonic: abs(gain - tonic.best.accuracy.value + tonic.scores[0].accuracy.value) < 0.01,
@@ -179,7 +167,7 @@ ANSWERS = {
     "chance of four values": Exercise(
         lambda chance: abs(chance - 0.5) < 1e-9, "always the most frequent answer: how often is it right?"
     ),
-    "steered by ear": by_ear("steered by ear", 1, 2, "listen for strokes that no sustained tone explains"),
+    **by_ear("steered by ear", 1, 2, "listen for strokes that no sustained tone explains"),
     # 12_steer
     "heads that follow": Exercise(
         lambda count, following: count == int((following > 0.01).sum()), "compare, then count what is true"
@@ -190,7 +178,7 @@ ANSWERS = {
         ),
         "follow(edits) returns the waves and their similarities, each with an accuracy: take the mean",
     ),
-    "head by ear": by_ear("head by ear", 1, 2, "sing the melody along with each: which one goes elsewhere?"),
+    **by_ear("head by ear", 1, 2, "sing the melody along with each: which one goes elsewhere?"),
     # 13_chords
     "minor seventh": Exercise(
         lambda notes: set(notes) == {0, 2, 5, 9}, "a minor triad on D, and a minor seventh above its root"
@@ -199,5 +187,5 @@ ANSWERS = {
         lambda frames: abs(frames - 18.75) < 1,
         "seconds of four beats, times samples per second, divided by samples per frame",
     ),
-    "chords by ear": by_ear("chords by ear", 0, 3, "follow the bass: does it move at the start of each bar?"),
+    **by_ear("chords by ear", 0, 3, "follow the bass: does it move at the start of each bar?"),
 }
