@@ -152,6 +152,30 @@ def test_explicit_attention_equals_the_fused_kernel():
         assert torch.allclose(explicit, fused, atol=1e-6)
 
 
+def test_attention_without_cudnn_leaves_torchs_choice_of_kernels_as_it_was(monkeypatch):
+    torch.manual_seed(0)
+    given, seen = (*torch.randn(3, 2, 2, 5, 8), None, True), []
+    flag = torch.backends.cuda.cudnn_sdp_enabled
+
+    def fused(*given):
+        seen.append(flag())
+        return lm_module.attend(*given)
+
+    monkeypatch.setattr(loss, "fused_attend", fused)
+    lm = SimpleNamespace(device=torch.device("cuda"))
+    before = flag()
+    try:
+        for enabled in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(enabled)
+            assert torch.equal(loss.attend_for(lm)(*given), lm_module.attend(*given))
+            with pytest.raises(RuntimeError, match="size"):
+                loss.attend_for(lm)(given[0][..., :3], *given[1:])
+            assert flag() == enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert seen == [False] * 4
+
+
 def test_logits_do_not_depend_on_their_targets():
     torch.manual_seed(0)
     lm, logits = LM(LM_SHAPE), []

@@ -7,6 +7,8 @@ Axes: B batch, K codebooks, T frames, S delayed steps, D width, V codebook size.
                        steps 1..T    = targets, wherever they hold a code
 """
 
+from threading import Lock
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from mgkit.delay import delay, delays
 from mgkit.lm import LM, Attend, Condition
 from mgkit.lm import attend as fused_attend
+
+# Torch's choice of kernels belongs to the process: one thread at a time changes it.
+CHOOSING = Lock()
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -31,12 +36,26 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, c
     return logits.softmax(dim=-1) @ values
 
 
+def attend_without_cudnn(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    """Torch's attention by any kernel that it would choose but cuDNN's (an `mgkit.lm.Attend`).
+
+    That one prepares every new length anew, for 10 ms a call; texts differ in length.
+    """
+    # `torch.nn.attention.sdpa_kernel` would also enable kernels that the user has disabled.
+    with CHOOSING:
+        enabled = torch.backends.cuda.cudnn_sdp_enabled()
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        try:
+            return fused_attend(queries, keys, values, mask, causal)
+        finally:
+            torch.backends.cuda.enable_cudnn_sdp(enabled)
+
+
 def attend_for(lm: LM) -> Attend:
     """The faster attention for training on the device of `lm`."""
-    if lm.device.type == "cuda":
-        # cuDNN's attention prepares every new length anew, for 10 ms a call; texts differ in length.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-    return attend if lm.device.type == "cpu" else fused_attend
+    return {"cpu": attend, "cuda": attend_without_cudnn}.get(lm.device.type, fused_attend)
 
 
 def delayed(lm: LM, codes: Tensor) -> Tensor:
