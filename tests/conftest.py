@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir(), f"mgkit-numba-{getpass.getuser()}-{WORKER}"))
 
-# Published weights and a GPU are not there on CI. Anything else that skips has lost its ground (a package,
-# a sound font, data/nano) and must fail, or nobody would notice.
-MAY_SKIP = ("hub", "gpu")
+# Published weights, a GPU and audiocraft are not there on CI. Anything else that skips has lost its ground
+# (a package, a sound font, data/nano) and must fail, or nobody would notice.
+MAY_SKIP = ("hub", "gpu", "reference")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 

@@ -1,17 +1,22 @@
-"""`bench`: the same weights in both libraries, a table that names its conditions, an end in time."""
+"""`bench`: the same weights in all libraries, a table that names its conditions, an end in time."""
 
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
+from golden import filling
 from tiny import tiny
 
 from mgkit import MusicGen, hub, steps
 from mgkit.__main__ import main
-from mgkit.bench import command, shapes, stopwatch, timings
+from mgkit.bench import command, reference, shapes, stopwatch, timings
 from mgkit.bench.timings import Row
+from mgkit.formats import audiocraft_loader
+from mgkit.formats.audiocraft_files import AudiocraftFile
+from mgkit.formats.layouts import NOT_WEIGHTS
 
 CPU = torch.device("cpu")
 ROWS = [
@@ -32,7 +37,7 @@ ROWS = [
 
 @pytest.fixture
 def small(monkeypatch):
-    """A `random-small` of two narrow layers, measured in few steps, and not to be had in int8."""
+    """A `random-small` of two narrow layers, measured in few steps, with neither int8 nor audiocraft."""
     load = shapes.load
 
     def load_all_but_int8(name: str, device: torch.device, dtype: torch.dtype) -> MusicGen:
@@ -41,6 +46,7 @@ def small(monkeypatch):
         return load(name, device, dtype)
 
     monkeypatch.setattr(shapes, "load", load_all_but_int8)
+    monkeypatch.setitem(sys.modules, "audiocraft", None)
     monkeypatch.setitem(hub.SHAPES, "small", (2, 128))
     monkeypatch.setattr(stopwatch, "TIMED", stopwatch.SKIPPED + 4)
     monkeypatch.setattr(command, "DTYPES", {"cpu": (torch.float32, torch.int8)})
@@ -106,7 +112,7 @@ def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, c
     assert main([*argv, *map(str, written)]) == 0
     result = json.loads(files["json"].read_text(encoding="utf-8"))
     assert result["bandwidth"] > 1e8 and "load" in result["machine"]
-    assert list(result["failed"]) == ["random-small, mgkit int8"]
+    assert list(result["failed"]) == ["random-small, mgkit int8", "random-small, audiocraft float32"]
     rows = {(row["way"], row["batch"]): row for row in result["rows"]}
     assert set(rows) == {(way, n) for way in ("mgkit float32", "transformers float32") for n in (1, 2)}
     for row in rows.values():
@@ -114,6 +120,7 @@ def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, c
         assert len(row["pieces"]) == 2 * len(row["beside"]) == (2 if row["batch"] == 1 else 0)
     out, text = capsys.readouterr().out, files["md"].read_text(encoding="utf-8")
     assert "memory bandwidth" in out and "int8: not measured" in out
+    assert "audiocraft float32: not measured: " in out and "for how to install audiocraft" in out
     assert text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
     assert text.count("\n| random-small |") == 4
     assert files["png"].read_bytes()[:4] == b"\x89PNG"
@@ -144,6 +151,88 @@ def test_busy_processes_end_with_the_block():
         raise RuntimeError
     assert all(process.returncode == -signal.SIGKILL for process in processes)
     assert os.getpid()
+
+
+# --- audiocraft -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", filling.KINDS)
+def test_weights_get_back_the_names_and_shapes_they_have_in_audiocraft(kind, tmp_path):
+    model = MusicGen.get_pretrained(str(filling.audiocraft_folder(tmp_path, kind)), "cpu").model
+    named = reference.tensors(model)
+    state = filling.state(filling.golden()[1]["shapes"][kind])
+    weights = {name: value for name, value in state.items() if not NOT_WEIGHTS.fullmatch(name)}
+    assert weights.keys() == {name for name in named if not name.startswith(("encoder", "decoder", "quant"))}
+    for name, value in weights.items():
+        assert torch.equal(named[name], value), name
+
+
+@pytest.mark.parametrize("kind", filling.KINDS)
+def test_settings_are_those_of_a_checkpoint_of_audiocraft(kind, tmp_path):
+    model = MusicGen.get_pretrained(str(filling.audiocraft_folder(tmp_path, kind)), "cpu").model
+    file = AudiocraftFile(tmp_path, reference.tensors(model), reference.config(model))
+    assert audiocraft_loader.lm_config(file) == model.lm.config
+    assert audiocraft_loader.codec_config(file) == model.codec.config
+    assert audiocraft_loader.window(file) == model.window
+    melody = audiocraft_loader.has_melody(file, model.lm.config.cross_attention)
+    assert melody == (model.conditioner.melody_frames is not None)
+    if melody:
+        audiocraft_loader.require_chroma(file, model.sample_rate)
+
+
+@pytest.fixture
+def both():
+    """A function to a tiny model in mgkit and in audiocraft, which each generate a second greedily."""
+    pytest.importorskip("audiocraft", reason="needs audiocraft", exc_type=ImportError)
+
+    def make(**named: object) -> stopwatch.Way:
+        way = reference.Audiocraft(tiny(**named), "audiocraft")
+        for model in (way.model, way.theirs):
+            model.set_generation_params(use_sampling=False, duration=1.0)
+        return way
+
+    return make
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("melody", [False, True])
+def test_audiocraft_gets_the_same_weights(both, melody, channels):
+    way = both(melody=melody, channels=channels)
+    wave, tokens = way.model.generate(["calm piano"], return_tokens=True)
+    their_wave, their_tokens = way.theirs.generate(["calm piano"], return_tokens=True)
+    assert torch.equal(tokens, their_tokens)
+    torch.testing.assert_close(wave, their_wave, rtol=0, atol=1e-5)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("melody", [False, True])
+def test_late_steps_of_audiocraft_are_timed_on_a_full_cache(both, melody):
+    way, seen = both(melody=melody), []
+    prefix = 0 if not melody else way.model.conditioner.melody_frames + 1 + len(stopwatch.TEXT.split())
+
+    def note(lm: torch.nn.Module, *_: object) -> None:
+        state = lm.get_streaming_state()
+        length = state["transformer.layers.1.self_attn.past_keys"].shape[2]
+        assert state["transformer.offsets"].tolist() == [length] * 4
+        seen.append(length - prefix)
+
+    way.theirs.lm.register_forward_hook(note)
+    times = way.steps(70, 2)
+    assert seen == [1, *range(71, 71 + stopwatch.TIMED)]
+    assert len(times) == stopwatch.TIMED - stopwatch.SKIPPED - 1 and min(times) > 0
+
+
+@pytest.mark.reference
+def test_audiocraft_is_not_timed_with_other_weights(both, monkeypatch):
+    load = reference.load
+
+    def shuffled(module: torch.nn.Module, named: dict[str, torch.Tensor]) -> None:
+        load(module, named | {"linears.1.weight": named["linears.0.weight"]})
+
+    monkeypatch.setattr(reference, "load", shuffled)
+    with pytest.raises(RuntimeError, match="its logits differ from mgkit's"):
+        both()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ MODEL = [
     {"musicgen"},
     {"trace", "audiocraft", "bench.shapes"},
     {"bench.stopwatch", "bench.timings"},
+    {"bench.reference"},
     {"bench.command", "command"},
 ]
 # The floors above it: a floor imports the model, itself and the floors before it.

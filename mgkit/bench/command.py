@@ -1,4 +1,4 @@
-"""`python -m mgkit bench`: the time of a step and of a piece, beside transformers and the memory's floor.
+"""`python -m mgkit bench`: the time of a step and of a piece, beside other libraries and the memory's floor.
 
     floor       bytes that a step must read / bandwidth of the memory, measured in the same run
     ms a step   after 1, 10 and 30 s of music; the runs of all libraries alternate
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import torch
 
 from mgkit import ranges
 from mgkit.bench import shapes
+from mgkit.bench.reference import Audiocraft
 from mgkit.bench.shapes import bytes_of_a_step
 from mgkit.bench.stopwatch import TIMED, Clock, Mgkit, Transformers, Way, bandwidth, held, peak_memory
 from mgkit.bench.timings import Row, insert, line, plot, table
@@ -92,7 +95,7 @@ class Bench:
             rows[0].pieces.append(ways[0].piece(rows[0].duration, batch))
 
     def _ways(self, name: str) -> Iterator[Way]:
-        """mgkit in every type of the device, then transformers; what cannot be loaded is reported."""
+        """mgkit in every type of the device, then the other libraries; what cannot be loaded is reported."""
         model = None
         for dtype in DTYPES[self.device.type]:
             way = f"mgkit {str(dtype).removeprefix('torch.')}"
@@ -108,9 +111,10 @@ class Bench:
                 model = model or loaded
                 yield Mgkit(loaded, way, self.clock)
         if model is not None:
-            way = f"transformers {str(model.lm.dtype).removeprefix('torch.')}"
-            with self._reported(f"{name}, {way}"):
-                yield Transformers(model, way, self.clock)
+            for library in (Transformers, Audiocraft):
+                way = f"{library.__name__.lower()} {str(model.lm.dtype).removeprefix('torch.')}"
+                with self._reported(f"{name}, {way}"):
+                    yield library(model, way, self.clock)
 
     def _turns(self, ways: list[Way], rows: list[Row], times: int | None = None) -> Iterator[tuple[Way, Row]]:
         """The ways in turn, `times` or `pairs` times, until the time is up."""
@@ -182,6 +186,8 @@ def machine(device: torch.device) -> str:
         kind = f"{torch.cuda.get_device_name()} {'with' if has_kernels(device) else 'without'} Triton kernels"
     load = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    if find_spec("audiocraft"):
+        versions += f", audiocraft {metadata.version('audiocraft')}"
     return f"{kind}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load}; {versions}"
 
 

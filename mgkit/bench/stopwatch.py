@@ -3,8 +3,8 @@
 Axes: R rows (samples times streams of guidance), K codebooks, S delayed steps, D width, H heads.
 
 Steps late in a piece are timed without generating all before them: the cache is filled with random keys and
-values, which take as long. A step of mgkit is that of `generate`, with guidance and sampling; one of
-transformers is its forward pass alone. Pieces are complete calls of `generate`, text and codec included.
+values, which take as long. A step of mgkit is that of `generate`, with guidance and sampling; one of another
+library is its forward pass alone. Pieces are complete calls of `generate`, text and codec included.
 """
 
 import subprocess
@@ -24,7 +24,7 @@ from mgkit.steps import Steps
 
 TEXT = "calm piano with soft strings"
 TIMED, SKIPPED = 30, 6  # steps; the first compile, capture, or choose a number of threads
-REFERENCE = 5.0  # seconds of music that transformers generates on a GPU, scaled
+REFERENCE = 5.0  # seconds of music that the other libraries generate on a GPU, scaled
 
 
 Clock = Callable[[], float]
