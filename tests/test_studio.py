@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from mgkit import MusicGen, audio, hub
 from mgkit.lab import example_chips, shelf, studio, takes
 from mgkit.lab.controls import AUDIO, MELODY, OTHER, TEXT
 from mgkit.lab.interrupts import InterruptHandler
-from mgkit.lab.sources import OWN, Source
+from mgkit.lab.sources import OWN, Source, clips
 from mgkit.lab.studio import Studio
 from mgkit.lab.takes import Sound
 from mgkit.settings import SETTINGS_HELP, Settings
@@ -643,6 +644,17 @@ def test_the_clips_that_ship_can_be_chosen_and_played():
         source.choose(title)
         assert source.sound.name == title
         assert "<audio" in source.view.html
+
+
+def test_the_recording_offered_first_has_not_faded_where_the_music_continues(panel):
+    panel.controls.start_from.value = AUDIO
+    name, wave, rate = panel.controls["audio_prompt"].sound
+    given = panel.controls.request().audio_prompt.wave
+    assert name in clips("recordings") and given.shape[-1] == 2 * rate
+    decibels = [
+        20 * math.log10(part.square().mean().sqrt()) for part in (given, given[:, -rate // 2 :], wave)
+    ]
+    assert min(decibels) > -20 and decibels[0] > decibels[2] - 1
 
 
 def test_a_recording_becomes_the_sound():

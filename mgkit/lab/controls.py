@@ -45,6 +45,8 @@ START_TOOLTIPS = [
     "music that continues a recording",
 ]
 OTHER = "other: folder or hub id …"
+# The recording that is continued at first: the loudest at its end, where others have faded away.
+RECORDING = "loop mika"
 # Sampling rate of the melody editor's frames: that of every melody model.
 RATE = 32000
 
@@ -336,7 +338,9 @@ def _main_inputs(models: list[str], model: str, paths: bool) -> dict[str, Widget
         "model": Dropdown(options=models, value=model, description=label("model")),
         "melody": Source("melodies", "recordings", paths=paths, own_message=False),
         "separate": Checkbox(False, description="remove drums and bass first (HDemucs)", indent=False),
-        "audio_prompt": Source("recordings", "melodies", trim=True, paths=paths, own_message=False),
+        "audio_prompt": Source(
+            "recordings", "melodies", chosen=RECORDING, trim=True, paths=paths, own_message=False
+        ),
         "audio_prompt_seconds": FloatText(2.0, description=label("audio_prompt_seconds"), step=0.5),
         "audio_prompt_end": FloatText(2.0, description=label("audio_prompt_end"), step=0.5),
     }

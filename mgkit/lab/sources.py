@@ -60,15 +60,25 @@ class Source(VBox):
     sound = traitlets.Instance(Sound, allow_none=True)
     problem = traitlets.Unicode()
 
-    def __init__(self, *folders: str, trim: bool = False, paths: bool = True, own_message: bool = True):
-        """Clips from these folders of the shipped data are offered first.
+    def __init__(
+        self,
+        *folders: str,
+        chosen: str | None = None,
+        trim: bool = False,
+        paths: bool = True,
+        own_message: bool = True,
+    ):
+        """Clips from these folders of the shipped data are offered first; `chosen` is the one at the start.
 
         With `trim`, `trimmer` chooses the part to continue; without `paths`, no files of the kernel's machine
         are offered; without `own_message`, the owner shows `problem`.
         """
         self.clips = {title: path for folder in folders for title, path in clips(folder).items()}
         options = [*self.clips, *[PATH] * paths, OWN]
-        self.choice = Dropdown(options=options, description="clip", layout=Layout(width="260px"))
+        chosen = options[0] if chosen is None else chosen
+        self.choice = Dropdown(
+            options=options, value=chosen, description="clip", layout=Layout(width="260px")
+        )
         self.uploader = Uploader(self._on_upload, self._fail) if LIVE else FileUpload(multiple=False)
         self.path = Text(placeholder="folder/file.wav", continuous_update=False, layout=Layout(width="300px"))
         self.recorder = Recorder(seconds=PREVIEW)
