@@ -14,9 +14,10 @@ from torch import nn
 from mgkit import hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
+from mgkit.fast import as_published
 from mgkit.formats.layouts import Plan, fill
 from mgkit.formats.readers import meta_t5, read_tokenizer
-from mgkit.linear import Linear, adjoin
+from mgkit.linear import Linear, adjoin, joint
 from mgkit.lm import LM, LMConfig
 from mgkit.packed import packable
 from mgkit.text import TextEncoder
@@ -52,6 +53,12 @@ class Model:
     licence: str = "unknown: ask who made these weights"
     adapters: tuple[Adapter, ...] = ()
     tuner: Any = None  # PEFT's LoraModel, while there are adapters that are not merged
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Let a copy by `copy.deepcopy` or `pickle` take the same steps as the original, in the same time."""
+        self.__dict__.update(state)
+        if as_published(list(self.lm.modules())):
+            join(self.lm)
 
     @property
     def sample_rate(self) -> int:
@@ -145,9 +152,9 @@ def arrange(lm: LM, dtype: torch.dtype) -> None:
 
 
 def join(lm: LM) -> None:
-    """Move weights that a step on a CPU reads together to adjacent places: one product, one look-up."""
-    adjoin([table.weight for table in lm.embeddings])
-    for layer in lm.layers:
-        own = layer.attention
-        adjoin([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])
-    adjoin([head.weight for head in lm.heads])
+    """Move weights that a step reads together to adjacent places: one product, one look-up."""
+    projections = [(own.q_proj, own.k_proj, own.v_proj) for own in (layer.attention for layer in lm.layers)]
+    for modules in (lm.embeddings, lm.heads, *projections):
+        weights = [module.weight for module in modules]
+        if joint(weights) is None:
+            adjoin(weights)

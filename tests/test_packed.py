@@ -171,6 +171,48 @@ def test_a_packed_model_generates_and_hooks_have_their_effect(folder: str, dtype
     assert all(torch.equal(twin.generate(TEXTS, return_tokens=True)[1], tokens) for twin in copies)
 
 
+def saved(model: MusicGen) -> MusicGen:
+    """The model through `torch.save`."""
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs), torch.int8])
+def test_a_copy_has_the_weights_and_the_joint_matrices_of_the_original(folder: str, dtype, copied):
+    model = load(folder, dtype)
+    state = {name: weight.clone() for name, weight in model.lm.state_dict().items()}
+    twin = copied(model)
+    for lm in (model.lm, twin.lm):
+        step = Step(lm, conditions(model), 24)
+        assert all(part.joint_in_proj is not None for part in step.layers)
+        assert step.joint_heads is not None and step.joint_embeddings is not None
+        found = lm.state_dict()
+        assert list(found) == list(state)
+        for name, weight in found.items():
+            assert type(weight) is Tensor and torch.equal(weight, state[name]), name
+    assert torch.equal(
+        twin.generate(TEXTS, return_tokens=True)[1], model.generate(TEXTS, return_tokens=True)[1]
+    )
+    # A change of the copy is not one of the original.
+    with torch.no_grad():
+        twin.lm.layers[0].attention.k_proj.weight.zero_()
+        twin.lm.embeddings[1].weight.zero_()
+    assert all(torch.equal(weight, state[name]) for name, weight in model.lm.state_dict().items())
+
+
+def test_a_copy_keeps_an_exchanged_module(folder: str):
+    model = load(folder, torch.float32)
+    attention = model.lm.layers[0].attention
+    attention.q_proj = nn.Sequential(attention.q_proj)
+    twin = copy.deepcopy(model)
+    assert torch.equal(
+        twin.generate(TEXTS, return_tokens=True)[1], model.generate(TEXTS, return_tokens=True)[1]
+    )
+
+
 def test_a_sample_in_int8_is_the_same_alone_and_in_a_batch(folder: str):
     model = load(folder, torch.int8)
     together = model.generate(TEXTS, return_tokens=True)[1]
