@@ -44,7 +44,6 @@ def test_unrelated_tokens_explain_nothing(model):
 
 
 def test_heads_learn_what_the_hidden_states_tell_and_nothing_else_changes(model, monkeypatch):
-    monkeypatch.setattr(transplant, "LEARNING_RATE", 1e-2)
     music = Music(40)
     # The next code of a codebook is the last one plus 1.
     music.codes = (np.arange(40)[:, None, None] + np.arange(40)) % 16 * np.ones((1, 2, 1), int)
