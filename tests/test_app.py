@@ -357,7 +357,7 @@ def test_the_page_of_a_visitor_offers_no_files_of_the_server(monkeypatch, tmp_pa
     for name in ("melody", "audio_prompt"):
         assert sources.PATH not in controls[name].choice.options
     assert controls_module.OTHER not in controls["model"].options
-    assert names["panel"].shelf.folder == Path("outputs/visitors/someone")
+    assert names["panel"].collection.shelf.folder == Path("outputs/visitors/someone")
 
 
 def test_limits_must_be_positive():

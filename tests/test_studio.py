@@ -19,7 +19,7 @@ import torch
 from tiny import RATE, tiny, tune
 
 from mgkit import MusicGen, audio, hub
-from mgkit.lab import example_chips, shelf, studio, takes
+from mgkit.lab import example_chips, run_panel, shelf, studio, takes
 from mgkit.lab.controls import AUDIO, MELODY, OTHER, TEXT
 from mgkit.lab.interrupts import InterruptHandler
 from mgkit.lab.sources import OWN, Source, clips
@@ -361,7 +361,7 @@ def test_the_music_reaches_the_live_player_as_it_is_made(panel):
     assert len(panel.live._chunks) >= 3
     # a click on this panel's button, and no other, lets it play
     assert panel.live.starter in panel.generate_button._dom_classes
-    assert Studio(MusicGen(panel._model.model)).live.starter != panel.live.starter
+    assert Studio(MusicGen(panel.run.load("nano").model)).live.starter != panel.live.starter
 
 
 def test_two_takes_are_compared_on_one_scale(panel):
@@ -471,7 +471,7 @@ def sigint():
 
 def test_an_interrupt_of_the_idle_kernel_stops_the_run_and_leaves_no_handler(panel, sigint):
     loop = Loop()
-    panel._interrupts = InterruptHandler(panel.stop, loop)
+    panel.run._interrupts = InterruptHandler(panel.stop, loop)
     started(panel)
     assert sigint() is signal.SIG_IGN
     # during a cell, the kernel's own handler stays
@@ -587,7 +587,7 @@ def test_unexpected_errors_are_shown_too(panel, monkeypatch):
     def broken(*_args, **_kwargs):
         raise KeyError("<x>")
 
-    monkeypatch.setattr(studio, "generate_take", broken)
+    monkeypatch.setattr(run_panel, "generate_take", broken)
     with pytest.raises(KeyError):
         panel.generate(**SHORT)
     assert "KeyError: &#x27;&lt;x&gt;&#x27;" in panel.message.value
