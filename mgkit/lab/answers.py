@@ -101,7 +101,7 @@ ANSWERS = {
     "perplexity of eight": Exercise(
         lambda value: abs(value - 8) < 0.01, "call perplexity on counts of your own"
     ),
-    **by_ear("codebooks by ear", 1, 3, "which one is the dullest and least steady?"),
+    **by_ear("codebooks by ear", 1, 3, "which one has the faintest wooden strokes and the most hiss?"),
     # 06_delay
     "steps of small": Exercise(
         lambda steps: steps == 1503,
