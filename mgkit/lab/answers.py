@@ -137,7 +137,7 @@ ANSWERS = {
     "rows of a mix": Exercise(
         lambda rows: rows == 5, "one for each prompt above zero, and what guidance compares them with"
     ),
-    **by_ear("prompt change by ear", 1, 2, "listen to the last three seconds: are there drums?"),
+    **by_ear("prompt change by ear", 1, 2, "listen to the last three seconds: is it still a piano?"),
     # 09_train
     "uniform loss": Exercise(
         lambda loss: abs(loss - math.log(2048)) < 0.01, "the logarithm of a number, as for nano's codec above"
