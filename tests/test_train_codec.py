@@ -230,6 +230,17 @@ def test_fine_distance_hears_noise_between_partials_better_than_mel_bands():
     assert "fine" not in spectral_losses(partials, foggy, RATE, 512)
 
 
+def test_steady_distance_hears_lines_in_noise_that_single_frames_hide():
+    torch.manual_seed(0)
+    time = torch.arange(32000) / RATE
+    lines = sum(0.01 * torch.sin(2 * torch.pi * 400 * k * time) for k in range(1, 40))
+    noise, other = 0.1 * torch.randn(2, 32000)
+    clean, combed = (spectral_losses(noise, wave, RATE, 4096) for wave in (other, other + lines))
+    assert combed["steady"] > 1.2 * clean["steady"]
+    assert combed["fine"] < 1.05 * clean["fine"]
+    assert "steady" not in spectral_losses(noise, other, RATE, 512)
+
+
 def test_noise_between_partials_is_measured_in_the_gaps_alone():
     torch.manual_seed(0)
     time = torch.arange(32000) / RATE

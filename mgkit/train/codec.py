@@ -56,6 +56,8 @@ COMMIT = 0.2  # weight of the commitment loss
 # Steps of the decoder per step of the discriminator, which otherwise becomes too strong (EnCodec, §3.4) and
 # takes more than half of the time
 DISCRIMINATOR_EVERY = 2
+# With EnCodec's 3e-4 its loss had not left 1, that of a guess, after the 300 steps that a short run gives it
+DISCRIMINATOR_LR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class CodecRun:
     muon: bool = True  # Muon instead of AdamW for the kernels of convolutions
     mel_db: float = 0.1  # weight of a dB of mel distance
     fine: float = 0.05  # weight of a dB of distance of single bins
+    steady: float = 0.1  # weight of a dB of distance of single bins, averaged over a crop
     onset: float = 0.1  # weight of a dB of difference in the rise of mel bands
     linear: float = 0.3  # weight of the relative distance of mel magnitudes
     noise: float = 0.1  # weight of a dB of the error's level
@@ -140,7 +143,7 @@ class CodecLearner:
         self.discriminate = Captured(self._discriminate, self.discriminator)
         self.oppose = Replayed(self._oppose)
         self.against = torch.optim.AdamW(
-            self.discriminator.parameters(), 3e-4, betas=(0.5, 0.9), fused=self.fused
+            self.discriminator.parameters(), DISCRIMINATOR_LR, betas=(0.5, 0.9), fused=self.fused
         )
         self.readback = Readback()
         self.ema = EMA(self.codec, run.average)
@@ -202,7 +205,8 @@ class CodecLearner:
         """Losses of one window, halved where the other window has them too, and their gradient."""
         decoded = decoded.detach().requires_grad_()
         found = spectral_losses(wave, decoded, self.run.codec.sample_rate, window)
-        losses = {name: value if name == "fine" else value / 2 for name, value in found.items()}
+        once = ("fine", "steady")
+        losses = {name: value if name in once else value / 2 for name, value in found.items()}
         total = torch.stack([getattr(self.run, name) * value for name, value in losses.items()]).sum()
         (gradient,) = torch.autograd.grad(total, decoded)
         return {name: value.detach() for name, value in losses.items()}, gradient

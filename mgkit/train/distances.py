@@ -59,6 +59,8 @@ def spectral_losses(a: Tensor, b: Tensor, rate: int, window: int) -> dict[str, T
     onset    mean |difference| in dB of the rise from frame to frame, in ONSET_BANDS groups of mel bands
     fine     mean |difference| in dB of the single bins below FINE_HZ: it separates partials from the noise
              between them, which fall into one mel band; only for windows that resolve partials
+    steady   mean |difference| in dB of single bins averaged over the wave: it hears what sounds all the time,
+             as a hum or a comb of lines where the music has noise; only for the same windows
     """
     magnitudes = [stft(wave, window, window // 4).abs() for wave in (a, b)]
     filters = _mel_filters(rate, window, a.device)
@@ -74,6 +76,11 @@ def spectral_losses(a: Tensor, b: Tensor, rate: int, window: int) -> dict[str, T
         scale, bins = 4 / window, window * FINE_HZ // rate
         fine = [decibel(magnitude[..., 1:bins, :] * scale) for magnitude in magnitudes]
         found["fine"] = (fine[0] - fine[1]).abs().mean()
+        steady = [
+            decibel((magnitude * scale).pow(2).mean(dim=-1).clamp(min=1e-12).sqrt())
+            for magnitude in magnitudes
+        ]
+        found["steady"] = (steady[0] - steady[1]).abs().mean()
     return found
 
 
