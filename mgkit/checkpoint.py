@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+import psutil
 import torch
 
 from mgkit import hub
@@ -73,7 +74,7 @@ def _require_memory(model: Model, dtype: torch.dtype, name: str) -> None:
     free, lm = _free_memory(), sum(parameter.numel() for parameter in model.lm.parameters())
     rest = sum(4 * p.numel() for part in (model.codec, model.conditioner) for p in part.parameters())
     need = {kind: lm * kind.itemsize + rest for kind in (dtype, torch.bfloat16, torch.int8)}
-    if free is None or need[dtype] <= free:
+    if need[dtype] <= free:
         return
     fits = next((kind for kind in need if need[kind] <= free), None)
     advice = "close other programs, or take a smaller model"
@@ -83,14 +84,9 @@ def _require_memory(model: Model, dtype: torch.dtype, name: str) -> None:
     )
 
 
-def _free_memory() -> float | None:
-    """Bytes of memory and swap that a process could still take; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {line.split(":")[0]: 1024 * float(line.split()[1]) for line in lines}
-        return sizes["MemAvailable"] + sizes["SwapFree"]
-    except (OSError, ValueError, LookupError):
-        return None
+def _free_memory() -> float:
+    """Bytes of memory and swap that a process could still take."""
+    return psutil.virtual_memory().available + psutil.swap_memory().free
 
 
 def _licence_of_card(folder: Path) -> str:

@@ -32,6 +32,7 @@ from mgkit.sampling import draw, guide, guide_double, mix, noise, probabilities
 from mgkit.schedule import value_at
 from mgkit.settings import Settings
 from mgkit.steps import UNKNOWN, Steps
+from mgkit.threads import using
 
 MANY = 4  # samples whose noise is drawn in several threads
 
@@ -187,7 +188,8 @@ def _window(
     codes = F.pad(known, (0, window.end - window.start - first), value=UNKNOWN)
     steps = delay(codes, shifts, lm.config.special)
 
-    batches = guidance.streams if settings.two_step_cfg else [cat(guidance.streams)]
+    with using(1):  # short work; see `threads`
+        batches = guidance.streams if settings.two_step_cfg else [cat(guidance.streams)]
     pick = partial(_pick, guidance, settings, interventions, window.start)
     taps = None
     if interventions.active:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -90,10 +91,7 @@ def _memory(device: torch.device) -> int:
     """Bytes of memory of a device, free or not, so that batches do not depend on the moment."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 8 << 30
+    return psutil.virtual_memory().total
 
 
 def generate_batch(

@@ -148,8 +148,8 @@ class Packed(Tensor):
 
     def _own(self, product: Tensor) -> Tensor:
         """Of the matrix's outputs those of this weight."""
-        whole = product.shape[1] == len(self)
-        return product if whole else product.narrow(1, self.start, len(self))
+        whole = product.shape[1] == self.shape[0]
+        return product if whole else product.narrow(1, self.start, self.shape[0])
 
     def _rows(self, matrix: Tensor) -> Tensor:
         return matrix.narrow(0, self.start, len(self))

@@ -23,7 +23,7 @@ from mgkit.lm import Condition
 from mgkit.prompts import Mix, prompt_at
 from mgkit.request import Request
 from mgkit.settings import Settings
-from mgkit.threads import faster_now, using
+from mgkit.threads import usable, using
 
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps of the whole piece."""
@@ -45,6 +45,7 @@ def encode_request(model: Model, request: Request) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+@using(1)  # short work, which must not differ in its last bits from one run to the next
 def window_conditions(model: Model, request: Request, window: Window, vectors: dict[str, Tensor]) -> Guidance:
     """The conditions of one window: its prompts and, unless it changes nothing, the null condition.
 
@@ -88,7 +89,6 @@ def encode_texts(conditioner: Conditioner, texts: Sequence[str], vectors: dict[s
             del vectors[text]
     for text in texts:
         if text not in vectors:
-            # One thread: short work, which must not differ in its last bits from one run to the next.
             with using(1), torch.autocast(conditioner.text_proj.weight.device.type, enabled=False):
                 [vectors[text]] = conditioner.encode([text])
 
@@ -148,7 +148,7 @@ def decode(model: Model, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
     waves = model.codec.decode_stream(_generated(chunks, torch.get_num_threads()), model.channels)
     while True:
         # Not around the yield: they would reach into the caller's code.
-        with using(faster_now()), torch.no_grad(), torch.autocast(model.lm.device.type, enabled=False):
+        with using(usable()), torch.no_grad(), torch.autocast(model.lm.device.type, enabled=False):
             wave = next(waves, None)
         if wave is None:
             return
@@ -170,7 +170,7 @@ def decode_whole(model: Model, tokens: Tensor) -> Tensor:
     """The sound [B, C, N] of tokens [B, K, T]; a long piece is decoded in parts, in bounded memory."""
     if tokens.shape[-1] > DECODED_AT_ONCE:
         return torch.cat(list(decode(model, iter(tokens.split(DECODED_AT_ONCE, dim=-1)))), dim=-1)
-    with using(faster_now()), torch.autocast(model.lm.device.type, enabled=False):
+    with using(usable()), torch.autocast(model.lm.device.type, enabled=False):
         return model.codec.decode(tokens, model.channels)
 
 

@@ -66,10 +66,12 @@ class Steps:
         self.lm, self.conditions, self.steps, self.choose = lm, conditions, steps, choose
         self.taps, self.fixed = taps, fixed and taps is None
         positions = [c.prefix_length + steps.shape[-1] - 1 for c in conditions]
-        self.runs = [
-            Step(lm, c, -(-n // ALIGNED) * ALIGNED, plain=taps is not None or lm.device.type in STATIC_ON)
-            for c, n in zip(conditions, positions, strict=True)
-        ]
+        plain = taps is not None or lm.device.type in STATIC_ON
+        with using(1):  # short work; see `threads`
+            self.runs = [
+                Step(lm, c, -(-n // ALIGNED) * ALIGNED, plain)
+                for c, n in zip(conditions, positions, strict=True)
+            ]
         self.threads = Threads() if all(run.steady for run in self.runs) else None
         self.done = 0  # columns that the caches hold
         self._static: StaticStep | None = None

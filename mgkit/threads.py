@@ -2,15 +2,20 @@
 
 On an idle machine all cores finish a step fastest. Beside another busy program, even a browser, they can be
 several times slower than a single thread: a step has a hundred parallel regions, and at the end of each the
-threads wait for the one whose core is taken. Which case holds changes while the music is made.
+threads wait for the one whose core is taken, up to a tenth of a second. Which case holds changes while the
+music is made.
 
-    try 1: ###   try 2: ###   the faster: ##########…   a trial of the other: ###   the faster: #####…
+    cores that others leave free    1 1 1 1 2 2 2 2 2 2 2 2 2 2 2 1 1     `FreeCores`
+    threads                         1 1 1 1 2 2 2 1 1 1 2 2 2 2 2 1 1     `Threads`
+                                            trials: the faster stays
 
+More threads than free cores are never tried: a single step could cost more than the rest of the piece.
 Trials come so seldom that they cost a few percent; one that goes badly ends early. The number is set for the
 calling thread alone, and only during a step: the caller and other threads keep theirs.
 """
 
 import ctypes
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,28 +23,89 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
+from typing import NamedTuple
 
+import psutil
 import torch
 from threadpoolctl import LibController, ThreadpoolController
 
+WINDOW, STALE = 0.1, 2.0  # seconds over which free cores are counted, at least and at most
 TRIAL = 3  # steps
 SHARE = 0.08  # of the time, at most, for trials
 PATIENCE = 3  # a trial ends once it has cost so many times what the other number took for as many steps
 SLOW = 1.7  # times the median: steps that lead to a trial at once
 REST = 64  # steps between other trials, at least
 MEMORY = 16  # steps
-PROBE = 256  # rows and columns of a product that takes about 0.5 ms
+
+
+class Counts(NamedTuple):
+    """Seconds, of all cores together but for `clock`."""
+
+    clock: float
+    idle: float
+    all: float
+    own: float  # that this process computed
+
+    @classmethod
+    def now(cls) -> "Counts":
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return cls(time.monotonic(), idle, sum(times), time.process_time())
+
+
+class FreeCores:
+    """How many cores other programs leave to this one: idle ones and those it uses, as the system counts."""
+
+    def __init__(self, count: Callable[[], Counts] = Counts.now):
+        self._count, self._last = count, count()
+        self._free: float | None = None
+
+    def __call__(self, now: float | None = None) -> float | None:
+        """The number lately; None if that is not known yet, infinity if the system does not count."""
+        if (time.monotonic() if now is None else now) - self._last.clock >= WINDOW:
+            before, self._last = self._last, self._count()
+            clock, idle, all_cores, own = (b - a for a, b in zip(before, self._last, strict=True))
+            self._free = None if clock > STALE else (idle + own) / clock
+            if all_cores < clock / 2:
+                self._free = math.inf
+        return self._free
+
+
+free_cores = FreeCores()
+
+
+def usable(most: int | None = None) -> int:
+    """How many threads have a core of their own, up to `most`, this thread's number; may take WINDOW."""
+    most = most or torch.get_num_threads()
+    free = free_cores()
+    if free is None and most > 1:
+        time.sleep(WINDOW)
+        free = free_cores()
+    return within(free, most)
+
+
+def within(free: float | None, most: int) -> int:
+    """
+    >>> [within(free, 4) for free in (None, 0.9, 1.6, 16.0)]
+    [1, 1, 2, 4]
+    """
+    return 1 if free is None else max(1, round(min(free, most)))
 
 
 class Threads:
     """The number of threads of the next step, from the times of those before it."""
 
-    def __init__(self, most: int | None = None, clock: Callable[[], float] = time.perf_counter):
-        self.most, self._clock = most or torch.get_num_threads(), clock
-        self.now = 1
-        self._times: dict[int, deque[float]] = {n: deque(maxlen=MEMORY) for n in {1, self.most}}
-        self._since, self._wait = 0, REST  # steps since a trial, and until the next
-        self._trying = self.most > 1
+    def __init__(
+        self,
+        most: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        free: Callable[[], float | None] = free_cores,
+    ):
+        self.most, self._clock, self._free = most or torch.get_num_threads(), clock, free
+        self.now = self.many = 1  # `many` is the number that is compared with 1
+        self._alone, self._together = (deque[float](maxlen=MEMORY) for _ in range(2))  # times
+        self._since, self._wait = 0, TRIAL  # steps since a trial, and until the next
+        self._trying = False
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -51,28 +117,41 @@ class Threads:
 
     def after(self, seconds: float) -> None:
         """Choose the number for the next step, after one that took `seconds`."""
-        times, other = self._times[self.now], self._times[self._other]
+        if self.most == 1:
+            return
+        times, other = (self._alone, self._together)[:: 1 if self.now == 1 else -1]
         times.append(seconds)
         self._since += 1
-        if self.most > 1 and self._trying:
+        if self._follow(within(self._free(), self.most)) or self.many == 1:
+            return
+        if self._trying:
             self._judge(times, other)
-        elif self.most > 1:
-            latest = list(times)[-TRIAL:]
-            changed = self._since >= 2 * TRIAL and fmean(latest) > SLOW * median(times)
-            if changed:
-                times.clear()
-                times.extend(latest)
-            if changed or self._since >= self._wait:
-                other.clear()
-                self.now, self._trying = self._other, True
+            return
+        latest = list(times)[-TRIAL:]
+        changed = self._since >= 2 * TRIAL and fmean(latest) > SLOW * median(times)
+        if changed:
+            times.clear()
+            times.extend(latest)
+        if changed or self._since >= self._wait:
+            other.clear()
+            self.now, self._trying = self._other, True
+
+    def _follow(self, many: int) -> bool:
+        """Use no more threads than cores are free, and try as many; whether that changes the next step."""
+        if many == self.many or (many > self.many and self._since < self._wait):
+            return False
+        trial = many > self.many or self.now > 1
+        self.many = many
+        self._together.clear()
+        if trial:
+            self.now, self._trying = many, many > 1
+            self._since, self._wait = 0, REST
+        return trial
 
     def _judge(self, times: deque[float], other: deque[float]) -> None:
         """End a trial, if it is time, with the number that is faster on average."""
-        hopeless = other and sum(times) > PATIENCE * TRIAL * fmean(other)
+        hopeless = sum(times) > PATIENCE * TRIAL * fmean(other)
         if len(times) < TRIAL and not hopeless:
-            return
-        if not other:  # the very first trial; now the other number's
-            self.now = self._other
             return
         ratio = fmean(times) / fmean(other)
         if ratio > 1:
@@ -82,7 +161,7 @@ class Threads:
 
     @property
     def _other(self) -> int:
-        return self.most if self.now == 1 else 1
+        return self.many if self.now == 1 else 1
 
 
 @contextmanager
@@ -100,23 +179,6 @@ def using(threads: int) -> Iterator[None]:
     finally:
         openmp.set_num_threads(before)
         mkl(mkl_before)
-
-
-def faster_now() -> int:
-    """1 or the number of this thread's threads, whichever is faster at the moment: measured in 3 ms."""
-    most = torch.get_num_threads()
-    if most == 1 or _openmp() is None:
-        return most
-    x = torch.ones(PROBE, PROBE)
-    took = {}
-    for threads in (1, most):
-        with using(threads):
-            x @ x  # wakes the threads
-            start = time.perf_counter()
-            for _ in range(TRIAL):
-                x @ x
-            took[threads] = time.perf_counter() - start
-    return min(took, key=lambda threads: took[threads])
 
 
 @cache

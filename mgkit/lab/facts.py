@@ -3,6 +3,7 @@
 import html
 import math
 
+import psutil
 from ipywidgets import HTML
 
 from mgkit import MusicGen, hub
@@ -31,13 +32,12 @@ def has_melody(name: str, model: MusicGen | None) -> bool:
 def _memory(name: str, seconds: float, model: MusicGen | None) -> str:
     """Memory needed and available, in words."""
     need = model.model.memory(seconds) if model else hub.memory(name, seconds)
-    available = available_memory()
+    available = psutil.virtual_memory().available
     text = f"about {format_bytes(need)}" if need else "unknown until the model is loaded"
     if need and need > 1e9 and not model:
         text += " (briefly twice as much while loading)"
-    if available:
-        text += f", {format_bytes(available)} available"
-    if need and available and need > available and not model:
+    text += f", {format_bytes(available)} available"
+    if need and need > available and not model:
         text += "; <b>more than is available</b>"
     return text
 
@@ -63,12 +63,3 @@ def format_bytes(count: float) -> str:
     ('49 MB', '2.5 GB')
     """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def available_memory() -> float | None:
-    """Bytes of available memory, or None if psutil is not installed."""
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return float(psutil.virtual_memory().available)

@@ -17,7 +17,7 @@ from mgkit.band.synth import find_soundfont
 
 # What `import mgkit`, librosa and the synthesizer import and a machine for deep learning often lacks.
 WHEELS = ("tinysoundfont", "librosa", "soundfile", "soxr", "pyloudnorm", "cffi", "pycparser", "audioread",
-          "pooch", "platformdirs", "decorator")  # fmt: skip
+          "pooch", "platformdirs", "decorator", "psutil")  # fmt: skip
 PYTHON = "3.12"  # of the other machine, an x86-64 Linux
 GLIBC = ("2_34", "2_28", "2_27", "2_24", "2_17")
 PLATFORMS = tuple(f"manylinux_{one}_x86_64" for one in GLIBC) + ("manylinux2014_x86_64", "manylinux1_x86_64")
