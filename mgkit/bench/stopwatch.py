@@ -21,6 +21,7 @@ from mgkit.generate import choose
 from mgkit.musicgen import MusicGen
 from mgkit.sampling import noise
 from mgkit.steps import Steps
+from mgkit.threads import usable
 
 TEXT = "calm piano with soft strings"
 TIMED, SKIPPED = 30, 6  # steps; the first compile, capture, or choose a number of threads
@@ -74,6 +75,7 @@ class Mgkit:
         tokens[..., : frames + 1] = torch.randint(size, (batch, codebooks, frames + 1), device=self.device)
         generators = [torch.Generator().manual_seed(i) for i in range(batch)]
         run = Steps(lm, [condition], tokens, lambda _, logits, e: choose(logits.chunk(2), settings, e))
+        usable()  # counts the free cores, which within a piece the steps before these have done
         run.fill(1, noise(generators, (codebooks, size)))
         if frames > 1:
             shape = (condition.batch, lm.config.heads, frames - 1, lm.config.dim // lm.config.heads)
