@@ -37,6 +37,7 @@ from mgkit.musicgen import MusicGen
 
 POSITIONS = ("1", "10", "30")  # seconds of music before the steps that are timed
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 64)}
+START = 1.0  # seconds in which busy processes start, and are noticed (`threads`)
 DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.int8), "cuda": (torch.float16,)}
 
 
@@ -117,9 +118,11 @@ class Bench:
                     yield library(model, way, self.clock)
 
     def _turns(self, ways: list[Way], rows: list[Row], times: int | None = None) -> Iterator[tuple[Way, Row]]:
-        """The ways in turn, `times` or `pairs` times, until the time is up."""
-        for _ in range(times or self.pairs):
-            for turn in zip(ways, rows, strict=True):
+        """The ways in turn, forwards and backwards, `times` or `pairs` times, until the time is up."""
+        # What runs after another library finds cold caches; it should not always be the same one.
+        turns = list(zip(ways, rows, strict=True))
+        for n in range(times or self.pairs):
+            for turn in turns[:: -1 if n % 2 else 1]:
                 if self._late():
                     return
                 yield turn
@@ -170,6 +173,7 @@ def busy(count: int) -> Iterator[list[subprocess.Popen]]:
     """`count` processes that compute all the time."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
+        time.sleep(START)
         yield processes
     finally:
         for process in processes:
