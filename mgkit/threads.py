@@ -16,6 +16,7 @@ calling thread alone, and only during a step: the caller and other threads keep 
 
 import ctypes
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -48,7 +49,10 @@ class Counts(NamedTuple):
 
     @classmethod
     def now(cls) -> "Counts":
-        times = psutil.cpu_times()
+        try:
+            times = psutil.cpu_times()
+        except (OSError, RuntimeError, psutil.Error):  # some containers hide what the system counts
+            return cls(time.monotonic(), 0.0, 0.0, 0.0)
         idle = times.idle + getattr(times, "iowait", 0.0)
         return cls(time.monotonic(), idle, sum(times), time.process_time())
 
@@ -59,16 +63,18 @@ class FreeCores:
     def __init__(self, count: Callable[[], Counts] = Counts.now):
         self._count, self._last = count, count()
         self._free: float | None = None
+        self._one_at_a_time = threading.Lock()
 
     def __call__(self, now: float | None = None) -> float | None:
         """The number lately; None if that is not known yet, infinity if the system does not count."""
-        if (time.monotonic() if now is None else now) - self._last.clock >= WINDOW:
-            before, self._last = self._last, self._count()
-            clock, idle, all_cores, own = (b - a for a, b in zip(before, self._last, strict=True))
-            self._free = None if clock > STALE else (idle + own) / clock
-            if all_cores < clock / 2:
-                self._free = math.inf
-        return self._free
+        with self._one_at_a_time:
+            if (time.monotonic() if now is None else now) - self._last.clock >= WINDOW:
+                before, self._last = self._last, self._count()
+                clock, idle, all_cores, own = (b - a for a, b in zip(before, self._last, strict=True))
+                self._free = None if clock > STALE else (idle + own) / clock
+                if all_cores < clock / 2:
+                    self._free = math.inf
+            return self._free
 
 
 free_cores = FreeCores()

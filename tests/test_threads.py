@@ -93,6 +93,26 @@ def test_free_cores_are_those_idle_and_those_of_this_process():
     assert free(10.0) == math.inf  # nothing is counted
 
 
+def test_a_container_that_hides_the_counts_has_all_cores_free(monkeypatch: pytest.MonkeyPatch):
+    def hidden():
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", hidden)
+    free = threads.FreeCores()
+    time.sleep(1.1 * threads.WINDOW)
+    assert free() == math.inf
+
+
+def test_free_cores_may_be_asked_by_many_threads():
+    free = threads.FreeCores()
+    asked = [threading.Thread(target=lambda: [free() for _ in range(20000)]) for _ in range(4)]
+    for thread in asked:
+        thread.start()
+    for thread in asked:
+        thread.join()
+    assert free() is None or free() <= 1.2 * psutil.cpu_count()
+
+
 def test_the_system_counts_a_busy_process():
     if psutil.cpu_count() < 2:
         pytest.skip("one core")
