@@ -6,6 +6,7 @@
 Modules are built on the meta device, allocated, and filled tensor by tensor.
 """
 
+import math
 import os
 import re
 from pathlib import Path
@@ -85,8 +86,11 @@ def _require_memory(model: Model, dtype: torch.dtype, name: str) -> None:
 
 
 def _free_memory() -> float:
-    """Bytes of memory and swap that a process could still take."""
-    return psutil.virtual_memory().available + psutil.swap_memory().free
+    """Bytes of memory and swap that a process could still take; infinity where the system does not say."""
+    try:
+        return psutil.virtual_memory().available + psutil.swap_memory().free
+    except (OSError, RuntimeError, psutil.Error):  # some containers hide what the system counts
+        return math.inf
 
 
 def _licence_of_card(folder: Path) -> str:

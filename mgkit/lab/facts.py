@@ -32,12 +32,13 @@ def has_melody(name: str, model: MusicGen | None) -> bool:
 def _memory(name: str, seconds: float, model: MusicGen | None) -> str:
     """Memory needed and available, in words."""
     need = model.model.memory(seconds) if model else hub.memory(name, seconds)
-    available = psutil.virtual_memory().available
+    available = available_memory()
     text = f"about {format_bytes(need)}" if need else "unknown until the model is loaded"
     if need and need > 1e9 and not model:
         text += " (briefly twice as much while loading)"
-    text += f", {format_bytes(available)} available"
-    if need and need > available and not model:
+    if available:
+        text += f", {format_bytes(available)} available"
+    if need and available and need > available and not model:
         text += "; <b>more than is available</b>"
     return text
 
@@ -63,3 +64,11 @@ def format_bytes(count: float) -> str:
     ('49 MB', '2.5 GB')
     """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def available_memory() -> float | None:
+    """Bytes of available memory, or None where the system does not say."""
+    try:
+        return float(psutil.virtual_memory().available)
+    except (OSError, RuntimeError, psutil.Error):
+        return None
