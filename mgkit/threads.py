@@ -146,7 +146,8 @@ class Threads:
         """Use no more threads than cores are free, and try as many; whether that changes the next step."""
         if many == self.many or (many > self.many and self._since < self._wait):
             return False
-        trial = many > self.many or self.now > 1
+        # A trial of one thread has lost what it was compared with.
+        trial = many > self.many or self.now > 1 or self._trying
         self.many = many
         self._together.clear()
         if trial:

@@ -79,6 +79,18 @@ def test_the_number_follows_the_free_cores():
     assert numbers(90) == {1, 2} and chosen.now == 2
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_becomes_free_the_number_is_at_most_that(seed: int):
+    dice = random.Random(seed)
+    free = [None]
+    chosen = Threads(8, free=lambda: free[0])
+    for _ in range(3000):
+        if dice.random() < 0.05:
+            free[0] = dice.choice([None, 0.3, 1.0, 2.0, 5.2, 8.0, math.inf])
+        chosen.after(dice.expovariate(1) * dice.choice([1, 1, 1, 30]))
+        assert 1 <= chosen.now <= threads.within(free[0], 8)
+
+
 def test_free_cores_are_those_idle_and_those_of_this_process():
     at = [threads.Counts(0.0, 0.0, 0.0, 0.0)]
     free = threads.FreeCores(lambda: at[0])
