@@ -6,15 +6,20 @@ This command starts two processes, on GPUs if there are any and on the CPU other
 Accelerate starts only one, whatever `--num_processes` says.)
 """
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mgkit.devices import best_device
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Shard = TypeVar("Shard")
 
@@ -28,9 +33,7 @@ class Processes:
     def __init__(self) -> None:
         self.size, self.rank, self.device = 1, 0, best_device()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import PartialState
-
-            state = PartialState(cpu=self.device.type == "cpu")
+            state = _group(self.device.type == "cpu")
             self.size, self.rank, self.device = state.num_processes, state.process_index, state.device
 
     def shards(self, batch: int) -> tuple[slice, ...]:
@@ -66,6 +69,17 @@ class Processes:
     def barrier(self) -> None:
         """Wait until every process gets here."""
         self.all_reduce([torch.zeros(1, device=self.device)])
+
+
+@cache
+def _group(cpu: bool) -> "PartialState":
+    """This process among those that `accelerate launch` started, until it exits."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu)
+    # A thread of the group that outlives the interpreter aborts the process, once in twenty runs.
+    atexit.register(state.destroy_process_group)
+    return state
 
 
 def backward(
