@@ -24,6 +24,7 @@ from mgkit.formats.readers import WeightsError, quiet_transformers, short
 from mgkit.formats.tensor_files import Stored, read_bin, read_safetensors
 from mgkit.model import Model as Model
 from mgkit.model import allocate
+from mgkit.threads import UNCOUNTED
 
 
 def load(
@@ -89,7 +90,7 @@ def _free_memory() -> float:
     """Bytes of memory and swap that a process could still take; infinity where the system does not say."""
     try:
         return psutil.virtual_memory().available + psutil.swap_memory().free
-    except (OSError, RuntimeError, psutil.Error):  # some containers hide what the system counts
+    except UNCOUNTED:
         return math.inf
 
 

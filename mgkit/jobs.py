@@ -36,6 +36,7 @@ from mgkit.perform import OnStep, decode_whole, request_frames
 from mgkit.request import Request, no_melody, parse_melodies, parse_request
 from mgkit.settings import Settings
 from mgkit.table import SETTINGS, Job
+from mgkit.threads import UNCOUNTED
 
 LARGEST_BATCH = 32  # beyond it, a GPU gains little with a small model, and a CPU nothing
 SHARE = 0.25  # of the memory, for the keys and values of a batch
@@ -93,7 +94,7 @@ def _memory(device: torch.device) -> int:
         return torch.cuda.get_device_properties(device).total_memory
     try:
         return psutil.virtual_memory().total
-    except (OSError, RuntimeError, psutil.Error):  # some containers hide what the system counts
+    except UNCOUNTED:
         return 8 << 30
 
 

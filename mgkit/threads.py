@@ -30,6 +30,8 @@ import psutil
 import torch
 from threadpoolctl import LibController, ThreadpoolController
 
+# Raised by psutil in containers that hide the system's counts
+UNCOUNTED = (OSError, RuntimeError, psutil.Error)
 WINDOW, STALE = 0.1, 2.0  # seconds over which free cores are counted, at least and at most
 TRIAL = 3  # steps
 SHARE = 0.08  # of the time, at most, for trials
@@ -51,14 +53,14 @@ class Counts(NamedTuple):
     def now(cls) -> "Counts":
         try:
             times = psutil.cpu_times()
-        except (OSError, RuntimeError, psutil.Error):  # some containers hide what the system counts
+        except UNCOUNTED:
             return cls(time.monotonic(), 0.0, 0.0, 0.0)
         idle = times.idle + getattr(times, "iowait", 0.0)
         return cls(time.monotonic(), idle, sum(times), time.process_time())
 
 
 class FreeCores:
-    """How many cores other programs leave to this one: idle ones and those it uses, as the system counts."""
+    """Cores available to this process: the idle ones and those it uses itself, by the system's counts."""
 
     def __init__(self, count: Callable[[], Counts] = Counts.now):
         self._count, self._last = count, count()
@@ -66,7 +68,7 @@ class FreeCores:
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, now: float | None = None) -> float | None:
-        """The number lately; None if that is not known yet, infinity if the system does not count."""
+        """The latest number; None if it is not known yet, infinity if the system does not count."""
         with self._one_at_a_time:
             if (time.monotonic() if now is None else now) - self._last.clock >= WINDOW:
                 before, self._last = self._last, self._count()
@@ -80,10 +82,9 @@ class FreeCores:
 free_cores = FreeCores()
 
 
-def usable(most: int | None = None) -> int:
-    """How many threads have a core of their own, up to `most`, this thread's number; may take WINDOW."""
-    most = most or torch.get_num_threads()
-    free = free_cores()
+def usable() -> int:
+    """How many of this thread's threads can have a core each; may take WINDOW."""
+    most, free = torch.get_num_threads(), free_cores()
     if free is None and most > 1:
         time.sleep(WINDOW)
         free = free_cores()
@@ -146,7 +147,7 @@ class Threads:
         """Use no more threads than cores are free, and try as many; whether that changes the next step."""
         if many == self.many or (many > self.many and self._since < self._wait):
             return False
-        # A trial of one thread has lost what it was compared with.
+        # A trial of one thread can no longer be compared.
         trial = many > self.many or self.now > 1 or self._trying
         self.many = many
         self._together.clear()

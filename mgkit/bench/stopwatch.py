@@ -75,7 +75,7 @@ class Mgkit:
         tokens[..., : frames + 1] = torch.randint(size, (batch, codebooks, frames + 1), device=self.device)
         generators = [torch.Generator().manual_seed(i) for i in range(batch)]
         run = Steps(lm, [condition], tokens, lambda _, logits, e: choose(logits.chunk(2), settings, e))
-        usable()  # counts the free cores, which within a piece the steps before these have done
+        usable()  # the number of free cores is known, as it is in the middle of a piece
         run.fill(1, noise(generators, (codebooks, size)))
         if frames > 1:
             shape = (condition.batch, lm.config.heads, frames - 1, lm.config.dim // lm.config.heads)

@@ -7,6 +7,7 @@ import psutil
 from ipywidgets import HTML
 
 from mgkit import MusicGen, hub
+from mgkit.threads import UNCOUNTED
 
 
 class Facts(HTML):
@@ -70,5 +71,5 @@ def available_memory() -> float | None:
     """Bytes of available memory, or None where the system does not say."""
     try:
         return float(psutil.virtual_memory().available)
-    except (OSError, RuntimeError, psutil.Error):
+    except UNCOUNTED:
         return None

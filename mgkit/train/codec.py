@@ -56,7 +56,7 @@ COMMIT = 0.2  # weight of the commitment loss
 # Steps of the decoder per step of the discriminator, which otherwise becomes too strong (EnCodec, §3.4) and
 # takes more than half of the time
 DISCRIMINATOR_EVERY = 2
-# With EnCodec's 3e-4 its loss had not left 1, that of a guess, after the 300 steps that a short run gives it
+# At EnCodec's 3e-4, its loss is still 1, no better than guessing, after the 300 steps of a short run
 DISCRIMINATOR_LR = 1e-3
 
 
