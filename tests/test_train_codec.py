@@ -103,6 +103,25 @@ def test_training_the_decoder_alone_keeps_all_tokens(tmp_path):
     assert {"discriminator", "adversarial", "features"} <= set(rows[2])
 
 
+def test_decoder_alone_is_not_rewarded_for_a_small_error(tmp_path):
+    CodecLearner(codec_run(), clips(), clips()).save(tmp_path)
+    wave = to_float(clips().mix)[:, None]
+
+    def gradient(**settings) -> torch.Tensor:
+        learner = CodecLearner(codec_run(start=str(tmp_path), **settings), clips(), clips())
+        found = learner._distances(wave, 0.5 * wave, np.random.default_rng(0))
+        return found[1]["distance"]
+
+    assert torch.equal(gradient(decoder_only=True, noise=0.0), gradient(decoder_only=True, noise=5.0))
+    assert not torch.equal(gradient(noise=0.0), gradient(noise=5.0))
+
+
+def test_recordings_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "recordings" in CodecLearner(codec_run(recordings=True), clips(), clips()).sounds.sources
+    assert "recordings" not in CodecLearner(codec_run(), clips(), clips()).sounds.sources
+
+
 def test_encoder_and_discriminator_train_together():
     learner = CodecLearner(codec_run(adversary_from=0, books_from=0), clips(), clips())
     before = learner.codec.encoder[0].weight.clone()

@@ -34,7 +34,7 @@ def clips() -> SimpleNamespace:
 
 
 def codec_run(**changed) -> CodecRun:
-    run = CodecRun("", "", None, CODEC, steps=6, minutes=None, batch=2, frames=25, books_from=2, bf16=False)
+    run = CodecRun("", "", False, CODEC, steps=6, minutes=None, batch=2, frames=25, books_from=2, bf16=False)
     return replace(run, **changed)
 
 

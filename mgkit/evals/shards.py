@@ -39,7 +39,6 @@ from mgkit.train.tokens import digest
 
 SHARD_SIZE = 8  # clips
 AUDIO_PROMPT = 0.4  # share of a clip, in continuations
-RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
 # Modules whose code determines the renders and prompts, and the metric values.
 BAND_CODE = (
     "mgkit.band.captions",
@@ -231,10 +230,10 @@ def start_worker() -> None:
 
 
 def measure_recordings(name: str) -> tuple[list[Measurement], list[Measurement]]:
-    """Measurements of the repository's recordings, before and after the codec of the model."""
+    """Measurements of the recordings that ship with mgkit, before and after the codec of the model."""
     model = load_model(name)
     before, after = [], []
-    for path in sorted(RECORDINGS.glob("*.flac")):
+    for path in sorted((hub.embedded().parent / "recordings").glob("*.flac")):
         wave, rate = audio.read(path)
         wave = audio.resample(audio.to_channels(wave, 1), rate, model.sample_rate)
         samples = wave[0, : 10 * model.sample_rate].numpy()

@@ -66,8 +66,8 @@ class CodecRun:
 
     data: str
     valid: str
-    # A few real recordings, so that the codec is not limited to one synthesizer
-    recordings: str | None = "data/recordings"
+    # Also train on the recordings that ship with mgkit, so that the codec is not limited to one synthesizer.
+    recordings: bool = True
     codec: CodecConfig = field(default_factory=lambda: CodecConfig(filters=16, dim=32, codebook_size=1024))
     steps: int | None = None
     minutes: float | None = 40.0
@@ -78,10 +78,12 @@ class CodecRun:
     muon: bool = True  # Muon instead of AdamW for the kernels of convolutions
     mel_db: float = 0.1  # weight of a dB of mel distance
     fine: float = 0.05  # weight of a dB of distance of single bins
-    steady: float = 0.1  # weight of a dB of distance of single bins, averaged over a crop
+    steady: float = 0.2  # weight of a dB of distance of single bins, averaged over a crop
     onset: float = 0.1  # weight of a dB of difference in the rise of mel bands
     linear: float = 0.3  # weight of the relative distance of mel magnitudes
-    noise: float = 0.1  # weight of a dB of the error's level
+    # Weight of a dB of the error's level, while the encoder learns. From tokens alone the decoder cannot know
+    # the phase, and the smallest error is then that of a smaller wave: it would become too quiet.
+    noise: float = 0.1
     books_from: int = 100  # steps without quantization, before k-means finds the first codebook entries
     fewer_books: float = 0.15  # share of steps that use only the first few codebooks
     start: str | None = None  # a run's folder, or a model's name or folder: its weights instead of fresh ones
@@ -111,7 +113,8 @@ class CodecLearner:
         torch.manual_seed(run.seed)
         self.run, self.device, rate = run, best_device(), run.codec.sample_rate
         self.fused = self.device.type == "cuda" or None
-        recordings = read_recordings(run.recordings, rate) if run.recordings else []
+        shipped = hub.embedded().parent / "recordings"
+        recordings = read_recordings(shipped, rate) if run.recordings else []
         self.sounds = Sounds(data, run.data, recordings, self.device)
         self.codec = Codec(run.codec)
         if run.start:
@@ -191,14 +194,15 @@ class CodecLearner:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss of `decoded` against `wave`, [B, 1, N] each, its parts, and its gradient for `decoded`."""
         run, noisy = self.run, decoded.detach().requires_grad_()
-        noise = noise_level(wave, noisy).mean()
-        (gradient,) = torch.autograd.grad(run.noise * noise, noisy)
+        noise, weight = noise_level(wave, noisy).mean(), 0.0 if run.decoder_only else run.noise
+        (gradient,) = torch.autograd.grad(weight * noise, noisy)
         # a short and a long window each step: all five take as long as the codec itself
         windows = [int(rng.choice(group)) for group in (SHORT, LONG)]
         found = [self.spectral[window](wave, decoded) for window in windows]
         losses = {name: torch.stack([f[name] for f, _ in found if name in f]).sum() for name in found[-1][0]}
         losses["noise"] = noise.detach()
-        loss = torch.stack([getattr(run, name) * value for name, value in losses.items()]).sum()
+        weights = {name: getattr(run, name) for name in losses} | {"noise": weight}
+        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return {"loss": loss} | losses, {"distance": gradient + found[0][1] + found[1][1]}
 
     def _spectral(self, window: int, wave: Tensor, decoded: Tensor) -> tuple[dict[str, Tensor], Tensor]:
