@@ -24,7 +24,7 @@ from mgkit.formats.readers import WeightsError, quiet_transformers, short
 from mgkit.formats.tensor_files import Stored, read_bin, read_safetensors
 from mgkit.model import Model as Model
 from mgkit.model import allocate
-from mgkit.threads import UNCOUNTED
+from mgkit.threads import counted
 
 
 def load(
@@ -88,10 +88,7 @@ def _require_memory(model: Model, dtype: torch.dtype, name: str) -> None:
 
 def _free_memory() -> float:
     """Bytes of memory and swap that a process could still take; infinity where the system does not say."""
-    try:
-        return psutil.virtual_memory().available + psutil.swap_memory().free
-    except UNCOUNTED:
-        return math.inf
+    return counted(lambda: psutil.virtual_memory().available + psutil.swap_memory().free, math.inf)
 
 
 def _licence_of_card(folder: Path) -> str:

@@ -51,10 +51,15 @@ T5_AND_CODEC = 169e6
 T5_LARGE = 225e6
 
 
+def shipped(name: str) -> Path:
+    """What ships with mgkit as data/`name`: in the installed package, or beside the package in a checkout."""
+    inside = Path(__file__).parent / "data" / name
+    return inside if inside.exists() else Path(__file__).parent.parent / "data" / name
+
+
 def embedded() -> Path:
-    """Folder of nano: in the installed package, or beside the package in a checkout."""
-    inside = Path(__file__).parent / "data" / "nano"
-    return inside if inside.exists() else Path(__file__).parent.parent / "data" / "nano"
+    """Folder of nano."""
+    return shipped("nano")
 
 
 def find(name: str) -> Path:

@@ -36,7 +36,7 @@ from mgkit.perform import OnStep, decode_whole, request_frames
 from mgkit.request import Request, no_melody, parse_melodies, parse_request
 from mgkit.settings import Settings
 from mgkit.table import SETTINGS, Job
-from mgkit.threads import UNCOUNTED
+from mgkit.threads import counted
 
 LARGEST_BATCH = 32  # beyond it, a GPU gains little with a small model, and a CPU nothing
 SHARE = 0.25  # of the memory, for the keys and values of a batch
@@ -92,10 +92,7 @@ def _memory(device: torch.device) -> int:
     """Bytes of memory of a device, free or not, so that batches do not depend on the moment."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return psutil.virtual_memory().total
-    except UNCOUNTED:
-        return 8 << 30
+    return counted(lambda: psutil.virtual_memory().total, 8 << 30)
 
 
 def generate_batch(

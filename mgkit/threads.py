@@ -24,14 +24,15 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
 from threadpoolctl import LibController, ThreadpoolController
 
-# Raised by psutil in containers that hide the system's counts
-UNCOUNTED = (OSError, RuntimeError, psutil.Error)
+Count = TypeVar("Count")
+Default = TypeVar("Default")
+
 WINDOW, STALE = 0.1, 2.0  # seconds over which free cores are counted, at least and at most
 TRIAL = 3  # steps
 SHARE = 0.08  # of the time, at most, for trials
@@ -39,6 +40,14 @@ PATIENCE = 3  # a trial ends once it has cost so many times what the other numbe
 SLOW = 1.7  # times the median: steps that lead to a trial at once
 REST = 64  # steps between other trials, at least
 MEMORY = 16  # steps
+
+
+def counted(read: Callable[[], Count], default: Default) -> Count | Default:
+    """What `read` gets from psutil, or `default` in a container that hides the system's counts."""
+    try:
+        return read()
+    except (OSError, RuntimeError, psutil.Error):
+        return default
 
 
 class Counts(NamedTuple):
@@ -51,9 +60,8 @@ class Counts(NamedTuple):
 
     @classmethod
     def now(cls) -> "Counts":
-        try:
-            times = psutil.cpu_times()
-        except UNCOUNTED:
+        times = counted(psutil.cpu_times, None)
+        if times is None:
             return cls(time.monotonic(), 0.0, 0.0, 0.0)
         idle = times.idle + getattr(times, "iowait", 0.0)
         return cls(time.monotonic(), idle, sum(times), time.process_time())

@@ -233,7 +233,7 @@ def measure_recordings(name: str) -> tuple[list[Measurement], list[Measurement]]
     """Measurements of the recordings that ship with mgkit, before and after the codec of the model."""
     model = load_model(name)
     before, after = [], []
-    for path in sorted((hub.embedded().parent / "recordings").glob("*.flac")):
+    for path in sorted(hub.shipped("recordings").glob("*.flac")):
         wave, rate = audio.read(path)
         wave = audio.resample(audio.to_channels(wave, 1), rate, model.sample_rate)
         samples = wave[0, : 10 * model.sample_rate].numpy()

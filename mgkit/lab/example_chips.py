@@ -14,7 +14,7 @@ CHIPS = 5
 
 def example_prompts() -> list[str]:
     """Example prompts shipped with mgkit, in the vocabulary of nano."""
-    path = hub.embedded().parent / "prompts.txt"
+    path = hub.shipped("prompts.txt")
     return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ["calm piano in C major"]
 
 

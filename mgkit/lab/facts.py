@@ -7,7 +7,7 @@ import psutil
 from ipywidgets import HTML
 
 from mgkit import MusicGen, hub
-from mgkit.threads import UNCOUNTED
+from mgkit.threads import counted
 
 
 class Facts(HTML):
@@ -69,7 +69,4 @@ def format_bytes(count: float) -> str:
 
 def available_memory() -> float | None:
     """Bytes of available memory, or None where the system does not say."""
-    try:
-        return float(psutil.virtual_memory().available)
-    except UNCOUNTED:
-        return None
+    return counted(lambda: float(psutil.virtual_memory().available), None)

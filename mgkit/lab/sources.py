@@ -30,7 +30,7 @@ PATH, OWN = "a file on the kernel's machine …", "my own"
 
 def clips(folder: str) -> dict[str, Path]:
     """Title → file of the clips shipped with mgkit in `folder`, `melodies` or `recordings`."""
-    paths = sorted((hub.embedded().parent / folder).glob("*.*"))
+    paths = sorted(hub.shipped(folder).glob("*.*"))
     return {path.stem.replace("_", " "): path for path in paths if path.suffix.lower() in audio.READABLE}
 
 

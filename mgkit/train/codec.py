@@ -11,7 +11,7 @@ decoder also trains against a discriminator. The codebooks follow the latents by
 """
 
 import argparse
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,10 @@ class CodecLearner:
 
     def __init__(self, run: CodecRun, data: Any, valid: Any):
         torch.manual_seed(run.seed)
+        run = replace(run, noise=0.0) if run.decoder_only else run
         self.run, self.device, rate = run, best_device(), run.codec.sample_rate
         self.fused = self.device.type == "cuda" or None
-        shipped = hub.embedded().parent / "recordings"
-        recordings = read_recordings(shipped, rate) if run.recordings else []
+        recordings = read_recordings(hub.shipped("recordings"), rate) if run.recordings else []
         self.sounds = Sounds(data, run.data, recordings, self.device)
         self.codec = Codec(run.codec)
         if run.start:
@@ -194,15 +194,14 @@ class CodecLearner:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss of `decoded` against `wave`, [B, 1, N] each, its parts, and its gradient for `decoded`."""
         run, noisy = self.run, decoded.detach().requires_grad_()
-        noise, weight = noise_level(wave, noisy).mean(), 0.0 if run.decoder_only else run.noise
-        (gradient,) = torch.autograd.grad(weight * noise, noisy)
+        noise = noise_level(wave, noisy).mean()
+        (gradient,) = torch.autograd.grad(run.noise * noise, noisy)
         # a short and a long window each step: all five take as long as the codec itself
         windows = [int(rng.choice(group)) for group in (SHORT, LONG)]
         found = [self.spectral[window](wave, decoded) for window in windows]
         losses = {name: torch.stack([f[name] for f, _ in found if name in f]).sum() for name in found[-1][0]}
         losses["noise"] = noise.detach()
-        weights = {name: getattr(run, name) for name in losses} | {"noise": weight}
-        loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        loss = torch.stack([getattr(run, name) * value for name, value in losses.items()]).sum()
         return {"loss": loss} | losses, {"distance": gradient + found[0][1] + found[1][1]}
 
     def _spectral(self, window: int, wave: Tensor, decoded: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -64,7 +64,7 @@ def our_pairs() -> tuple[list[Pair], int]:
         Pair("Which one follows the prompt better?", prompt, {name: wave[i] for name, wave in waves.items()})
         for i, prompt in enumerate(prompts)
     ]
-    for path in sorted((hub.embedded().parent / "recordings").glob("*.flac")):
+    for path in sorted(hub.shipped("recordings").glob("*.flac")):
         wave, file_rate = audio.read(path)
         wave = audio.resample(audio.to_channels(wave, 1), file_rate, rate)[:, : SECONDS * rate]
         codec = model.codec.decode(model.codec.encode(wave[None]))[0, :, : wave.shape[-1]]
