@@ -13,7 +13,7 @@ exchanged module, a replaced method or a tap has its effect, `Step` calls `LM` i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,52 +25,12 @@ from mgkit.linear import Linear, joint, linear, linear_add, linear_gelu, reorder
 from mgkit.lm import LM, Attention, Condition, FeedForward, KVCache, Layer, Tap
 from mgkit.packed import Packed
 from mgkit.positions import positions, sinusoid
+from mgkit.row_cache import RowCache
 
-BLOCK = 256  # positions whose keys are stored together in float32; half as many in half precision
 FEW = 2048  # heads times positions, up to which two matrix products attend fastest
 STEADY = 8  # rows, up to which oneDNN's sums do not depend on the number of threads
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Gain and bias of a LayerNorm."""
-
-
-class RowCache(KVCache):
-    """A `KVCache` in which the attention of a single step adds up rows of two tables.
-
-    A single query is bound by memory as a single row of a linear layer is, and general kernels reach half of
-    its speed or less. `torch.embedding_bag`, a weighted sum of a table's rows, reaches all of it:
-
-        values  [B, H, capacity, D / H]          sum over positions of weight * row
-        keys    [B, H, blocks, D / H, BLOCK]     sum over features of query * row: the scores of a block
-    """
-
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype):
-        """`shape` is B, H, capacity, D / H."""
-        batch, heads, capacity, width = self.shape = tuple(shape)
-        self.block = BLOCK if dtype == torch.float32 else BLOCK // 2
-        self.keys = torch.zeros(batch, heads, -(-capacity // self.block), width, self.block, dtype=dtype)
-        self.values = torch.zeros(self.shape, dtype=dtype)
-        self.length = 0
-        self.text: tuple[Tensor, Tensor] | None = None
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys (a copy) and values so far [B, H, length + S, D / H], the new ones included."""
-        (batch, heads, capacity, width), start, end = self.shape, self.length, self.length + keys.shape[2]
-        assert end <= capacity, f"the cache holds {capacity} positions; {end} are needed"
-        self.values[:, :, start:end] = values
-        while self.length < end:
-            block, place = divmod(self.length, self.block)
-            new = keys[:, :, self.length - start :][:, :, : self.block - place]
-            self.keys[:, :, block, :, place : place + new.shape[2]] = new.transpose(2, 3)
-            self.length += new.shape[2]
-        all_keys = self.keys.transpose(3, 4).reshape(batch, heads, -1, width)[:, :, :end]
-        return all_keys.to(keys.dtype), self.values[:, :, :end].to(values.dtype)
-
-    def put(self, key: Tensor, value: Tensor) -> None:
-        """Store the key and value [B, H, D / H] of the next position."""
-        block, place = divmod(self.length, self.block)
-        self.keys[:, :, block, :, place] = key
-        self.values[:, :, self.length] = value
-        self.length += 1
 
 
 class Rows:
@@ -203,8 +163,10 @@ class Step:
         # Half the memory to read, where the weights are rounded more coarsely already.
         self.rows = [RowCache(shape, torch.float16 if packed else torch.float32) for _ in lm.layers]
         self.cache = [*self.rows]
-        self.layers = [LayerStep(layer, condition.cross is not None, condition.batch) for layer in lm.layers]
-        self.texts: list[Text | None] = []  # after the first step
+        self._layer, self._rows, self._text = _ways(lm)
+        text, batch = condition.cross is not None, condition.batch
+        self.layers = [self._layer(layer, text, batch) for layer in lm.layers]
+        self.texts: list[Any] = []  # after the first step
         self.norm = _norm(lm.norm)
         self.embeddings = [table.weight for table in lm.embeddings]
         self.joint_embeddings = joint(self.embeddings)
@@ -219,7 +181,9 @@ class Step:
     @property
     def steady(self) -> bool:
         """Whether steps after the first give the same bits in any number of threads."""
-        return isinstance(self.cache[0], RowCache) and self.condition.batch <= STEADY
+        if not isinstance(self.cache[0], RowCache):
+            return False
+        return self.condition.batch <= STEADY or self._layer is not LayerStep
 
     def __call__(self, steps: Tensor, tap: Tap | None = None) -> Tensor:
         first = self.cache[0].length == 0 or steps.shape[-1] > 1
@@ -245,7 +209,7 @@ class Step:
                 [F.embedding(tokens[:, k], table) for k, table in enumerate(self.embeddings)], dim=1
             )
         x = embedded.sum(dim=1) + self.positions[..., self.cache[0].length, :]
-        rows = Rows(self.rows[0], self.rows[0].length + 1, self.mask)
+        rows = self._rows(self.rows[0], self.rows[0].length + 1, self.mask)
         for layer, cache, text in zip(self.layers, self.rows, self._texts(), strict=True):
             x = layer(x, cache, rows, text)
         x = _normalize(x, self.norm)
@@ -253,14 +217,25 @@ class Step:
             return linear(x, self.joint_heads).unflatten(-1, (len(self.heads), -1))
         return torch.stack([linear(x, head) for head in self.heads], dim=1)
 
-    def _texts(self) -> Sequence[Text | None]:
+    def _texts(self) -> Sequence[Any]:
         """The keys and values of the text in every layer, which the first step left in the cache."""
         if not self.texts:
             allowed, mask = self.condition.text_mask, torch.zeros(1, 1, 1, dtype=torch.float32)
             if allowed is not None:
                 mask = _mask(allowed[:, 0]).repeat_interleave(self.lm.config.heads, dim=0)
-            self.texts = [cache.text and Text.of(*cache.text, mask) for cache in self.rows]
+            self.texts = [cache.text and self._text.of(*cache.text, mask) for cache in self.rows]
         return self.texts
+
+
+def _ways(lm: LM) -> tuple[Any, Any, Any]:
+    """LayerStep, Rows and Text for this model: of this file, or of `int8`."""
+    if getattr(lm.heads[0].weight, "dtype", None) == torch.int8:
+        # Not above: Numba takes half a second to import.
+        from mgkit import int8
+
+        if int8.usable(lm):
+            return int8.LayerStep, int8.Rows, int8.Text
+    return LayerStep, Rows, Text
 
 
 def _mask(allowed: Tensor) -> Tensor:

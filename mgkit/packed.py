@@ -1,4 +1,4 @@
-"""Weights in 16 or 8 bits, in the order in which oneDNN reads them fastest; for steps on a CPU.
+"""Weights in 16 or 8 bits, in the order in which they are read fastest; for steps on a CPU.
 
 Axes: M rows of x, I and O widths of a layer, weight [O, I].
 
@@ -15,13 +15,15 @@ which each is some rows: one product, and x is rounded once.
 """
 
 from collections.abc import Sequence
-from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+if TYPE_CHECKING:
+    from mgkit.integers import Integers
 
 ROWS = 2  # of x for which weights are arranged: one sample with guidance
 
@@ -35,61 +37,45 @@ def packable(dtype: torch.dtype) -> bool:
     return dtype == torch.int8 and hasattr(torch.ops.onednn, "qlinear_pointwise")
 
 
-@cache
-def levels() -> int:
-    """Steps of x on either side of 0. Without VNNI instructions, sums of two products must fit in 16 bits."""
-    return 127 if torch.cpu._is_vnni_supported() else 63
-
-
 class Packed(Tensor):
     """A weight [O, I] in bfloat16 or int8; see above."""
 
-    packed: Tensor  # a matrix, of which this weight is the rows from `start`
-    scales: Tensor | None  # of the matrix's rows, in int8
+    packed: "Tensor | Integers"  # a matrix, of which this weight is the rows from `start`
     start: int
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(
-        cls, packed: Tensor, scales: Tensor | None, start: int = 0, rows: int | None = None
-    ) -> "Packed":
-        height, width = packed.shape if scales is None else packed.shape[::-1]
-        shape = (height if rows is None else rows, width)
+    def __new__(cls, packed: "Tensor | Integers", start: int = 0, rows: int | None = None) -> "Packed":
+        shape = (packed.shape[0] if rows is None else rows, packed.shape[1])
         self = Tensor._make_wrapper_subclass(cls, shape, dtype=packed.dtype)
-        self.packed, self.scales, self.start = packed, scales, start
+        self.packed, self.start = packed, start
         return self
 
     @classmethod
     def pack(cls, weight: Tensor, dtype: torch.dtype) -> "Packed":
         """`weight` [O, I] in `dtype`, bfloat16 or int8."""
-        if dtype == torch.bfloat16:
-            return cls(torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), ROWS), None)
-        scales = weight.detach().float().abs().amax(dim=1).clamp_min(1e-30) / 127
-        return cls.from_integers((weight.detach() / scales[:, None]).round().to(torch.int8), scales)
-
-    @classmethod
-    def from_integers(cls, integers: Tensor, scales: Tensor) -> "Packed":
-        """The int8 weight integers [O, I] * scales [O]."""
-        return cls(torch.ops.onednn.qlinear_prepack(integers, [ROWS, integers.shape[1]]), scales)
+        if dtype == torch.int8:
+            return cls(_integers().of(weight.detach()))
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), ROWS))
 
     @classmethod
     def adjoin(cls, weights: Sequence["Packed"]) -> None:
         """Pack weights of the same type and width as one matrix, of which each becomes some rows."""
-        if weights[0].scales is None:
+        if weights[0].dtype == torch.bfloat16:
             one = cls.pack(torch.cat([weight.plain() for weight in weights]), torch.bfloat16)
         else:
-            scales = torch.cat([weight._rows(weight.scales) for weight in weights])
-            one = cls.from_integers(torch.cat([weight.integers() for weight in weights]), scales)
+            parts = [weight.integers() for weight in weights]
+            one = cls(_integers()(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))))
         start = 0
         for weight in weights:
-            weight._become(cls(one.packed, one.scales, start, len(weight)))
+            weight._become(cls(one.packed, start, len(weight)))
             start += len(weight)
 
     @classmethod
     def joint(cls, weights: Sequence["Packed"]) -> "Packed | None":
         """The matrix that consists of these weights, in this order; None if there is none."""
-        one, end = cls(weights[0].packed, weights[0].scales), 0
+        one, end = cls(weights[0].packed), 0
         for weight in weights:
             if weight.packed is not one.packed or weight.start != end:
                 return None
@@ -98,13 +84,15 @@ class Packed(Tensor):
 
     def plain(self) -> Tensor:
         """The values [O, I], bfloat16 or, for int8, float32."""
-        if self.scales is None:
-            return self._rows(self.packed.to_dense()).contiguous()
-        return self.integers() * self._rows(self.scales)[:, None]
+        if self.dtype == torch.int8:
+            values, scales = self.integers()
+            return values * scales[:, None]
+        return self._rows(cast(Tensor, self.packed).to_dense()).contiguous()
 
-    def integers(self) -> Tensor:
-        """The integers [O, I] of int8."""
-        return self._rows(self.packed.to_dense().t()).contiguous()
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """Of int8, integers [O, I] and scales [O]."""
+        matrix = cast("Integers", self.packed)
+        return self._rows(matrix.values), self._rows(matrix.scales)
 
     def linear(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """x [..., I] times the transpose of this weight, plus `other`: [..., O] in the type of x."""
@@ -120,31 +108,13 @@ class Packed(Tensor):
 
     def _linear(self, rows: Tensor, other: Tensor | None) -> Tensor:
         """`linear` of rows [M, I] in float32."""
-        if self.scales is None:
+        if self.dtype == torch.bfloat16:
             narrow = rows.to(torch.bfloat16)
             y = torch.ops.mkldnn._linear_pointwise.default(narrow, self.packed, None, "none", [], "")
             return self._own(y).float() if other is None else other + self._own(y)
-        product, size = self._product_of_integers(rows)
-        if other is None:
-            return self._own(product.mul_(size))
-        return torch.addcmul(other, self._own(product), size)
-
-    @cached_property
-    def _units(self) -> tuple[Tensor, Tensor]:
-        """What 1 is worth in the matrix's products of integers, and oneDNN's zero points."""
-        assert self.scales is not None
-        return self.scales / levels(), torch.zeros(len(self.scales), dtype=torch.long)
-
-    def _product_of_integers(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The matrix times rows that are divided by their sizes [M, 1], and these sizes."""
-        most = levels()
-        size = rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-30)
-        integers = torch.quantize_per_tensor(rows / size, 1 / most, most + 1, torch.quint8).int_repr()
-        weight, output = (self.packed, *self._units), (1.0, 0, torch.float32)
-        product = torch.ops.onednn.qlinear_pointwise.default(
-            integers, 1.0, most + 1, *weight, None, *output, "none", [], ""
-        )
-        return product, size
+        product, sizes = cast("Integers", self.packed).product(rows)
+        product = self._own(product)
+        return product.mul_(sizes) if other is None else torch.addcmul(other, product, sizes)
 
     def _own(self, product: Tensor) -> Tensor:
         """Of the matrix's outputs those of this weight."""
@@ -158,7 +128,7 @@ class Packed(Tensor):
 
     def requires_grad_(self, requires_grad: bool = True) -> "Packed":
         """As any tensor's. Raises: ValueError for int8."""
-        if requires_grad and self.scales is not None:
+        if requires_grad and self.dtype == torch.int8:
             raise ValueError("weights in int8 cannot be trained; load the model with dtype=torch.float32")
         return super().requires_grad_(requires_grad)
 
@@ -174,12 +144,11 @@ class Packed(Tensor):
         return args[0]
 
     def _alias(self) -> "Packed":
-        return Packed(self.packed, self.scales, self.start, len(self))
+        return Packed(self.packed, self.start, len(self))
 
     def _become(self, other: "Packed") -> None:
         """Take the values of another weight of this shape and type."""
-        self.packed, self.scales, self.start = other.packed, other.scales, other.start
-        self.__dict__.pop("_units", None)
+        self.packed, self.start = other.packed, other.start
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"Packed({list(self.shape)}, {self.dtype})"
@@ -190,16 +159,23 @@ class Packed(Tensor):
         return nn.Parameter(copy, self.requires_grad) if isinstance(self, nn.Parameter) else copy
 
     def __reduce_ex__(self, protocol: object) -> tuple:
-        values = self.plain() if self.scales is None else self.integers()
-        scales = None if self.scales is None else self._rows(self.scales)
-        return _unpickled, (values, scales, isinstance(self, nn.Parameter), self.requires_grad)
+        # Copies: a view would take the whole matrix with it.
+        values = [part.clone() for part in self.integers()] if self.dtype == torch.int8 else [self.plain()]
+        return _unpickled, (values, isinstance(self, nn.Parameter), self.requires_grad)
 
 
-def _unpickled(values: Tensor, scales: Tensor | None, parameter: bool, gradient: bool) -> Packed:
-    packed = Packed.pack(values, values.dtype) if scales is None else Packed.from_integers(values, scales)
+def _unpickled(values: list[Tensor], parameter: bool, gradient: bool) -> Packed:
+    packed = Packed(_integers()(*values)) if len(values) > 1 else Packed.pack(values[0], torch.bfloat16)
     return nn.Parameter(packed, gradient) if parameter else packed
 
 
 def plain(weight: Tensor) -> Tensor:
     """The weight with ordinary values, if it is packed."""
     return weight.plain() if isinstance(weight, Packed) else weight
+
+
+def _integers() -> "type[Integers]":
+    # Not above: it needs Numba, which takes half a second to import.
+    from mgkit.integers import Integers
+
+    return Integers

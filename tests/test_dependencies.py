@@ -14,7 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
-    {"brief", "packed", "threads"},
+    {"brief", "compiled", "threads"},
+    {"integers"},
+    {"packed"},
     {
         "formats.encoding",
         "linear",
@@ -36,6 +38,8 @@ MODEL = [
         "schedule",
     },
     {"formats.decoding", "lm", "settings"},
+    {"row_cache"},
+    {"int8"},
     {"audio", "kernels", "melody", "fast", "edits", "formats.tensor_files", "formats.variants"},
     {"condition", "hub", "midi", "steps", "interventions", "formats.layouts", "formats.audiocraft_files"},
     {"generate", "model", "formats.adapter_files"},

@@ -9,11 +9,12 @@ import torch
 from tiny import tiny, tune
 from torch import Tensor, nn
 
-from mgkit import MusicGen, fast, linear
+from mgkit import MusicGen, fast, linear, row_cache
 from mgkit.condition import cat
-from mgkit.fast import RowCache, Step
+from mgkit.fast import Step
 from mgkit.linear import Linear, adjoin, joint
 from mgkit.lm import LM, Condition, Layer
+from mgkit.row_cache import RowCache
 
 TEXTS = ["calm piano", "fast drums with loud bass and soft strings"]
 
@@ -53,7 +54,7 @@ def logits_of_all(model: MusicGen, steps: Tensor, known: int) -> tuple[Tensor, T
 @pytest.mark.parametrize("kind", ["text", "melody", "stereo"])
 def test_a_fast_step_equals_a_plain_one(kind: str, known: int, joined: bool, monkeypatch: pytest.MonkeyPatch):
     """Over several blocks of keys, with padded texts and a padded prefix."""
-    monkeypatch.setattr(fast, "BLOCK", 16)
+    monkeypatch.setattr(row_cache, "BLOCK", 16)
     model = tiny(melody=kind == "melody", channels=2 if kind == "stereo" else 1, window=0.4)
     if joined:
         join(model)

@@ -12,11 +12,12 @@ from test_fast import TEXTS, conditions
 from tiny import tiny
 from torch import Tensor, nn
 
-from mgkit import MusicGen, checkpoint, devices, fast
+from mgkit import MusicGen, checkpoint, devices, fast, int8, row_cache
 from mgkit.devices import parse_dtype
-from mgkit.fast import RowCache, Step
+from mgkit.fast import Step
 from mgkit.linear import Linear, adjoin, joint, linear, linear_add
 from mgkit.packed import Packed, packable
+from mgkit.row_cache import RowCache
 
 CPU = torch.device("cpu")
 NARROW = [torch.bfloat16, torch.int8]
@@ -138,7 +139,7 @@ def load(folder: str, dtype: torch.dtype) -> MusicGen:
 
 @each
 def test_logits_of_a_packed_model_are_near(folder: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fast, "BLOCK", 16)
+    monkeypatch.setattr(row_cache, "BLOCK", 16)
     plain, narrow = load(folder, torch.float32), load(folder, dtype)
     linears = [part for part in narrow.lm.modules() if isinstance(part, Linear)]
     assert all(isinstance(part.weight, Packed) for part in linears)
@@ -146,8 +147,9 @@ def test_logits_of_a_packed_model_are_near(folder: str, dtype: torch.dtype, monk
     ways = {name: [] for name in ("float32", "step", "modules")}
     cache = narrow.lm.cache(4, 24)
     runs = Step(plain.lm, condition, 24), Step(narrow.lm, condition, 24)
-    assert all(part.joint_in_proj is not None for part in runs[1].layers)
     assert isinstance(runs[1].cache[0], RowCache)
+    kind = int8.LayerStep if dtype == torch.int8 else fast.LayerStep
+    assert all(type(part) is kind for part in runs[1].layers)
     for s in range(24):
         new = steps[..., s : s + 1]
         ways["float32"].append(runs[0](new))
@@ -187,7 +189,8 @@ def test_a_copy_has_the_weights_and_the_joint_matrices_of_the_original(folder: s
     twin = copied(model)
     for lm in (model.lm, twin.lm):
         step = Step(lm, conditions(model), 24)
-        assert all(part.joint_in_proj is not None for part in step.layers)
+        for own in (layer.attention for layer in lm.layers):
+            assert joint([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]) is not None
         assert step.joint_heads is not None and step.joint_embeddings is not None
         found = lm.state_dict()
         assert list(found) == list(state)
