@@ -214,11 +214,17 @@ def attend(qkv: Array, keys: Array, values: Array, length: int, mask: Array, out
         for t in range(length):
             weights[t] += mask[r, t]
         _softmax(weights)
+        value, whole = values[r, h], length - length % 4
         sums[:] = f32(0)
-        for t in range(length):
-            weight = weights[t] * EXPONENT
+        for t in range(0, whole, 4):
+            a, b = weights[t] * EXPONENT, weights[t + 1] * EXPONENT
+            c, e = weights[t + 2] * EXPONENT, weights[t + 3] * EXPONENT
             for d in range(width):
-                sums[d] += weight * from_half(values[r, h, t, d])
+                sums[d] += a * from_half(value[t, d]) + b * from_half(value[t + 1, d])
+                sums[d] += c * from_half(value[t + 2, d]) + e * from_half(value[t + 3, d])
+        for t in range(whole, length):
+            for d in range(width):
+                sums[d] += weights[t] * EXPONENT * from_half(value[t, d])
 
 
 @parallel
