@@ -134,6 +134,20 @@ class LayerStep:
         return linear_add(y, self.linear2, x)
 
 
+class Heads:
+    """Logits [B, K, V] of the residual stream [B, D]: the last norm and the heads of all codebooks."""
+
+    def __init__(self, lm: LM):
+        self.norm, self.weights = _norm(lm.norm), [head.weight for head in lm.heads]
+        self.joint = joint(self.weights)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = _normalize(x, self.norm)
+        if self.joint is not None:
+            return linear(x, self.joint).unflatten(-1, (len(self.weights), -1))
+        return torch.stack([linear(x, weight) for weight in self.weights], dim=1)
+
+
 def _norm(module: nn.LayerNorm) -> Norm:
     return module.weight.float(), module.bias.float()
 
@@ -163,16 +177,14 @@ class Step:
         # Half the memory to read, where the weights are rounded more coarsely already.
         self.rows = [RowCache(shape, torch.float16 if packed else torch.float32) for _ in lm.layers]
         self.cache = [*self.rows]
-        self._layer, self._rows, self._text = _ways(lm)
-        text, batch = condition.cross is not None, condition.batch
-        self.layers = [self._layer(layer, text, batch) for layer in lm.layers]
+        layer_step, self._rows, self._text, heads = _ways(lm, condition.batch)
+        self._by_torch, text = layer_step is LayerStep, condition.cross is not None
+        self.layers = [layer_step(layer, text, condition.batch) for layer in lm.layers]
         self.texts: list[Any] = []  # after the first step
-        self.norm = _norm(lm.norm)
+        self.heads = heads(lm)
         self.embeddings = [table.weight for table in lm.embeddings]
         self.joint_embeddings = joint(self.embeddings)
         self.first = torch.arange(len(self.embeddings)) * len(self.embeddings[0])
-        self.heads = [head.weight for head in lm.heads]
-        self.joint_heads = joint(self.heads)
         self.mask = None
         if condition.padding is not None:
             self.mask = _mask(torch.arange(length) >= condition.padding[:, None])
@@ -183,7 +195,7 @@ class Step:
         """Whether steps after the first give the same bits in any number of threads."""
         if not isinstance(self.cache[0], RowCache):
             return False
-        return self.condition.batch <= STEADY or self._layer is not LayerStep
+        return self.condition.batch <= STEADY or not self._by_torch
 
     def __call__(self, steps: Tensor, tap: Tap | None = None) -> Tensor:
         first = self.cache[0].length == 0 or steps.shape[-1] > 1
@@ -212,10 +224,7 @@ class Step:
         rows = self._rows(self.rows[0], self.rows[0].length + 1, self.mask)
         for layer, cache, text in zip(self.layers, self.rows, self._texts(), strict=True):
             x = layer(x, cache, rows, text)
-        x = _normalize(x, self.norm)
-        if self.joint_heads is not None:
-            return linear(x, self.joint_heads).unflatten(-1, (len(self.heads), -1))
-        return torch.stack([linear(x, head) for head in self.heads], dim=1)
+        return self.heads(x)
 
     def _texts(self) -> Sequence[Any]:
         """The keys and values of the text in every layer, which the first step left in the cache."""
@@ -227,15 +236,15 @@ class Step:
         return self.texts
 
 
-def _ways(lm: LM) -> tuple[Any, Any, Any]:
-    """LayerStep, Rows and Text for this model: of this file, or of `int8`."""
-    if getattr(lm.heads[0].weight, "dtype", None) == torch.int8:
+def _ways(lm: LM, rows: int) -> tuple[Any, Any, Any, Any]:
+    """LayerStep, Rows, Text and Heads for this model: of this file, or of `compiled_step`."""
+    if lm.compiled or getattr(lm.heads[0], "weight", lm.norm.weight).dtype == torch.int8:
         # Not above: Numba takes half a second to import.
-        from mgkit import int8
+        from mgkit import compiled_step as step
 
-        if int8.usable(lm):
-            return int8.LayerStep, int8.Rows, int8.Text
-    return LayerStep, Rows, Text
+        if step.usable(lm, rows):
+            return step.LayerStep, step.Rows, step.Text, step.Heads
+    return LayerStep, Rows, Text, Heads
 
 
 def _mask(allowed: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Axes: M rows of x, I and O widths, matrix [O, I].
 
     matrix = values int8 * scales [O]        x = integers int8 * sizes [M] / LEVELS, each row by itself
 
-Few rows of x are multiplied by the values as they lie (`compiled.product`). For more, oneDNN is faster; its
+Few rows of x are multiplied by the values as they lie (`rounded.product`). For more, oneDNN is faster; its
 copy in another order is made when it is first needed, and takes as much memory again.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgkit import compiled
-from mgkit.compiled import LEVELS
+from mgkit import compiled, rounded
+from mgkit.rounded import LEVELS
 
-FEW = 4  # rows of x, up to which `compiled.product` is as fast as oneDNN's
+FEW = 4  # rows of x, up to which `rounded.product` is as fast as oneDNN's
 ONEDNN_ROWS = 2  # for which oneDNN orders the values; its order is the same for more
 
 
@@ -52,7 +52,7 @@ class Integers:
             compiled.share()
             product, sizes = torch.empty(len(integers), len(self.values)), np.ones(len(integers), np.float32)
             rows, values, units = (part.numpy() for part in (integers, self.values, self.units))
-            compiled.product(rows, sizes, values, units, product.numpy(), False)
+            rounded.product(rows, sizes, values, units, product.numpy(), False)
             return product
         # oneDNN has fast kernels for unsigned rows only: the same numbers around a zero point of 128.
         x, output = (integers.view(torch.uint8) ^ 128, 1.0, 128), (1.0, 0, torch.float32)

@@ -206,6 +206,7 @@ class LM(nn.Module):
         )
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
+        self.compiled = False  # whether steps in float32 use `compiled_step`
         self.heads = nn.ModuleList(
             Linear(config.dim, config.codebook_size, bias=False) for _ in range(config.codebooks)
         )

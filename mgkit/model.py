@@ -5,6 +5,7 @@ configs -> on_meta: shapes alone -> layouts.plan: all shapes compared -> allocat
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from torch import nn
 from mgkit import hub
 from mgkit.codec import Codec, CodecConfig
 from mgkit.condition import Conditioner
-from mgkit.fast import as_published
+from mgkit.fast import Step, as_published
 from mgkit.formats.layouts import Plan, fill
 from mgkit.formats.readers import meta_t5, read_tokenizer
 from mgkit.linear import Linear, adjoin, joint
-from mgkit.lm import LM, LMConfig
+from mgkit.lm import LM, Condition, LMConfig
 from mgkit.packed import packable
 from mgkit.text import TextEncoder
 
@@ -131,6 +132,8 @@ def allocate(model: Model, values: Plan, device: torch.device, dtype: torch.dtyp
             part.pack(dtype)
     if narrow(device, dtype):
         join(model.lm)
+    if dtype == torch.int8:
+        warm_up(dtype)
     for module in (model.codec, model.lm, model.conditioner):
         module.eval().requires_grad_(False)
 
@@ -158,3 +161,32 @@ def join(lm: LM) -> None:
         weights = [module.weight for module in modules]
         if joint(weights) is None:
             adjoin(weights)
+
+
+def compile_steps(lm: LM) -> None:
+    """Let steps in float32 use the loops of `compiled_step`.
+
+    Raises:
+        ValueError: a model that has none.
+    """
+    dtype = lm.heads[0].weight.dtype
+    if lm.device.type != "cpu" or dtype not in (torch.float32, torch.int8):
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"compile() is for float32 and int8 on a CPU, and this model is in {kind} on {lm.device.type}"
+            + ("; load it with dtype=torch.int8 or without dtype" if lm.device.type == "cpu" else "")
+        )
+    lm.compiled = True
+    warm_up(dtype)
+
+
+@cache
+def warm_up(dtype: torch.dtype) -> None:
+    """Compile the loops of a step, or load what was compiled: not only when the music is to begin."""
+    with torch.random.fork_rng(devices=[]):
+        lm = LM(LMConfig(dim=8, layers=1, heads=2, feed_forward=8, codebooks=1, codebook_size=2))
+    lm.requires_grad_(False).compiled = True
+    arrange(lm, dtype)
+    step = Step(lm, Condition(cross=torch.zeros(2, 1, 8)), length=2)
+    for _ in range(2):
+        step(torch.zeros(2, 1, 1, dtype=torch.long))

@@ -29,6 +29,7 @@ from mgkit.interrupt import CtrlC
 from mgkit.interventions import LogitsHook
 from mgkit.loops import recut
 from mgkit.manifest import manifests, replay_request, require_model, require_tokens
+from mgkit.model import compile_steps
 from mgkit.perform import OnStep, decode_or_keep, decode_whole, request_frames, say_stopped
 from mgkit.progress import ProgressBar
 from mgkit.prompts import Descriptions, Prompt, Texts, parse_descriptions, parse_prompt
@@ -95,6 +96,16 @@ class MusicGen:
     def merge(self) -> None:
         """Add the loaded adapters to the weights, at their strengths; they then cost no time."""
         adapters.merge(self.model)
+
+    def compile(self) -> None:
+        """Take the steps of up to two samples in compiled loops, as in int8: nano in less than half the time.
+
+        Logits agree to 1e-6. It takes about ten seconds on a machine that has never done it.
+
+        Raises:
+            ValueError: the model is not in float32 or int8 on a CPU.
+        """
+        compile_steps(self.lm)
 
     # --- properties ----------------------------------------------------------------------------------------
 

@@ -29,8 +29,9 @@ class RowCache(KVCache):
         self.block = BLOCK if dtype == torch.float32 else BLOCK // 2
         self.keys = torch.zeros(batch, heads, -(-capacity // self.block), width, self.block, dtype=dtype)
         self.values = torch.zeros(self.shape, dtype=dtype)
-        if dtype == torch.float16:  # which Numba does not know
-            self.bits = self.keys.view(torch.int16).numpy(), self.values.view(torch.int16).numpy()
+        # For the loops of `compiled`: Numba does not know float16.
+        bits = torch.int16 if dtype == torch.float16 else torch.int32
+        self.bits = self.keys.view(bits).numpy(), self.values.view(bits).numpy()
         self.length = 0
         self.text: tuple[Tensor, Tensor] | None = None
 

@@ -49,9 +49,10 @@ def small(monkeypatch):
     monkeypatch.setitem(sys.modules, "audiocraft", None)
     monkeypatch.setitem(hub.SHAPES, "small", (2, 128))
     monkeypatch.setattr(stopwatch, "TIMED", stopwatch.SKIPPED + 4)
-    monkeypatch.setattr(command, "DTYPES", {"cpu": (torch.float32, torch.int8)})
+    types = (torch.float32, False), (torch.float32, True), (torch.int8, True)
+    monkeypatch.setattr(command, "TYPES", {"cpu": types})
     monkeypatch.setattr(command, "BATCHES", {"cpu": (1, 2)})
-    monkeypatch.setattr(command, "peak_memory", lambda name, dtype: 1.5)
+    monkeypatch.setattr(command, "peak_memory", lambda name, dtype, compiled: 1.5)
 
 
 def test_transformers_gets_the_same_weights(small):
@@ -114,7 +115,8 @@ def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, c
     assert result["bandwidth"] > 1e8 and "load" in result["machine"]
     assert list(result["failed"]) == ["random-small, mgkit int8", "random-small, audiocraft float32"]
     rows = {(row["way"], row["batch"]): row for row in result["rows"]}
-    assert set(rows) == {(way, n) for way in ("mgkit float32", "transformers float32") for n in (1, 2)}
+    both = {(way, n) for way in ("mgkit float32", "transformers float32") for n in (1, 2)}
+    assert set(rows) == both | {("mgkit float32 compiled", 1)}
     for row in rows.values():
         assert set(row["steps"]) == set(row["floor"]) == {"1", "10", "30"}
         assert len(row["pieces"]) == 2 * len(row["beside"]) == (2 if row["batch"] == 1 else 0)
@@ -122,7 +124,7 @@ def test_the_table_has_both_libraries_positions_and_the_floor(small, tmp_path, c
     assert "memory bandwidth" in out and "int8: not measured" in out
     assert "audiocraft float32: not measured: " in out and "for how to install audiocraft" in out
     assert text.startswith("a\n") and text.endswith("\nb\n") and "old" not in text
-    assert text.count("\n| random-small |") == 4
+    assert text.count("\n| random-small |") == 5
     assert files["png"].read_bytes()[:4] == b"\x89PNG"
 
 

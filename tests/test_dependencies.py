@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "mgkit"
 # The model, row by row: a file imports files of earlier rows only.
 MODEL = [
     {"brief", "compiled", "threads"},
+    {"rounded"},
     {"integers"},
     {"packed"},
     {
@@ -39,7 +40,7 @@ MODEL = [
     },
     {"formats.decoding", "lm", "settings"},
     {"row_cache"},
-    {"int8"},
+    {"compiled_step"},
     {"audio", "kernels", "melody", "fast", "edits", "formats.tensor_files", "formats.variants"},
     {"condition", "hub", "midi", "steps", "interventions", "formats.layouts", "formats.audiocraft_files"},
     {"generate", "model", "formats.adapter_files"},

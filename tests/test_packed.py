@@ -12,7 +12,7 @@ from test_fast import TEXTS, conditions
 from tiny import tiny
 from torch import Tensor, nn
 
-from mgkit import MusicGen, checkpoint, devices, fast, int8, row_cache
+from mgkit import MusicGen, checkpoint, compiled_step, devices, fast, row_cache
 from mgkit.devices import parse_dtype
 from mgkit.fast import Step
 from mgkit.linear import Linear, adjoin, joint, linear, linear_add
@@ -148,7 +148,7 @@ def test_logits_of_a_packed_model_are_near(folder: str, dtype: torch.dtype, monk
     cache = narrow.lm.cache(4, 24)
     runs = Step(plain.lm, condition, 24), Step(narrow.lm, condition, 24)
     assert isinstance(runs[1].cache[0], RowCache)
-    kind = int8.LayerStep if dtype == torch.int8 else fast.LayerStep
+    kind = compiled_step.LayerStep if dtype == torch.int8 else fast.LayerStep
     assert all(type(part) is kind for part in runs[1].layers)
     for s in range(24):
         new = steps[..., s : s + 1]
@@ -191,7 +191,8 @@ def test_a_copy_has_the_weights_and_the_joint_matrices_of_the_original(folder: s
         step = Step(lm, conditions(model), 24)
         for own in (layer.attention for layer in lm.layers):
             assert joint([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]) is not None
-        assert step.joint_heads is not None and step.joint_embeddings is not None
+        assert joint([head.weight for head in lm.heads]) is not None
+        assert step.joint_embeddings is not None
         found = lm.state_dict()
         assert list(found) == list(state)
         for name, weight in found.items():

@@ -38,7 +38,11 @@ from mgkit.musicgen import MusicGen
 POSITIONS = ("1", "10", "30")  # seconds of music before the steps that are timed
 BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 64)}
 START = 1.0  # seconds in which busy processes start, and are noticed (`threads`)
-DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.int8), "cuda": (torch.float16,)}
+# Types of mgkit, and whether steps are compiled (`MusicGen.compile`; in int8 they always are).
+TYPES = {
+    "cpu": ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.int8, True)),
+    "cuda": ((torch.float16, False),),
+}
 
 
 class Bench:
@@ -69,9 +73,11 @@ class Bench:
         ways = list(self._ways(name))
         batches = [batch for batch in BATCHES[self.device.type] if ways and self._fits(ways[0].model, batch)]
         for batch in batches:
-            rows = [self._row(name, way, batch) for way in ways]
+            # Compiled steps in float32 are for a few rows; more take the ordinary ones.
+            present = [way for way in ways if batch == 1 or not way.name.endswith("compiled")]
+            rows = [self._row(name, way, batch) for way in present]
             with self._reported(f"{name}, batch {batch}"):
-                self._measure(ways, rows, batch)
+                self._measure(present, rows, batch)
             done = [row for row in rows if row.steps or row.pieces]
             self.rows += done
             print("\n".join(map(line, done)), flush=True)
@@ -98,19 +104,21 @@ class Bench:
     def _ways(self, name: str) -> Iterator[Way]:
         """mgkit in every type of the device, then the other libraries; what cannot be loaded is reported."""
         model = None
-        for dtype in DTYPES[self.device.type]:
+        for dtype, compiled in TYPES[self.device.type]:
             way = f"mgkit {str(dtype).removeprefix('torch.')}"
+            if compiled and dtype == torch.float32:
+                way += " compiled"
             with self._reported(f"{name}, {way}"):
                 if self.with_memory and self.device.type == "cpu":
                     # In a process of its own, while there is memory for it.
-                    self.memory[name, way] = peak_memory(name, dtype)
-                loaded = shapes.load(name, self.device, dtype)
-                if model is not None:
+                    self.memory[name, way] = peak_memory(name, dtype, compiled)
+                loaded = model if model and dtype == model.lm.dtype else shapes.load(name, self.device, dtype)
+                if model is not None and loaded is not model:
                     # One copy of the parts that are the same.
                     loaded.model.codec, loaded.model.conditioner = model.model.codec, model.model.conditioner
                     loaded = MusicGen(loaded.model)
                 model = model or loaded
-                yield Mgkit(loaded, way, self.clock)
+                yield Mgkit(loaded, way, self.clock, compiled)
         if model is not None:
             for library in (Transformers, Audiocraft):
                 way = f"{library.__name__.lower()} {str(model.lm.dtype).removeprefix('torch.')}"

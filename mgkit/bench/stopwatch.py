@@ -46,18 +46,23 @@ class Way(Protocol):
 
 
 class Mgkit:
-    """mgkit's `generate`."""
+    """mgkit's `generate`, after `MusicGen.compile()` if `compiled`."""
 
-    def __init__(self, model: MusicGen, name: str, clock: Clock = time.perf_counter):
+    def __init__(self, model: MusicGen, name: str, clock: Clock = time.perf_counter, compiled: bool = False):
         self.model, self.device, self.name, self.clock = model, model.lm.device, name, clock
+        self.compiled = compiled
+        if compiled:
+            model.compile()
 
     def piece(self, duration: float, batch: int) -> float:
         """Seconds of work for `batch` pieces of `duration` seconds."""
+        self.model.lm.compiled = self.compiled  # two ways may have the same model
         self.model.set_generation_params(duration=duration)
         return seconds(lambda: self.model.generate([TEXT] * batch, seed=0), self.device, self.clock)
 
     def first_sound(self) -> float:
         """Seconds until a stream yields its first wave."""
+        self.model.lm.compiled = self.compiled
         self.model.set_generation_params(duration=3.0)
         stream = self.model.stream([TEXT], seed=0)
         waited = seconds(lambda: next(stream), self.device, self.clock)
@@ -68,6 +73,7 @@ class Mgkit:
     def steps(self, frames: int, batch: int) -> list[float]:
         """Milliseconds of single steps after `frames` frames."""
         lm, settings = self.model.lm, self.model.settings
+        lm.compiled = self.compiled
         codebooks, size = lm.config.codebooks, lm.config.codebook_size
         texts = self.model.conditioner.encode([TEXT] * batch)
         condition = cat([self.model.conditioner(texts), self.model.conditioner.null(texts)])
@@ -163,11 +169,11 @@ def synchronize(device: torch.device) -> None:
 def bandwidth(device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Memory bandwidth in bytes per second: the best of ten runs over 256 MB (on a GPU 1 GB).
 
-    On a CPU a matrix times a vector, which only reads; on a GPU a copy, counting bytes read and written.
+    On a CPU a sum, which only reads; on a GPU a copy, counting bytes read and written.
     """
     if device.type == "cpu":
-        matrix, vector = torch.ones(8192, 8192), torch.ones(8192)
-        return 4 * matrix.numel() / min(seconds(lambda: matrix @ vector, device, clock) for _ in range(10))
+        numbers = torch.ones(2**26)
+        return 4 * numbers.numel() / min(seconds(numbers.sum, device, clock) for _ in range(10))
     source = torch.rand(2**28, device=device)
     target = torch.empty_like(source)
     return (
@@ -180,9 +186,10 @@ def held(model: MusicGen) -> int:
     return sum(p.numel() * p.element_size() for _, p in model.model.named_parameters())
 
 
-def peak_memory(name: str, dtype: torch.dtype) -> float:
+def peak_memory(name: str, dtype: torch.dtype, compiled: bool = False) -> float:
     """Peak memory in GB of a process of its own while it generates a second on the CPU, after loading."""
-    done = subprocess.run([sys.executable, "-c", PEAK, name, str(dtype)], capture_output=True, text=True)
+    arguments = [name, str(dtype), *["compiled"] * compiled]
+    done = subprocess.run([sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["the process was killed"])[-1])
     return int(done.stdout.split()[-1]) * 1024 / 1e9
@@ -194,7 +201,8 @@ import resource, sys, torch
 from pathlib import Path
 from mgkit.bench import shapes, stopwatch
 
-way = stopwatch.Mgkit(shapes.load(sys.argv[1], torch.device("cpu"), getattr(torch, sys.argv[2][6:])), "")
+model = shapes.load(sys.argv[1], torch.device("cpu"), getattr(torch, sys.argv[2][6:]))
+way = stopwatch.Mgkit(model, "", compiled="compiled" in sys.argv)
 reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 if reset.exists():
     reset.write_text("5")

@@ -1,5 +1,6 @@
-"""The compiled loops of a step in int8: equal to the same operations in torch."""
+"""The compiled loops of a step, in float32 and int8: equal to the same operations in torch."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -14,17 +15,18 @@ from test_fast import TEXTS, conditions
 from test_packed import folder, load
 from torch import Tensor
 
-from mgkit import compiled, fast, int8, row_cache
-from mgkit.compiled import LEVELS
+from mgkit import MusicGen, compiled, compiled_step, fast, model, rounded, row_cache
 from mgkit.fast import Step
 from mgkit.integers import FEW, Integers
 from mgkit.lm import Condition
+from mgkit.packed import packable
+from mgkit.rounded import LEVELS
 from mgkit.row_cache import RowCache
 
 __all__ = ["folder"]  # a fixture
 
 
-def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+def by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     """Integers and sizes of the rows of x, by torch."""
     sizes = x.abs().amax(dim=1)
     return (x / sizes[:, None] * LEVELS.item()).round().to(torch.int8), sizes
@@ -36,7 +38,7 @@ def empty(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 def assert_rounded(integers: np.ndarray, sizes: np.ndarray, x: Tensor) -> None:
     """They are x, of which a number near the middle between two integers may fall on either side."""
-    expected, largest = rounded(x)
+    expected, largest = by_torch(x)
     assert np.allclose(sizes, largest, rtol=1e-5)
     off = (torch.from_numpy(integers).int() - expected.int()).abs()
     assert off.max() <= 1 and off.float().mean() < 0.001
@@ -54,23 +56,29 @@ def test_numba_compiles_here():
 def test_rows_are_rounded_as_in_torch(width: int):
     x = torch.randn(5, width) * torch.logspace(-20, 20, 5)[:, None]
     integers, sizes = empty(x.shape)
-    compiled.round_rows(x.numpy(), integers, sizes)
+    rounded.round_rows(x.numpy(), integers, sizes)
     assert_rounded(integers, sizes, x)
     zeros = np.zeros((1, width), np.float32)
-    compiled.round_rows(zeros, integers[:1], sizes[:1])
+    rounded.round_rows(zeros, integers[:1], sizes[:1])
     assert not integers[0].any() and sizes[0] > 0
 
 
 def test_norms_and_gelus_are_those_of_torch():
     x, gain, bias = 30 * torch.randn(3, 200) + 5, torch.randn(200), torch.randn(200)
     integers, sizes = empty(x.shape)
-    compiled.norm_rows(x.numpy(), gain.numpy(), bias.numpy(), integers, sizes)
-    assert_rounded(integers, sizes, F.layer_norm(x, (200,), gain, bias))
+    rounded.norm_rows(x.numpy(), gain.numpy(), bias.numpy(), integers, sizes)
+    expected, out = F.layer_norm(x, (200,), gain, bias), np.empty((3, 200), np.float32)
+    assert_rounded(integers, sizes, expected)
+    compiled.norm_rows(x.numpy(), gain.numpy(), bias.numpy(), out)
+    assert np.allclose(out, expected, atol=1e-5)
 
     x = torch.linspace(-30, 30, 6000).view(2000, 3).t().contiguous()
     y = x.numpy().copy()
     integers, sizes = empty(x.shape)
-    compiled.gelu_rows(y, integers, sizes)
+    rounded.gelu_rows(y, integers, sizes)
+    z = x.numpy().copy()
+    compiled.gelu_rows(z)
+    assert np.array_equal(y, z)
     off = (torch.from_numpy(y) - F.gelu(x.double())).abs()
     assert (off / x.abs().clamp(min=1)).max() < 3e-7
     assert_rounded(integers, sizes, F.gelu(x))
@@ -82,18 +90,29 @@ def test_what_is_not_finite_is_not_lost(value: float):
     x[1, 5] = value
     integers, sizes = empty(x.shape)
     for fill in (
-        lambda: compiled.round_rows(x.numpy(), integers, sizes),
-        lambda: compiled.norm_rows(
+        lambda: rounded.round_rows(x.numpy(), integers, sizes),
+        lambda: rounded.norm_rows(
             x.numpy(), np.ones(64, np.float32), np.zeros(64, np.float32), integers, sizes
         ),
-        lambda: compiled.gelu_rows(x.numpy().copy(), integers, sizes),
+        lambda: rounded.gelu_rows(x.numpy().copy(), integers, sizes),
     ):
         fill()
         out = np.empty((2, 8), np.float32)
-        compiled.product(integers, sizes, weight.values.numpy(), weight.units.numpy(), out, False)
+        rounded.product(integers, sizes, weight.values.numpy(), weight.units.numpy(), out, False)
         lost = np.isfinite(out[1]).all()
         # The GELU of minus infinity is 0.
         assert np.isfinite(out[0]).all() and not lost or value == -torch.inf and not np.isnan(out).any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("shape", [(64, 96), (7, 33), (1, 4096)])
+def test_the_product_in_float32_is_that_of_torch(rows: int, shape: tuple[int, int]):
+    x, weight = torch.randn(rows, shape[1]), torch.randn(shape)
+    out, expected = np.ones((rows, shape[0]), np.float32), F.linear(x, weight)
+    compiled.product(x.numpy(), weight.numpy(), out, True)
+    assert np.allclose(out, expected + 1, rtol=1e-5, atol=1e-4)
+    compiled.product(x.numpy(), weight.numpy(), out, False)
+    assert np.allclose(out, expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, FEW, FEW + 1, 16])
@@ -101,16 +120,16 @@ def test_what_is_not_finite_is_not_lost(value: float):
 def test_both_products_give_the_same_bits(rows: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
     matrix, x = Integers.of(torch.randn(shape)), torch.randn(rows, shape[1])
     integers, sizes = empty(x.shape)
-    compiled.round_rows(x.numpy(), integers, sizes)
+    rounded.round_rows(x.numpy(), integers, sizes)
     exact = integers.astype(np.int64) @ matrix.values.numpy().astype(np.int64).T
     expected = exact * matrix.units.numpy() * sizes[:, None]
     for add in (False, True):
         loop = np.ones((rows, shape[0]), np.float32)
-        compiled.product(integers, sizes, matrix.values.numpy(), matrix.units.numpy(), loop, add)
+        rounded.product(integers, sizes, matrix.values.numpy(), matrix.units.numpy(), loop, add)
         onednn = np.ones_like(loop)
         with monkeypatch.context() as patch:
             patch.setattr("mgkit.integers.FEW", 0)
-            compiled.scale_rows(matrix.multiply(torch.from_numpy(integers)).numpy(), sizes, onednn, add)
+            rounded.scale_rows(matrix.multiply(torch.from_numpy(integers)).numpy(), sizes, onednn, add)
         assert np.array_equal(loop, onednn)
         assert np.allclose(loop, expected + add, rtol=1e-5, atol=1e-5)
 
@@ -138,10 +157,13 @@ def test_a_float16_keeps_its_bits():
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_equals_that_of_torch(length: int, masked: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(row_cache, "BLOCK", 32)  # 16 in float16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_attention_equals_that_of_torch(
+    length: int, masked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(row_cache, "BLOCK", 16 if dtype == torch.float32 else 32)
     batch, heads, width = 3, 2, 8
-    ours, theirs = (RowCache((batch, heads, 48, width), torch.float16) for _ in range(2))
+    ours, theirs = (RowCache((batch, heads, 48, width), dtype) for _ in range(2))
     past = torch.randn(2, batch, heads, length - 1, width)
     mask = torch.zeros(batch, 48)
     if masked:
@@ -153,7 +175,7 @@ def test_attention_equals_that_of_torch(length: int, masked: bool, monkeypatch: 
     theirs.put(qkv[:, 1], qkv[:, 2])
     expected = fast.Rows(theirs, length, mask if masked else None).attend(qkv[:, 0], theirs)
     assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
-    assert np.allclose(out.reshape(batch, -1), expected, atol=3e-3)  # weights in float16 there
+    assert np.allclose(out.reshape(batch, -1), expected, atol=1e-6 if dtype == torch.float32 else 3e-3)
     exact = F.scaled_dot_product_attention(
         qkv[:, 0, :, None], *theirs_so_far(theirs), attn_mask=mask[:, None, None, :length]
     )
@@ -171,7 +193,7 @@ def test_attention_to_a_text_equals_that_of_torch():
     query, keys, values = (torch.randn(batch, heads, n, width) for n in (1, length, length))
     mask = torch.zeros(batch, 1, length)
     mask[1, :, 4:] = -torch.inf
-    text = int8.Text.of(keys, values, mask.repeat_interleave(heads, dim=0))
+    text = compiled_step.Text.of(keys, values, mask.repeat_interleave(heads, dim=0))
     out = np.empty((batch * heads, width), np.float32)
     compiled.attend_text(query.reshape(-1, width).numpy(), *text, out)
     expected = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask[:, None])
@@ -194,7 +216,7 @@ def test_a_step_equals_the_one_in_torch(folder: str, text: bool, monkeypatch: py
     condition = conditions(model) if text else prefix
     expected = logits(Step(exact.lm, condition, 27), steps)
     quick = Step(model.lm, condition, 27)
-    assert all(type(layer) is int8.LayerStep for layer in quick.layers)
+    assert all(type(layer) is compiled_step.LayerStep for layer in quick.layers)
     monkeypatch.setattr(compiled, "works", lambda: False)
     plain = Step(model.lm, condition, 27)
     assert all(type(layer) is fast.LayerStep for layer in plain.layers)
@@ -218,14 +240,74 @@ def test_a_sample_is_the_same_alone_in_a_batch_and_in_any_number_of_threads(fold
     assert all(torch.equal(tokens, alone.repeat(3, 1, 1)) for tokens in together)
 
 
+@pytest.mark.parametrize("text", [True, False])
+def test_a_compiled_step_in_float32_equals_the_one_in_torch(
+    folder: str, text: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(row_cache, "BLOCK", 16)
+    made, steps = load(folder, torch.float32), torch.randint(32, (4, 4, 24))
+    padded = torch.arange(3) >= torch.tensor([0, 1, 2, 3])[:, None]
+    prefix = Condition(prefix=torch.randn(4, 3, 128), prefix_mask=padded)
+    condition = conditions(made) if text else prefix
+    expected = logits(Step(made.lm, condition, 27), steps)
+    made.compile()
+    step = Step(made.lm, condition, 27)
+    assert all(type(layer) is compiled_step.LayerStep for layer in step.layers)
+    assert torch.allclose(logits(step, steps), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+def test_a_compiled_model_makes_the_same_music_alone_or_in_a_batch_and_hooks_work(folder: str):
+    made = load(folder, torch.float32)
+    before = made.generate(TEXTS * 2, return_tokens=True)[1]
+    made.compile()
+    assert torch.equal(made.generate(TEXTS * 2, return_tokens=True)[1], before)
+    alone = [made.generate([text], return_tokens=True)[1] for text in TEXTS]
+    assert torch.equal(torch.cat(alone), before[: len(TEXTS)])
+    twin = copy.deepcopy(made)
+    assert twin.lm.compiled and torch.equal(twin.generate(TEXTS, return_tokens=True)[1], before[: len(TEXTS)])
+    twin.lm.layers[0].attention.v_proj.weight.zero_()
+    assert not torch.equal(twin.generate(TEXTS[:1], return_tokens=True)[1], alone[0])
+    calls: list[tuple] = []
+    hook = made.lm.layers[1].register_forward_hook(lambda *given: calls.append(given))
+    assert torch.equal(made.generate(TEXTS[:1], return_tokens=True)[1], alone[0]) and len(calls) == 20 + 3
+    hook.remove()
+
+
+@pytest.mark.skipif(not packable(torch.bfloat16), reason="needs a CPU with instructions for bfloat16")
+def test_compile_refuses_other_types(folder: str):
+    with pytest.raises(ValueError, match=r"bfloat16 on cpu; load it with dtype=torch\.int8"):
+        load(folder, torch.bfloat16).compile()
+    load(folder, torch.int8).compile()
+
+
+def test_nano_compiled_makes_the_same_music():
+    made = MusicGen.get_pretrained("nano", device="cpu")
+    made.set_generation_params(duration=4)
+    before = made.generate(["calm piano with strings"], seed=3, return_tokens=True)[1]
+    made.compile()
+    assert torch.equal(made.generate(["calm piano with strings"], seed=3, return_tokens=True)[1], before)
+
+
+def test_compiling_ahead_leaves_the_random_numbers_alone():
+    state = torch.get_rng_state()
+    model.warm_up.cache_clear()
+    model.warm_up(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_without_numba_s_compiler_torch_takes_its_place(folder: str):
     """In a process of its own: Numba reads the variable when it is imported."""
     program = f"""
 import torch
-from mgkit import MusicGen
-model = MusicGen.get_pretrained({folder!r}, device="cpu", dtype=torch.int8)
-model.set_generation_params(use_sampling=False, duration=0.4)
-print(model.generate(["calm piano"], return_tokens=True)[1].shape)
+from mgkit import MusicGen, fast
+for dtype in (torch.float32, torch.int8):
+    model = MusicGen.get_pretrained({folder!r}, device="cpu", dtype=dtype)
+    model.compile()
+    model.set_generation_params(use_sampling=False, duration=0.4)
+    calls, before = [], fast.LayerStep.__call__
+    fast.LayerStep.__call__ = lambda *given: calls.append(given) or before(*given)
+    print(model.generate(["calm piano"], return_tokens=True)[1].shape, len(calls))
+    fast.LayerStep.__call__ = before
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -235,7 +317,7 @@ print(model.generate(["calm piano"], return_tokens=True)[1].shape)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "[1, 4, 20]" in done.stdout
+    assert done.stdout.splitlines() == ["torch.Size([1, 4, 20]) 44"] * 2
 
 
 def test_two_models_generate_at_the_same_time(folder: str):
