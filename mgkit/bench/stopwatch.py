@@ -167,12 +167,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def bandwidth(device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """Memory bandwidth in bytes per second: the best of ten runs over 256 MB (on a GPU 1 GB).
+    """Memory bandwidth in bytes per second: the best of ten runs over 512 MB (on a GPU 1 GB).
 
     On a CPU a sum, which only reads; on a GPU a copy, counting bytes read and written.
     """
     if device.type == "cpu":
-        numbers = torch.ones(2**26)
+        numbers = torch.ones(2**27)
         return 4 * numbers.numel() / min(seconds(numbers.sum, device, clock) for _ in range(10))
     source = torch.rand(2**28, device=device)
     target = torch.empty_like(source)
