@@ -5,7 +5,8 @@ of a linear layer, weight [O, I].
 
 Every row is computed as if it were alone, and no sum depends on the number of threads. A loop is compiled
 when it is first called on a machine (all of them take some five seconds); Numba keeps the results beside this
-file, or in the user's cache where that is not allowed.
+file, or in the user's cache where that is not allowed. It compiles them again if this file changes, but not
+if a loop of another file does: so loops call loops of their own file only.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from numba import prange
 Array: TypeAlias = np.ndarray
 config: Any = numba.config
 f32, i32, u32 = np.float32, np.int32, np.uint32
-EXPONENT = f32(2.0**112)  # what the bits of a float16 are worth in the places of a float32
 
 
 def _threadsafe() -> bool:
@@ -34,7 +34,16 @@ def _threadsafe() -> bool:
     return config.THREADING_LAYER != "workqueue"
 
 
-EXACT: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+def _keeps() -> bool:
+    """Whether Numba finds a folder in which it may keep what it compiled."""
+    try:
+        numba.njit(cache=True)(_keeps)
+    except RuntimeError:
+        return False
+    return True
+
+
+EXACT: dict[str, Any] = {"cache": _keeps(), "nogil": True, "error_model": "numpy"}
 # Sums in any order. NaN and infinity keep their meaning: they tell that a model overflows.
 FREE = EXACT | {"fastmath": {"reassoc", "contract", "nsz"}}
 Decorator: TypeAlias = Callable[[Callable], Callable]
@@ -52,43 +61,32 @@ def share() -> None:
 
 
 @loop
-def norm(x: Array, gain: Array, bias: Array, out: Array) -> None:
-    """The LayerNorm of x [D]."""
-    mean, variance, width = f32(0), f32(0), f32(x.size)
-    for i in range(x.size):
-        mean += x[i]
-    mean /= width
-    for i in range(x.size):
-        variance += (x[i] - mean) * (x[i] - mean)
-    scale = f32(1) / np.sqrt(variance / width + f32(1e-5))
-    for i in range(x.size):
-        out[i] = (x[i] - mean) * scale * gain[i] + bias[i]
-
-
-@loop
 def norm_rows(x: Array, gain: Array, bias: Array, out: Array) -> None:
     """The LayerNorm of x [R, D]."""
+    width = f32(x.shape[1])
     for r in range(len(x)):
-        norm(x[r], gain, bias, out[r])
-
-
-@loop
-def gelu(x: Array) -> None:
-    """Replace x [I] by its exact (erf) GELU."""
-    for i in range(x.size):
-        # erf to 1.5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
-        z = abs(x[i]) * f32(sqrt(0.5))
-        t = f32(1) / (f32(1) + f32(0.3275911) * z)
-        sums = ((f32(1.061405429) * t - f32(1.453152027)) * t + f32(1.421413741)) * t - f32(0.284496736)
-        tail = f32(0.5) * (sums * t + f32(0.254829592)) * t * _exp(-z * z)
-        x[i] *= tail if x[i] < 0 else f32(1) - tail
+        mean, variance = f32(0), f32(0)
+        for i in range(x.shape[1]):
+            mean += x[r, i]
+        mean /= width
+        for i in range(x.shape[1]):
+            variance += (x[r, i] - mean) * (x[r, i] - mean)
+        scale = f32(1) / np.sqrt(variance / width + f32(1e-5))
+        for i in range(x.shape[1]):
+            out[r, i] = (x[r, i] - mean) * scale * gain[i] + bias[i]
 
 
 @loop
 def gelu_rows(x: Array) -> None:
     """Replace x [R, I] by its exact (erf) GELU."""
     for r in range(len(x)):
-        gelu(x[r])
+        for i in range(x.shape[1]):
+            # erf to 1.5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+            z = abs(x[r, i]) * f32(sqrt(0.5))
+            t = f32(1) / (f32(1) + f32(0.3275911) * z)
+            sums = ((f32(1.061405429) * t - f32(1.453152027)) * t + f32(1.421413741)) * t - f32(0.284496736)
+            tail = f32(0.5) * (sums * t + f32(0.254829592)) * t * _exp(-z * z)
+            x[r, i] *= tail if x[r, i] < 0 else f32(1) - tail
 
 
 @loop
@@ -126,36 +124,6 @@ def product(x: Array, weight: Array, out: Array, add: bool) -> None:
             out[s, o] = second + b
 
 
-# --- float16, which Numba does not know --------------------------------------------------------------------
-
-
-@loop
-def to_half(x: np.float32) -> np.int16:
-    """The bits of the float16 nearest to x; of 65504 for anything larger."""
-    bits = f32(min(max(x, f32(-65504)), f32(65504)) / EXPONENT).view(np.int32)
-    rounded = i32((bits & i32(0x7FFFFFFF)) + i32(0xFFF) + ((bits >> i32(13)) & i32(1))) >> i32(13)
-    return np.int16(rounded | ((bits >> i32(16)) & i32(0x8000)))
-
-
-@loop
-def from_half(bits: np.int16) -> np.float32:
-    """The number with these bits of a float16, over EXPONENT."""
-    # Moved to the left, the sign is spread over four bits, of which three belong to the exponent.
-    return u32((i32(bits) << i32(13)) & i32(-0x70002000)).view(np.float32)
-
-
-@loop
-def _read(bits: int, half: bool) -> np.float32:
-    """The number with these bits of a float16, over EXPONENT, or of a float32."""
-    return from_half(bits) if half else i32(bits).view(np.float32)
-
-
-@loop
-def _bits(x: np.float32, half: bool) -> np.int32:
-    """The bits of x as a float16 or float32."""
-    return i32(to_half(x)) if half else f32(x).view(np.int32)
-
-
 # --- attention ---------------------------------------------------------------------------------------------
 
 
@@ -169,48 +137,67 @@ def _softmax(scores: Array) -> None:
         scores[t] /= total
 
 
+@loop
+def _unit(x: Array) -> np.float32:
+    """What 1 is worth if x [W] is rounded to int8."""
+    most = f32(1e-30)
+    for d in range(x.size):
+        most = max(most, abs(x[d]))
+    return most / f32(127)
+
+
 @parallel
-def attend(qkv: Array, keys: Array, values: Array, length: int, mask: Array, out: Array) -> None:
+def attend(
+    qkv: Array, keys: Array, values: Array, units: Array, length: int, mask: Array, out: Array
+) -> None:
     """Attention of one step to `length` positions of a `RowCache`; the last of them it writes itself.
 
-    qkv [R, 3, H, W]; keys [R, H, blocks, W, BLOCK] and values [R, H, capacity, W], bits of float16 or
-    float32; mask [R, L] is added to the scores; out [R, H, W]. W is a multiple of 4.
+    qkv [R, 3, H, W]; keys [R, H, blocks, W, BLOCK] and values [R, H, capacity, W] in float32 or int8, whose
+    `units` [2, R, H, capacity] are what 1 is worth; mask [R, L] is added to the scores; out [R, H, W]. W is a
+    multiple of 4.
     """
     _, heads, blocks, width, size = keys.shape
-    half = keys.itemsize == 2
-    unit = EXPONENT if half else f32(1)
-    scale = unit / f32(sqrt(width))
+    rounded = keys.itemsize == 1
+    scale = f32(1 / sqrt(width))
     last, place = divmod(length - 1, size)
     for row in prange(len(qkv) * heads):
         r, h = divmod(np.int64(row), heads)
-        query, sums, value = qkv[r, 0, h], out[r, h], values[r, h]
+        query, key, value, sums = qkv[r, 0, h], keys[r, h], values[r, h], out[r, h]
+        key_unit, value_unit = f32(1), f32(1)
+        if rounded:
+            key_unit, value_unit = _unit(qkv[r, 1, h]), _unit(qkv[r, 2, h])
+            units[0, r, h, length - 1], units[1, r, h, length - 1] = key_unit, value_unit
         for d in range(width):
-            keys[r, h, last, d, place] = _bits(qkv[r, 1, h, d], half)
-            value[length - 1, d] = _bits(qkv[r, 2, h, d], half)
+            x, y = qkv[r, 1, h, d] / key_unit, qkv[r, 2, h, d] / value_unit
+            key[last, d, place] = np.rint(x) if rounded else x
+            value[length - 1, d] = np.rint(y) if rounded else y
+
         scores = np.zeros(blocks * size, f32)
         for block in range(last + 1):
-            part, key = scores[block * size : (block + 1) * size], keys[r, h, block]
+            part, table = scores[block * size : (block + 1) * size], key[block]
             for d in range(0, width, 4):  # four at a time, so that `part` is read and written less often
                 a, b = query[d] * scale, query[d + 1] * scale
                 c, e = query[d + 2] * scale, query[d + 3] * scale
                 for t in range(size if block < last else place + 1):
-                    part[t] += a * _read(key[d, t], half) + b * _read(key[d + 1, t], half)
-                    part[t] += c * _read(key[d + 2, t], half) + e * _read(key[d + 3, t], half)
+                    part[t] += a * f32(table[d, t]) + b * f32(table[d + 1, t])
+                    part[t] += c * f32(table[d + 2, t]) + e * f32(table[d + 3, t])
         weights = scores[:length]
         for t in range(length):
-            weights[t] += mask[r, t]
+            weights[t] = weights[t] * (units[0, r, h, t] if rounded else f32(1)) + mask[r, t]
         _softmax(weights)
+        if rounded:
+            for t in range(length):
+                weights[t] *= units[1, r, h, t]
         whole = length - length % 4
         sums[:] = f32(0)
         for t in range(0, whole, 4):
-            a, b = weights[t] * unit, weights[t + 1] * unit
-            c, e = weights[t + 2] * unit, weights[t + 3] * unit
+            a, b, c, e = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
             for d in range(width):
-                sums[d] += a * _read(value[t, d], half) + b * _read(value[t + 1, d], half)
-                sums[d] += c * _read(value[t + 2, d], half) + e * _read(value[t + 3, d], half)
+                sums[d] += a * f32(value[t, d]) + b * f32(value[t + 1, d])
+                sums[d] += c * f32(value[t + 2, d]) + e * f32(value[t + 3, d])
         for t in range(whole, length):
             for d in range(width):
-                sums[d] += weights[t] * unit * _read(value[t, d], half)
+                sums[d] += weights[t] * f32(value[t, d])
 
 
 @parallel

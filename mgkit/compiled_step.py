@@ -10,7 +10,7 @@ reading the weights. Here one loop does what belongs together.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from mgkit.linear import joint
 from mgkit.lm import LM, Layer
 from mgkit.packed import Packed
 from mgkit.row_cache import RowCache
-
-Rounded: TypeAlias = tuple[Array, Array]
-"""Integers [R, I] and the sizes [R] of the rows; see `rounded`."""
 
 
 class Rows:
@@ -52,80 +49,56 @@ class Text(NamedTuple):
         return cls(*(part.contiguous().numpy() for part in (keys.transpose(1, 2), values, mask)))
 
 
-# --- linear layers: what to do with x before, and how to multiply it ----------------------------------------
-
-
 class FloatLinear:
     """A linear layer in float32."""
 
     def __init__(self, weight: Tensor):
         self.weight = weight.detach().numpy()
 
-    def input(self, x: Array) -> Array:
-        """x [R, I], ready to be multiplied."""
-        return x
-
-    def norm(self, x: Array, gain: Array, bias: Array) -> Array:
-        """The LayerNorm of x [R, D], ready to be multiplied."""
-        out = np.empty_like(x)
-        compiled.norm_rows(x, gain, bias, out)
-        return out
-
-    def gelu(self, x: Array) -> Array:
-        """The GELU of x [R, I], ready to be multiplied; x is overwritten."""
-        compiled.gelu_rows(x)
-        return x
-
     def __call__(self, x: Array, add_to: Array | None = None) -> Array:
-        """x times the transpose of the weight [R, O], added to an array in place if there is one."""
+        """x [R, I] times the transpose of the weight [R, O], added to an array in place if there is one."""
         out = np.empty((len(x), len(self.weight)), np.float32) if add_to is None else add_to
         compiled.product(x, self.weight, out, add_to is not None)
         return out
 
 
 class Int8Linear:
-    """A linear layer in int8; as `FloatLinear`, and x is rounded."""
+    """A linear layer in int8, which rounds x."""
 
     def __init__(self, weight: Tensor):
         assert isinstance(weight, Packed) and isinstance(weight.packed, Integers)
         self.matrix = weight.packed
         self.values, self.units = self.matrix.values.numpy(), self.matrix.units.numpy()
 
-    def input(self, x: Array) -> Rounded:
-        integers, sizes = _empty(x)
+    def __call__(self, x: Array, add_to: Array | None = None) -> Array:
+        """As in `FloatLinear`."""
+        out = np.empty((len(x), len(self.values)), np.float32) if add_to is None else add_to
+        integers, sizes = np.empty(x.shape, np.int8), np.empty(len(x), np.float32)
         rounded.round_rows(x, integers, sizes)
-        return integers, sizes
-
-    def norm(self, x: Array, gain: Array, bias: Array) -> Rounded:
-        integers, sizes = _empty(x)
-        rounded.norm_rows(x, gain, bias, integers, sizes)
-        return integers, sizes
-
-    def gelu(self, x: Array) -> Rounded:
-        integers, sizes = _empty(x)
-        rounded.gelu_rows(x, integers, sizes)
-        return integers, sizes
-
-    def __call__(self, x: Rounded, add_to: Array | None = None) -> Array:
-        (integers, sizes), add = x, add_to is not None
-        out = np.empty((len(integers), len(self.values)), np.float32) if add_to is None else add_to
-        if few(len(integers)):
-            rounded.product(integers, sizes, self.values, self.units, out, add)
+        if few(len(x)):
+            rounded.product(integers, sizes, self.values, self.units, out, add_to is not None)
         else:
             products = self.matrix.multiply(torch.from_numpy(integers)).numpy()
-            rounded.scale_rows(products, sizes, out, add)
+            rounded.scale_rows(products, sizes, out, add_to is not None)
         return out
 
 
-def _empty(x: Array) -> Rounded:
-    return np.empty(x.shape, np.int8), np.empty(len(x), np.float32)
+def _linear(weight: Tensor | None) -> FloatLinear | Int8Linear:
+    assert weight is not None
+    return Int8Linear(weight) if weight.dtype == torch.int8 else FloatLinear(weight)
 
 
-# --- a layer -----------------------------------------------------------------------------------------------
+class Norm:
+    """A LayerNorm."""
 
+    def __init__(self, norm: nn.LayerNorm):
+        self.gain, self.bias = (part.detach().float().numpy() for part in (norm.weight, norm.bias))
 
-def _norm(module: nn.LayerNorm) -> tuple[Array, Array]:
-    return module.weight.detach().float().numpy(), module.bias.detach().float().numpy()
+    def __call__(self, x: Array) -> Array:
+        """For x [R, D]."""
+        out = np.empty_like(x)
+        compiled.norm_rows(x, self.gain, self.bias, out)
+        return out
 
 
 class LayerStep:
@@ -133,31 +106,30 @@ class LayerStep:
 
     def __init__(self, layer: Layer, text: bool, rows: int):
         own, forward = layer.attention, layer.feed_forward
-        in_proj = joint([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])
-        assert in_proj is not None
-        linear: Any = Int8Linear if in_proj.dtype == torch.int8 else FloatLinear
-        self.in_proj, self.out_proj = linear(in_proj), linear(own.out_proj.weight)
-        self.linear1, self.linear2 = linear(forward.linear1.weight), linear(forward.linear2.weight)
-        self.norm1, self.norm2 = _norm(layer.norm1), _norm(layer.norm2)
+        self.norm1, self.norm2 = Norm(layer.norm1), Norm(layer.norm2)
+        self.in_proj = _linear(joint([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]))
+        self.out_proj = _linear(own.out_proj.weight)
+        self.linear1, self.linear2 = _linear(forward.linear1.weight), _linear(forward.linear2.weight)
         if text:
-            self.norm_cross = _norm(layer.norm_cross)
-            self.cross_q_proj = linear(layer.cross_attention.q_proj.weight)
-            self.cross_out_proj = linear(layer.cross_attention.out_proj.weight)
+            self.norm_cross = Norm(layer.norm_cross)
+            self.cross_q_proj = _linear(layer.cross_attention.q_proj.weight)
+            self.cross_out_proj = _linear(layer.cross_attention.out_proj.weight)
 
     def __call__(self, x: Tensor, cache: RowCache, rows: Rows, text: Text | None) -> Tensor:
         """The residual stream [R, D] after this layer: x itself, changed."""
         stream, (batch, heads, _, width) = x.numpy(), cache.shape
-        y = np.empty((batch, heads, width), np.float32)
-        qkv = self.in_proj(self.in_proj.norm(stream, *self.norm1))
-        compiled.attend(qkv.reshape(batch, 3, heads, width), *cache.bits, rows.length, rows.mask, y)
+        y = np.empty_like(stream)
+        qkv = self.in_proj(self.norm1(stream)).reshape(batch, 3, heads, width)
+        compiled.attend(qkv, *cache.arrays, rows.length, rows.mask, y.reshape(batch, heads, width))
         cache.length += 1
-        self.out_proj(self.out_proj.input(y.reshape(batch, -1)), add_to=stream)
+        self.out_proj(y, add_to=stream)
         if text is not None:
-            query = self.cross_q_proj(self.cross_q_proj.norm(stream, *self.norm_cross))
-            compiled.attend_text(query.reshape(-1, width), *text, y.reshape(-1, width))
-            self.cross_out_proj(self.cross_out_proj.input(y.reshape(batch, -1)), add_to=stream)
-        wide = self.linear1(self.linear1.norm(stream, *self.norm2))
-        self.linear2(self.linear2.gelu(wide), add_to=stream)
+            query = self.cross_q_proj(self.norm_cross(stream)).reshape(-1, width)
+            compiled.attend_text(query, *text, y.reshape(-1, width))
+            self.cross_out_proj(y, add_to=stream)
+        wide = self.linear1(self.norm2(stream))
+        compiled.gelu_rows(wide)
+        self.linear2(wide, add_to=stream)
         return x
 
 
@@ -165,13 +137,11 @@ class Heads:
     """Logits [R, K, V] of the residual stream [R, D]: the last norm and the heads of all codebooks."""
 
     def __init__(self, lm: LM):
-        one = joint([head.weight for head in lm.heads])
-        assert one is not None
-        self.linear: Any = Int8Linear(one) if one.dtype == torch.int8 else FloatLinear(one)
-        self.norm, self.count = _norm(lm.norm), len(lm.heads)
+        self.norm, self.count = Norm(lm.norm), len(lm.heads)
+        self.linear = _linear(joint([head.weight for head in lm.heads]))
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = self.linear(self.linear.norm(x.numpy(), *self.norm))
+        logits = self.linear(self.norm(x.numpy()))
         return torch.from_numpy(logits).unflatten(-1, (self.count, -1))
 
 

@@ -173,12 +173,14 @@ class Step:
         if plain or not as_published(self.modules):
             self.cache: list[KVCache] = lm.cache(condition.batch, length)
             return
-        shape = (condition.batch, config.heads, length, config.dim // config.heads)
-        # Half the memory to read, where the weights are rounded more coarsely already.
-        self.rows = [RowCache(shape, torch.float16 if packed else torch.float32) for _ in lm.layers]
-        self.cache = [*self.rows]
         layer_step, self._rows, self._text, heads = _ways(lm, condition.batch)
         self._by_torch, text = layer_step is LayerStep, condition.cross is not None
+        # Half the memory to read, where the weights are rounded more coarsely already; compiled, a quarter.
+        number = torch.float16 if packed else torch.float32
+        number = number if self._by_torch else lm.heads[0].weight.dtype
+        shape = (condition.batch, config.heads, length, config.dim // config.heads)
+        self.rows = [RowCache(shape, number) for _ in lm.layers]
+        self.cache = [*self.rows]
         self.layers = [layer_step(layer, text, condition.batch) for layer in lm.layers]
         self.texts: list[Any] = []  # after the first step
         self.heads = heads(lm)

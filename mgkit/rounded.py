@@ -1,6 +1,6 @@
-"""The loops of `compiled` for int8: x rounded row by row, and the product of integers.
+"""Loops that Numba compiles, for int8: x rounded row by row, and the product of integers.
 
-Axes: R rows of x, D width, I and O widths of a linear layer, weight [O, I].
+Axes: R rows of x, I and O widths of a linear layer, weight [O, I].
 
     x float32 [R, I]  =  integers int8 [R, I] * sizes [R] / LEVELS      the largest value of a row is its size
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from mgkit.compiled import Array, exact, f32, gelu, i32, loop, norm, u32
+from mgkit.compiled import Array, exact, f32, i32, loop, u32
 
 # Integers on either side of 0. Without VNNI instructions oneDNN sums two products in 16 bits.
 LEVELS = f32(127 if torch.cpu._is_vnni_supported() else 63)
@@ -19,41 +19,17 @@ LEAST = f32(1e-30)  # size of a row, so that a row of zeros can be divided by it
 
 
 @loop
-def _round(x: Array, integers: Array) -> np.float32:
-    """Round x [I] to `integers` [I]; its size."""
-    bits, most = x.view(np.uint32), u32(0)
-    for i in range(x.size):
-        # As integers, absolute values are in the same order, and NaN is the largest: it is not lost.
-        most = max(most, bits[i] & u32(0x7FFFFFFF))
-    size = max(u32(most).view(np.float32), LEAST)
-    scale = LEVELS / size
-    for i in range(x.size):
-        integers[i] = np.int8(np.rint(x[i] * scale))
-    return size
-
-
-@loop
 def round_rows(x: Array, integers: Array, sizes: Array) -> None:
     """Round x [R, I]."""
     for r in range(len(x)):
-        sizes[r] = _round(x[r], integers[r])
-
-
-@loop
-def norm_rows(x: Array, gain: Array, bias: Array, integers: Array, sizes: Array) -> None:
-    """Round the LayerNorm of x [R, D]."""
-    y = np.empty(x.shape[1], f32)
-    for r in range(len(x)):
-        norm(x[r], gain, bias, y)
-        sizes[r] = _round(y, integers[r])
-
-
-@loop
-def gelu_rows(x: Array, integers: Array, sizes: Array) -> None:
-    """Round the GELU of x [R, I], which takes its place."""
-    for r in range(len(x)):
-        gelu(x[r])
-        sizes[r] = _round(x[r], integers[r])
+        bits, most = x[r].view(np.uint32), u32(0)
+        for i in range(bits.size):
+            # As integers, absolute values are in the same order, and NaN is the largest: it is not lost.
+            most = max(most, bits[i] & u32(0x7FFFFFFF))
+        sizes[r] = max(u32(most).view(np.float32), LEAST)
+        scale = LEVELS / sizes[r]
+        for i in range(bits.size):
+            integers[r, i] = np.int8(np.rint(x[r, i] * scale))
 
 
 @exact

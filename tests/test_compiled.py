@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -65,43 +64,31 @@ def test_rows_are_rounded_as_in_torch(width: int):
 
 def test_norms_and_gelus_are_those_of_torch():
     x, gain, bias = 30 * torch.randn(3, 200) + 5, torch.randn(200), torch.randn(200)
-    integers, sizes = empty(x.shape)
-    rounded.norm_rows(x.numpy(), gain.numpy(), bias.numpy(), integers, sizes)
     expected, out = F.layer_norm(x, (200,), gain, bias), np.empty((3, 200), np.float32)
-    assert_rounded(integers, sizes, expected)
     compiled.norm_rows(x.numpy(), gain.numpy(), bias.numpy(), out)
     assert np.allclose(out, expected, atol=1e-5)
 
     x = torch.linspace(-30, 30, 6000).view(2000, 3).t().contiguous()
     y = x.numpy().copy()
-    integers, sizes = empty(x.shape)
-    rounded.gelu_rows(y, integers, sizes)
-    z = x.numpy().copy()
-    compiled.gelu_rows(z)
-    assert np.array_equal(y, z)
+    compiled.gelu_rows(y)
     off = (torch.from_numpy(y) - F.gelu(x.double())).abs()
     assert (off / x.abs().clamp(min=1)).max() < 3e-7
-    assert_rounded(integers, sizes, F.gelu(x))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_not_lost(value: float):
     x, weight = torch.randn(2, 64), Integers.of(torch.randn(8, 64))
     x[1, 5] = value
-    integers, sizes = empty(x.shape)
-    for fill in (
-        lambda: rounded.round_rows(x.numpy(), integers, sizes),
-        lambda: rounded.norm_rows(
-            x.numpy(), np.ones(64, np.float32), np.zeros(64, np.float32), integers, sizes
-        ),
-        lambda: rounded.gelu_rows(x.numpy().copy(), integers, sizes),
-    ):
-        fill()
+    y = np.empty((2, 64), np.float32)
+    compiled.norm_rows(x.numpy(), np.ones(64, np.float32), np.zeros(64, np.float32), y)
+    z = x.numpy().copy()
+    compiled.gelu_rows(z)
+    for lost in (x.numpy(), y) if value == -torch.inf else (x.numpy(), y, z):  # whose GELU is 0
+        integers, sizes = empty(x.shape)
+        rounded.round_rows(lost, integers, sizes)
         out = np.empty((2, 8), np.float32)
         rounded.product(integers, sizes, weight.values.numpy(), weight.units.numpy(), out, False)
-        lost = np.isfinite(out[1]).all()
-        # The GELU of minus infinity is 0.
-        assert np.isfinite(out[0]).all() and not lost or value == -torch.inf and not np.isnan(out).any()
+        assert np.isfinite(out[0]).all() and not np.isfinite(out[1]).any()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 16])
@@ -134,58 +121,40 @@ def test_both_products_give_the_same_bits(rows: int, shape: tuple[int, int], mon
         assert np.allclose(loop, expected + add, rtol=1e-5, atol=1e-5)
 
 
-def test_a_float16_keeps_its_bits():
-    numbers = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    numbers = numbers[np.isfinite(numbers)]
-
-    @numba.njit
-    def there_and_back(bits, values, again):
-        for i in range(bits.size):
-            values[i] = compiled.from_half(bits[i]) * compiled.EXPONENT
-            again[i] = compiled.to_half(values[i])
-
-    values, again = np.empty(numbers.size, np.float32), np.empty(numbers.size, np.int16)
-    there_and_back(numbers.view(np.int16), values, again)
-    assert np.array_equal(values, numbers.astype(np.float32))
-    assert np.array_equal(again, numbers.view(np.int16))
-
-    between = np.random.default_rng(0).normal(size=10000).astype(np.float32)
-    near = np.array([compiled.to_half(x) for x in between], np.int16).view(np.float16)
-    assert np.array_equal(near, between.astype(np.float16))
-    assert np.array([compiled.to_half(np.float32(1e30))], np.int16).view(np.float16)[0] == 65504
-
-
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
 def test_attention_equals_that_of_torch(
     length: int, masked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(row_cache, "BLOCK", 16 if dtype == torch.float32 else 32)
     batch, heads, width = 3, 2, 8
     ours, theirs = (RowCache((batch, heads, 48, width), dtype) for _ in range(2))
-    past = torch.randn(2, batch, heads, length - 1, width)
-    mask = torch.zeros(batch, 48)
+    past, qkv = torch.randn(2, batch, heads, length - 1, width), torch.randn(batch, 3, heads, width)
+    mask, out = torch.zeros(batch, 48), np.empty((batch, heads, width), np.float32)
     if masked:
         mask[1, : length // 2] = -torch.inf
     for cache in (ours, theirs):
         cache.append(*past)
-    qkv, out = torch.randn(batch, 3, heads, width), np.empty((batch, heads, width), np.float32)
-    compiled.attend(qkv.numpy(), *ours.bits, length, mask.numpy(), out)
-    theirs.put(qkv[:, 1], qkv[:, 2])
-    expected = fast.Rows(theirs, length, mask if masked else None).attend(qkv[:, 0], theirs)
-    assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
-    assert np.allclose(out.reshape(batch, -1), expected, atol=1e-6 if dtype == torch.float32 else 3e-3)
-    exact = F.scaled_dot_product_attention(
-        qkv[:, 0, :, None], *theirs_so_far(theirs), attn_mask=mask[:, None, None, :length]
+    compiled.attend(qkv.numpy(), *ours.arrays, length, mask.numpy(), out)
+    keys, values = theirs.append(qkv[:, 1, :, None], qkv[:, 2, :, None])
+    for ours_, theirs_ in zip(ours.arrays, theirs.arrays, strict=True):
+        # In int8 a number in the middle between two integers may fall on either side.
+        assert np.allclose(ours_.astype(np.float32), theirs_, atol=0 if dtype == torch.float32 else 1)
+    expected = F.scaled_dot_product_attention(
+        qkv[:, 0, :, None], keys, values, attn_mask=mask[:, None, None, :length]
     )
-    assert np.allclose(out, exact[:, :, 0], atol=1e-6)
+    assert np.allclose(out, expected[:, :, 0], atol=1e-6 if dtype == torch.float32 else 1e-2)
 
 
-def theirs_so_far(cache: RowCache) -> tuple[Tensor, Tensor]:
-    """Keys and values in a cache, float32."""
-    keys = cache.keys.transpose(3, 4).flatten(2, 3)[:, :, : cache.length]
-    return keys.float(), cache.values[:, :, : cache.length].float()
+def test_a_cache_in_int8_is_near_what_it_was_given():
+    cache, new = RowCache((2, 3, 40, 16), torch.int8), torch.randn(4, 2, 3, 7, 16) * 100
+    for keys, values in (new[:2], new[2:]):
+        kept = cache.append(keys, values)
+    for found, given in zip(kept, (new[::2], new[1::2]), strict=True):
+        expected = torch.cat(list(given), dim=2)
+        assert (found - expected).abs().max() < expected.abs().max() / 200
+        assert (found - expected).norm() < 0.01 * expected.norm()
 
 
 def test_attention_to_a_text_equals_that_of_torch():
@@ -223,9 +192,9 @@ def test_a_step_equals_the_one_in_torch(folder: str, text: bool, monkeypatch: py
     by_torch = logits(plain, steps)
     monkeypatch.undo()
     found = logits(quick, steps)
-    # Some numbers fall on the other side in rounding, since torch rounds attention weights to float16.
-    assert (found - by_torch).norm() < 0.02 * expected.norm()
-    assert (found - expected).norm() < 1.02 * (by_torch - expected).norm() < 0.06 * expected.norm()
+    # Compiled, keys and values are in int8 as well; in torch they and attention weights are in float16.
+    assert (found - by_torch).norm() < 0.03 * expected.norm()
+    assert (found - expected).norm() < 1.15 * (by_torch - expected).norm() < 0.06 * expected.norm()
 
 
 def test_a_sample_is_the_same_alone_in_a_batch_and_in_any_number_of_threads(folder: str):
@@ -345,5 +314,15 @@ model = MusicGen.get_pretrained({folder!r}, device="cpu")
 model.set_generation_params(duration=0.1)
 model.generate(["calm piano"])
 assert "mgkit.compiled" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_numba_compiles_where_it_may_not_write():
+    program = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+from mgkit import compiled
+assert not compiled._keeps() and compiled.works()
 """
     subprocess.run([sys.executable, "-c", program], check=True)

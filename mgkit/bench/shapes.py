@@ -17,7 +17,6 @@ from mgkit.condition import Conditioner
 from mgkit.lm import LM, Layer, LMConfig
 from mgkit.model import Model, arrange
 from mgkit.musicgen import MusicGen
-from mgkit.packed import Packed
 from mgkit.text import TextEncoder
 
 if TYPE_CHECKING:
@@ -75,6 +74,6 @@ def bytes_of_a_step(lm: LM, batch: int, position: int) -> int:
         if lm.config.cross_attention:
             read += [layer.norm_cross, layer.cross_attention.q_proj, layer.cross_attention.out_proj]
     weights = sum(p.numel() * p.element_size() for module in read for p in module.parameters())
-    # Beside packed weights keys and values are kept in float16.
-    size = 2 if isinstance(lm.heads[0].weight, Packed) else lm.norm.weight.element_size()
+    # Keys and values are in the type of the weights.
+    size = lm.heads[0].weight.element_size()
     return weights + 2 * lm.config.layers * batch * position * lm.config.dim * size
