@@ -27,6 +27,8 @@ if torch.backends.mkldnn.is_available():
 
 MANY = 8  # rows from which computing takes longer than reading
 SMALL = 2**22  # bytes of a weight that is copied for a window
+# Rows for which oneDNN is three times as slow as it could be, unless there are fewer outputs than inputs.
+SLOW, AT_ONCE = range(13, 33), 8
 
 
 class Linear(nn.Linear):
@@ -56,24 +58,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if isinstance(weight, Packed):
         return weight.linear(x) if bias is None else weight.linear(x) + bias
     if _applies(x, weight):
-        return ONEDNN.default(x, weight, bias, "none", [], "")
+        return _by_onednn(x, weight, bias, "none")
     return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor) -> Tensor:
     """The exact (erf) GELU of `linear`, in one call."""
     if _applies(x, weight):
-        return ONEDNN.default(x, weight, None, "gelu", [], "none")
+        return _by_onednn(x, weight, None, "gelu")
     return F.gelu(linear(x, weight))
 
 
 def linear_add(x: Tensor, weight: Tensor, other: Tensor) -> Tensor:
     """`other` [..., O] plus `linear`, in one call."""
-    if _applies(x, weight):
+    if _applies(x, weight) and not _slow(x, weight):
         return ONEDNN.binary(x, other, weight, None, "add")
     if isinstance(weight, Packed):
         return weight.linear(x, other)
     return other + linear(x, weight)
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, function: str) -> Tensor:
+    if not _slow(x, weight):
+        return ONEDNN.default(x, weight, bias, function, [], "none")
+    parts = x.reshape(-1, x.shape[-1]).split(AT_ONCE)
+    y = torch.cat([ONEDNN.default(part, weight, bias, function, [], "none") for part in parts])
+    return y.view(*x.shape[:-1], -1)
+
+
+def _slow(x: Tensor, weight: Tensor) -> bool:
+    rows = x.numel() // x.shape[-1]
+    return rows in SLOW and weight.shape[0] >= weight.shape[1] and not weight.is_mkldnn
 
 
 def _applies(x: Tensor, weight: Tensor) -> bool:

@@ -125,9 +125,10 @@ def test_nano_takes_the_fast_step_with_joint_matrices(monkeypatch: pytest.Monkey
 # --- the product ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(2, 96), (3, 5, 96), (1, 1, 96), (0, 96)])
-def test_products_equal_torch_s(shape: tuple[int, ...]):
-    x, weight, other = torch.randn(shape), torch.randn(64, 96), torch.randn(*shape[:-1], 64)
+@pytest.mark.parametrize("shape", [(2, 96), (3, 5, 96), (1, 1, 96), (0, 96), (16, 96), (2, 11, 96)])
+@pytest.mark.parametrize("outputs", [64, 160])
+def test_products_equal_torch_s(shape: tuple[int, ...], outputs: int):
+    x, weight, other = torch.randn(shape), torch.randn(outputs, 96), torch.randn(*shape[:-1], outputs)
     y = nn.functional.linear(x, weight)
     assert torch.allclose(linear.linear(x, weight), y, atol=1e-4)
     assert torch.allclose(linear.linear_gelu(x, weight), nn.functional.gelu(y), atol=1e-4)
