@@ -18,7 +18,7 @@ from mgkit import compiled, rounded
 from mgkit.rounded import LEVELS
 
 FEW = 4  # rows of x, up to which `rounded.product` is as fast as oneDNN's
-ONEDNN_ROWS = 2  # for which oneDNN orders the values; its order is the same for more
+ONEDNN_ROWS = 2  # for which oneDNN is told to order the values
 
 
 class Integers:

@@ -6,9 +6,10 @@ Axes: M rows of x, I and O widths of a layer, weight [O, I].
     int8       weight: integers times a scale for each output; x: integers times a scale for each row, found
                at every call, so that a sample does not depend on the rest of its batch; sums in int32
 
-A `Packed` weight is the only copy in memory, and a parameter like others: every operation but the product
-sees its plain values, which for bfloat16 are those it was made from, bit for bit. A change in place packs it
-again. int8 rounds: it is for generation, from weights that remain elsewhere.
+A `Packed` weight takes the place of the plain one (for int8 see also `integers`), and is a parameter like
+others: every operation but the product sees its plain values, which for bfloat16 are those it was made from,
+bit for bit. A change in place packs it again. int8 rounds: it is for generation, from weights that remain
+elsewhere.
 
 Weights that always multiply the same x (queries, keys and values of a layer) are packed as one matrix, of
 which each is some rows: one product, and x is rounded once.

@@ -62,13 +62,13 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        steps = ", ".join(f"{spread(row.steps[p])[0]:.3g}" if p in row.steps else "–" for p in row.floor)
-        floor = ", ".join(f"{ms:.2g}" for ms in row.floor.values())
-        piece = f"{row.duration:g} s: {spread(row.pieces)[0]:.3g}" if row.pieces else ""
+        steps = ", ".join(digits(spread(row.steps[p])[0], 3) if p in row.steps else "–" for p in row.floor)
+        floor = ", ".join(digits(ms, 2) for ms in row.floor.values())
+        piece = f"{row.duration:g} s: {digits(spread(row.pieces)[0], 3)}" if row.pieces else ""
         if row.beside:
-            piece += f" (beside busy processes {spread(row.beside)[0]:.3g})"
-        times = ", ".join(f"{value:.2g}" for value in ratios(row, rows))
-        first = f"{spread(row.first_sound)[0]:.2g} s" if row.first_sound else ""
+            piece += f" (beside busy processes {digits(spread(row.beside)[0], 3)})"
+        times = ", ".join(digits(value, 2) for value in ratios(row, rows))
+        first = f"{digits(spread(row.first_sound)[0], 2)} s" if row.first_sound else ""
         memory = "" if row.memory is None else f"{row.memory:.1f} GB"
         cells = [
             row.model,
@@ -131,6 +131,15 @@ def insert(readme: Path, text: str) -> None:
     if not mark or not end:
         raise ValueError(f"{readme} lacks the marks {MARK} and {END} between which the table belongs")
     readme.write_text(f"{before}{MARK}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def digits(value: float, count: int) -> str:
+    """A number rounded to so many digits.
+
+    >>> digits(1549.05, 3), digits(0.4712, 2)
+    ('1550', '0.47')
+    """
+    return f"{float(f'{value:.{count}g}'):g}"
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
