@@ -34,7 +34,7 @@ class Integers:
     def of(cls, weight: Tensor) -> "Integers":
         """`weight` [O, I], rounded."""
         scales = weight.float().abs().amax(dim=1).clamp_min(1e-30) / 127
-        return cls((weight / scales[:, None]).round().to(torch.int8), scales)
+        return cls((weight / scales[:, None]).round().to(torch.int8).contiguous(), scales)
 
     @property
     def shape(self) -> torch.Size:

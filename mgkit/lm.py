@@ -198,6 +198,8 @@ class Layer(nn.Module):
 class LM(nn.Module):
     """The transformer: `forward` gives logits, `residuals` the residual stream at any layers."""
 
+    compiled = False  # whether steps in float32 are those of `compiled_step`
+
     def __init__(self, config: LMConfig):
         super().__init__()
         self.config = config
