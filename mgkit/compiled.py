@@ -9,7 +9,6 @@ file, or in the user's cache where that is not allowed. It compiles them again i
 if a loop of another file does: so loops call loops of their own file only.
 """
 
-import os
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -223,20 +222,9 @@ def attend_text(query: Array, keys: Array, values: Array, mask: Array, out: Arra
                 sums[d] += scores[t] * values[row, t, d]
 
 
-forked = False  # from a process with this file, whose threads are missing here: Numba would end this one
-
-
-def _fork() -> None:
-    global forked
-    forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fork)
-
-
 @cache
-def _compiles() -> bool:
+def works() -> bool:
+    """Whether Numba compiles here, and multiplies right."""
     if config.DISABLE_JIT:
         return False
     x, weight = np.linspace(-1, 1, 128, dtype=f32).reshape(2, 64), np.ones((6, 64), f32)
@@ -247,8 +235,3 @@ def _compiles() -> bool:
         # Whatever a compiler may lack; torch does the same more slowly.
         return False
     return bool(np.allclose(out, x @ weight.T, atol=1e-4))
-
-
-def works() -> bool:
-    """Whether Numba compiles here, and multiplies right."""
-    return not forked and _compiles()

@@ -33,8 +33,12 @@ class Integers:
     @classmethod
     def of(cls, weight: Tensor) -> "Integers":
         """`weight` [O, I], rounded."""
-        scales = weight.float().abs().amax(dim=1).clamp_min(1e-30) / 127
-        return cls((weight / scales[:, None]).round().to(torch.int8).contiguous(), scales)
+        # What stays is allocated before what is freed, which then leaves no holes between.
+        values = torch.empty(weight.shape, dtype=torch.int8)
+        low, high = weight.aminmax(dim=1)
+        scales = torch.maximum(-low, high).float().clamp_min(1e-30) / 127
+        values.copy_((weight / scales[:, None]).round_())
+        return cls(values, scales)
 
     @property
     def shape(self) -> torch.Size:

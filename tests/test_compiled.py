@@ -318,28 +318,6 @@ assert "mgkit.compiled" not in sys.modules
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_generates_too(folder: str):
-    """Numba's threads end a process that was forked from theirs; torch takes their place there."""
-    program = f"""
-import multiprocessing, torch
-from mgkit import MusicGen
-context = multiprocessing.get_context("fork")
-for dtype in (torch.float32, torch.int8):
-    model = MusicGen.get_pretrained({folder!r}, device="cpu", dtype=dtype)
-    model.compile()
-    model.set_generation_params(duration=0.4)
-    model.generate(["calm piano"])
-    child = context.Process(target=model.generate, args=(["calm piano"],))
-    child.start()
-    child.join(60)
-    print(child.exitcode)
-    child.kill()
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", "0"], done.stderr
-
-
 def test_numba_compiles_where_it_may_not_write():
     program = """
 from numba.core import caching
