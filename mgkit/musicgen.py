@@ -100,7 +100,7 @@ class MusicGen:
     def compile(self) -> None:
         """Take the steps of up to two samples in compiled loops, as in int8: nano in less than half the time.
 
-        Logits agree to 1e-6. It takes about ten seconds on a machine that has never done it.
+        Logits agree to 1e-6. It takes some five seconds on a machine that has never done it.
 
         Raises:
             ValueError: the model is not in float32 or int8 on a CPU.
