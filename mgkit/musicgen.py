@@ -98,7 +98,7 @@ class MusicGen:
         adapters.merge(self.model)
 
     def compile(self) -> None:
-        """Take the steps of up to two samples in compiled loops, as in int8: nano in less than half the time.
+        """Take the steps of up to two samples in compiled loops, as in int8: nano in about half the time.
 
         Logits agree to 1e-6. It takes some five seconds on a machine that has never done it.
 
