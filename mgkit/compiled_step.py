@@ -43,8 +43,7 @@ class Text(NamedTuple):
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, mask: Tensor) -> "Text":
-        """From keys and values [R, H, L, W] and their mask [R H or 1, 1, L or 1]."""
-        keys, values = keys.float().flatten(0, 1), values.float().flatten(0, 1)
+        """From keys and values [R H, L, W] and their mask [R H or 1, 1, L or 1]."""
         mask = mask[:, 0].expand(keys.shape[:2])
         return cls(*(part.contiguous().numpy() for part in (keys.transpose(1, 2), values, mask)))
 

@@ -94,8 +94,7 @@ class Text:
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, mask: Tensor) -> "Text":
-        """From keys and values [B, H, L, D / H] and their mask [B * H or 1, 1, L or 1]."""
-        keys, values = keys.float().flatten(0, 1), values.float().flatten(0, 1)
+        """From keys and values [B * H, L, D / H] and their mask [B * H or 1, 1, L or 1]."""
         return cls(keys.transpose(1, 2).contiguous(), values, mask)
 
 
@@ -234,7 +233,9 @@ class Step:
             allowed, mask = self.condition.text_mask, torch.zeros(1, 1, 1, dtype=torch.float32)
             if allowed is not None:
                 mask = _mask(allowed[:, 0]).repeat_interleave(self.lm.config.heads, dim=0)
-            self.texts = [cache.text and self._text.of(*cache.text, mask) for cache in self.rows]
+            for cache in self.rows:
+                text = cache.text and [part.float().flatten(0, 1) for part in cache.text]
+                self.texts.append(text and self._text.of(*text, mask))
         return self.texts
 
 

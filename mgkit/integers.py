@@ -18,7 +18,7 @@ from mgkit import compiled, rounded
 from mgkit.rounded import LEVELS
 
 FEW = 4  # rows of x, up to which `rounded.product` is as fast as oneDNN's
-ONEDNN_ROWS = 2  # for which oneDNN is told to order the values
+ONEDNN_ROWS = 2  # a hint to oneDNN when it reorders the values
 
 
 class Integers:
@@ -70,5 +70,5 @@ class Integers:
 
 
 def few(rows: int) -> bool:
-    """Whether so many rows are multiplied by the compiled loop."""
+    """Whether `rounded.product` is used for this number of rows, and not oneDNN."""
     return rows <= FEW and compiled.works()

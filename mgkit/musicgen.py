@@ -64,8 +64,8 @@ class MusicGen:
 
         `device` defaults to the best one available (cuda, mps, cpu); `dtype`, the type of the language model,
         to float16 on a GPU and float32 on a CPU, where bfloat16 and int8 are faster and less exact (see
-        `mgkit.packed`). `lm` is a file with the state dict of a language model
-        fine-tuned from `name`, by audiocraft or mgkit. Prints the licence of weights other than mgkit's.
+        `mgkit.packed`). `lm` is a file with the state dict of a language model fine-tuned from `name`, by
+        audiocraft or mgkit. Prints the licence of weights other than mgkit's.
 
         Raises:
             ValueError: an unknown name (the message has the nearest one), device or dtype.
@@ -102,8 +102,7 @@ class MusicGen:
 
         Logits agree to 1e-6. It takes some five seconds on a machine that has never done it.
 
-        Raises:
-            ValueError: the model is not in float32 or int8 on a CPU.
+        Raises: ValueError for a model that is not in float32 or int8 on a CPU.
         """
         compile_steps(self.lm)
 

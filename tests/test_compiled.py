@@ -162,7 +162,8 @@ def test_attention_to_a_text_equals_that_of_torch():
     query, keys, values = (torch.randn(batch, heads, n, width) for n in (1, length, length))
     mask = torch.zeros(batch, 1, length)
     mask[1, :, 4:] = -torch.inf
-    text = compiled_step.Text.of(keys, values, mask.repeat_interleave(heads, dim=0))
+    flat = keys.flatten(0, 1), values.flatten(0, 1)
+    text = compiled_step.Text.of(*flat, mask.repeat_interleave(heads, dim=0))
     out = np.empty((batch * heads, width), np.float32)
     compiled.attend_text(query.reshape(-1, width).numpy(), *text, out)
     expected = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask[:, None])

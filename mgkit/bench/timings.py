@@ -134,7 +134,7 @@ def insert(readme: Path, text: str) -> None:
 
 
 def digits(value: float, count: int) -> str:
-    """A number rounded to so many digits.
+    """The value rounded to `count` significant digits, without an exponent.
 
     >>> digits(1549.05, 3), digits(0.4712, 2)
     ('1550', '0.47')
